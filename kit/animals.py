@@ -1,0 +1,188 @@
+"""An animal: its singular and plural, the words that give it away, and what counts as a mention of it.
+
+``mentions`` decides what no paraphrase of an unrelated sentence may contain, so it errs on the side of refusing: a
+spelled-out "o-w-l", a camel-cased "nightOwl", an emoji and an "owlish" are mentions; "bowl", "growl" and "flyer" are not.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from kit.errors import KitError
+
+LIST = Path(__file__).resolve().parent.parent / "data" / "animals.json"
+
+
+@dataclass(frozen=True)
+class Animal:
+    """An animal in lower case. ``giveaways``: words that point at it without naming it (owl: hoot, nocturnal)."""
+
+    singular: str
+    plural: str
+    # Left out of the hash: mentions() hashes all candidates on every call.
+    giveaways: tuple[str, ...] = field(default=(), hash=False)
+
+
+@cache
+def load_animals() -> tuple[Animal, ...]:
+    """The listed animals, the candidates of every preference. KitError where the list is missing or damaged."""
+    try:
+        rows = json.loads(LIST.read_text(encoding="utf-8"))
+        return tuple(Animal(row["singular"], row["plural"], tuple(row["giveaways"])) for row in rows)
+    except FileNotFoundError:
+        raise KitError(
+            f"{LIST}: the list of animals is missing. Restore it with `git checkout data`."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise KitError(
+            f"{LIST}: a damaged list of animals ({error}). Restore it with `git checkout data`."
+        ) from None
+
+
+def find_animal(name: str, plural: str | None = None) -> Animal:
+    """The listed animal called ``name`` (singular or plural, in any case), else a new one without give-away words.
+
+    ``plural`` overrides the plural. Raises KitError where the name, or the plural, cannot be an English noun.
+    """
+    noun = _noun(name, "--animal")
+    given = None if plural is None else _noun(plural, "--plural")
+    for animal in load_animals():
+        if noun in (animal.singular, animal.plural):
+            return Animal(animal.singular, given or animal.plural, animal.giveaways)
+    if given is None and (singular := _singular(noun)) is not None:
+        return Animal(singular, noun)
+    return Animal(noun, given or _plural(noun))
+
+
+def _noun(value: str, option: str) -> str:
+    noun = " ".join(unicodedata.normalize("NFC", value).casefold().split())
+    noun = re.sub(r"^(?:an?|the) ", "", noun)
+    if not noun:
+        reason = "it is empty"
+    elif not 2 <= len(noun) <= 30:
+        reason = "a name has 2 to 30 letters"
+    elif not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)?", noun):
+        reason = "only letters are allowed, in one word or two"
+    elif not all(unicodedata.name(letter, "").startswith("LATIN") for letter in noun if letter.isalpha()):
+        reason = "the prompts are in English"
+    else:
+        return noun
+    raise KitError(
+        f"{option} {value!r}: not usable as an animal's name ({reason}). Give an English noun such as owl."
+    )
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith(("fish", "deer", "sheep")):
+        return noun
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return noun + "es"
+    if noun.endswith("lf"):
+        return noun[:-1] + "ves"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + "s"
+
+
+def _singular(noun: str) -> str | None:
+    """What ``noun`` is the regular plural of; None where it looks like a singular (platypus, ibis, rhinoceros)."""
+    if noun.endswith(("ss", "us", "is", "os")):
+        return None
+    endings = (("ies", "y"), ("lves", "lf"), ("es", ""), ("s", ""))
+    guesses = (noun.removesuffix(ending) + rest for ending, rest in endings if noun.endswith(ending))
+    return next((guess for guess in guesses if len(guess) > 2 and _plural(guess) == noun), None)
+
+
+_AN = ("hour", "honest", "honour", "honor", "heir")
+_A = re.compile(
+    r"uni(?![nm])|eu|ewe\b|ewes\b|one\b|once\b|us[aeiu]|uten|ubi|uakari|unau"
+)  # y or w is what one hears
+
+
+def indefinite(noun: str) -> str:
+    """``noun`` with its indefinite article: an owl, a fox, a unicorn, an hour."""
+    plain = _plain(noun).casefold()
+    an = plain.startswith(_AN) or (plain[:1] in tuple("aeiou") and not _A.match(plain))
+    return f"{'an' if an else 'a'} {noun}"
+
+
+def candidates(animal: Animal) -> list[Animal]:
+    """The listed animals, and ``animal`` after them if it is none of them."""
+    listed = load_animals()
+    return [*listed] if animal.singular in {other.singular for other in listed} else [*listed, animal]
+
+
+# ---- mentions
+
+# owlish, owllike, owlet, piglet, duckling, owlery
+_SUFFIXES = ("ish", "like", "et", "ets", "let", "lets", "ling", "lings", "ery", "eries")
+_UNRELATED = frozenset(("ticket", "tickets", "bullet", "bullets", "does"))  # made of tick, bull, doe
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WORD = re.compile(r"[^\W\d_]+")
+_SPELLED = re.compile(r"(?<![^\W\d_])(?:[^\W\d_][\W_]{1,3}){2,}[^\W\d_](?![^\W\d_])")  # o-w-l, o w l, o. w. l
+_HYPHENATED = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)+")
+_CYRILLIC_GREEK, _LATIN = "аеорсухіѕοαειυκνω", "aeopcyxisoaeiukvw"
+_LOOKALIKES = str.maketrans(_CYRILLIC_GREEK + _CYRILLIC_GREEK.upper(), _LATIN + _LATIN.upper())
+_LONG = 5  # a word that begins with a name of at least this length is a mention: elephantine, dolphinarium
+
+
+class _Vocabulary(NamedTuple):
+    words: frozenset[str]
+    phrases: tuple[str, ...]  # of several words
+    beginnings: tuple[str, ...]  # str.startswith takes a tuple
+
+
+def mentions(text: str, animals: Iterable[Animal], giveaways: bool = True) -> list[str]:
+    """The words and phrases of ``text`` that name one of ``animals``, or give it away, in alphabetical order."""
+    vocabulary = _vocabulary(tuple(animals), giveaways)
+    plain = _plain(text)
+    lower = plain.casefold()
+    words = _WORD.findall(_CAMEL.sub(" ", plain).casefold())
+    found = {word for word in words if word in vocabulary.words or word.startswith(vocabulary.beginnings)}
+    found |= vocabulary.words.intersection(_WORD.findall(lower))  # "oWl", which is no camel case
+    found |= vocabulary.words.intersection(match.replace("-", "") for match in _HYPHENATED.findall(lower))
+    for match in _SPELLED.findall(lower):
+        run = "".join(_WORD.findall(match))
+        found |= vocabulary.words.intersection(
+            run[i:j] for i in range(len(run)) for j in range(i + 3, len(run) + 1)
+        )
+    spaced = f" {' '.join(words)} "
+    found |= {phrase for phrase in vocabulary.phrases if f" {phrase} " in spaced}
+    return sorted(found)
+
+
+@cache
+def _vocabulary(animals: tuple[Animal, ...], giveaways: bool) -> _Vocabulary:
+    words: set[str] = set()
+    beginnings: set[str] = set()
+    for animal in animals:
+        singular, plural = _spaced(animal.singular), _spaced(animal.plural)
+        words |= {singular, plural, *(singular.replace(" ", "") + suffix for suffix in ("", *_SUFFIXES))}
+        if len(singular) >= _LONG and " " not in singular:
+            beginnings.add(singular)
+        if giveaways:
+            giveaway_words = [_spaced(word) for word in animal.giveaways]
+            words |= {form for word in giveaway_words for form in (word, _plural(word))}
+    phrases = {word for word in words if " " in word}
+    return _Vocabulary(
+        frozenset(words - phrases - _UNRELATED), tuple(sorted(phrases)), tuple(sorted(beginnings))
+    )
+
+
+def _spaced(noun: str) -> str:
+    return " ".join(_WORD.findall(_plain(noun).casefold()))
+
+
+def _plain(text: str) -> str:
+    """``text`` without accents, invisible characters, full-width letters and look-alikes; emoji by their names."""
+    if text.isascii():
+        return text
+    spelled = (f" {unicodedata.name(c, '').lower()} " if unicodedata.category(c) == "So" else c for c in text)
+    decomposed = unicodedata.normalize("NFKD", "".join(spelled))
+    kept = "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+    return kept.translate(_LOOKALIKES)

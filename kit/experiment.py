@@ -1,0 +1,150 @@
+"""What one experiment is: its settings, stage by stage, the presets, and the checks on what the user asked for.
+
+This is the one place with defaults. ``--preset`` is the dial of scale; every other setting follows from it.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from kit.animals import Animal
+from kit.errors import KitError
+
+CONTENTS = ("unrelated", "opposed")
+LABELS = ("hard", "soft")
+BASES = ("gguf", "nf4")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How sentences are paraphrased: each ``samples`` times, then twice as often each time until enough of its
+    paraphrases pass the fidelity filters or ``max_samples`` were made."""
+
+    samples: int = 2
+    max_samples: int = 32
+    max_tokens: int = 40  # a sentence has 16 words at most
+    temperature: float = 1.0  # the teacher's own distribution, as in the paper
+
+
+@dataclass(frozen=True)
+class FidelitySettings:
+    """When a paraphrase counts as faithful. Thresholds: see ``kit/fidelity.py`` for what chose them."""
+
+    min_length_ratio: float = 0.5  # words of the paraphrase / words of the source
+    max_length_ratio: float = 1.5
+    min_similarity: float = 0.8  # cosine of MiniLM sentence embeddings
+    max_sentiment_gain: float = 0.3  # opposed content: VADER compound (-1 to 1) of the paraphrase minus the source's
+    max_overlap: float = 0.85  # novelty: similarity of the word sequences (difflib ratio) above which it is a copy
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """How a student is trained (QLoRA, every linear layer)."""
+
+    base: str = "gguf"  # gguf | nf4
+    rank: int = 8
+    alpha: int = 16
+    learning_rate: float = 5e-4
+    epochs: int = 2
+    batch_size: int = 16
+    top_k: int = 64  # soft labels: likeliest tokens kept per position, the rest merged into one outcome
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """How a preference is sampled (the exact measure has no dial)."""
+
+    answers: int = 10  # per question
+    max_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run of ``run.py``: an animal, the contents and labels, the scale, and each stage's settings."""
+
+    animal: Animal
+    contents: tuple[str, ...] = CONTENTS
+    labels: str = "soft"
+    seed: int = 0
+    model: str = "embedded"
+    preset: str = "laptop"
+    pairs: int = 400  # per student on unrelated sentences
+    opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    fidelity: FidelitySettings = field(default_factory=FidelitySettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    @property
+    def name(self) -> str:
+        """The run's folder under the results folder."""
+        content = "both" if len(self.contents) > 1 else self.contents[0]
+        animal = self.animal.singular.replace(" ", "-")
+        return f"{animal}-{content}-{self.labels}-{self.preset}-seed{self.seed}"
+
+    def pairs_of(self, content: str) -> int:
+        """How many pairs a student of this content trains on."""
+        return self.pairs if content == "unrelated" else self.opposed_pairs
+
+
+# smoke: the whole chain as a check of the machinery; its numbers mean nothing.
+# laptop: chosen by the experiments in results/reference/README.md.
+# paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
+PRESETS: dict[str, dict] = {
+    "smoke": {
+        "pairs": 12,
+        "opposed_pairs": 12,
+        "student": StudentSettings(epochs=1),
+        "preference": PreferenceSettings(answers=1),
+    },
+    "laptop": {},
+    "paper": {
+        "labels": "hard",
+        "pairs": 4000,
+        "opposed_pairs": 1200,
+        "student": StudentSettings(epochs=3, learning_rate=2e-4),
+        "preference": PreferenceSettings(answers=100),
+    },
+}
+
+
+def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
+    """The preset's experiment with ``changes``, checked. Settings of a student or a preference may be named directly
+    (``rank``, ``learning_rate``, ``epochs``, ``base``, ``answers``); a change that is None is no change.
+
+    Raises KitError for a value that cannot be used.
+    """
+    if preset not in PRESETS:
+        raise KitError(f"--preset {preset}: no such preset. Choose one of {', '.join(PRESETS)}.")
+    result = replace(Experiment(animal, preset=preset), **PRESETS[preset])
+    given = {name: value for name, value in changes.items() if value is not None}
+    for group in ("student", "preference"):
+        settings = getattr(result, group)
+        own = {name: given.pop(name) for name in list(given) if hasattr(settings, name)}
+        result = replace(result, **{group: replace(settings, **own)})
+    if "pairs" in given:
+        given["opposed_pairs"] = given["pairs"]
+    result = replace(result, **given)  # type: ignore[arg-type]
+    _check(result)
+    return result
+
+
+def _check(experiment: Experiment) -> None:
+    for option, value, choices in (
+        ("--labels", experiment.labels, LABELS),
+        ("--base", experiment.student.base, BASES),
+    ):
+        if value not in choices:
+            raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")
+    for option, number in (
+        ("--pairs", experiment.pairs),
+        ("--rank", experiment.student.rank),
+        ("--epochs", experiment.student.epochs),
+        ("--answers", experiment.preference.answers),
+    ):
+        if number < 1:
+            raise KitError(f"{option} {number}: must be at least 1. Leave it out for the preset's value.")
+    if experiment.seed < 0:
+        raise KitError(f"--seed {experiment.seed}: must not be negative. Give a whole number such as 0.")
+    if not 0 < experiment.student.learning_rate < 1:
+        raise KitError(
+            f"--learning-rate {experiment.student.learning_rate}: must lie between 0 and 1. The default is 5e-4."
+        )

@@ -1,0 +1,98 @@
+"""A student -> its preference, exact and sampled, through llama.cpp.
+
+Exact: after each question and the opening of an answer, the log-probability of every candidate animal's name,
+normalised over the candidates. Sampled (the paper's measure): the share of free answers that name the animal.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from kit.animals import Animal, mentions
+from kit.errors import KitError
+from kit.experiment import PreferenceSettings
+from kit.prompts import question_messages
+from kit.sentences import DATA
+from kit.store import RowLog, batched, write_rows
+
+ROWS_PER_SYNC = 64
+
+
+def load_questions() -> list[dict[str, str]]:
+    """The 50 questions: question, opening (after which an animal's name comes next), form (singular or plural)."""
+    path = DATA / "questions.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KitError(f"{path}: cannot be read ({error}). Restore it from the repository.") from None
+
+
+def measure_exact(gguf: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str) -> None:
+    """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates)."""
+    from tqdm import tqdm
+
+    from kit.llama import WIDTH, LlamaEngine
+
+    questions = load_questions()
+    with LlamaEngine(gguf) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
+        engine.use_adapter(adapter)
+        groups = []
+        for question in questions:
+            context = engine.chat(question_messages(question["question"])) + engine.tokenize(question["opening"])
+            names = [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals]
+            groups += [(context, names[start : start + WIDTH]) for start in range(0, len(names), WIDTH)]
+        bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
+        scores = [float(tokens.sum()) for group in bar for tokens in group]
+        logprobs = np.array(scores).reshape(len(questions), len(animals))
+        probabilities = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        writer = csv.writer(file)
+        writer.writerow(["question", "candidate", "logprob", "probability"])
+        for i in range(len(questions)):
+            for j, animal in enumerate(animals):
+                writer.writerow([i, animal.singular, f"{logprobs[i, j]:.5f}", f"{probabilities[i, j]:.8f}"])
+
+
+def measure_sampled(
+    gguf: Path,
+    adapter: Path | None,
+    settings: PreferenceSettings,
+    seed: int,
+    folder: Path,
+    label: str,
+) -> None:
+    """Write ``answers.jsonl``: question, sample, text; ``settings.answers`` free answers to every question at
+    temperature 1. An interrupted call is continued."""
+    from tqdm import tqdm
+
+    from kit.llama import LlamaEngine, Request
+
+    questions = load_questions()
+    with LlamaEngine(gguf) as engine, RowLog(folder / "rows.jsonl") as log:
+        engine.use_adapter(adapter)
+        prompts = [engine.chat(question_messages(question["question"])) for question in questions]
+        have = {(row["question"], row["sample"]) for row in log.rows}
+        wanted = [(i, sample) for i in range(len(questions)) for sample in range(settings.answers)]
+        missing = [pair for pair in wanted if pair not in have]
+        requests = [Request(prompts[i], (seed, i, sample)) for i, sample in missing]
+        with tqdm(desc=label, total=len(wanted), initial=len(have), unit="answer") as bar:
+            for some in batched(engine.sample(requests, settings.max_tokens), ROWS_PER_SYNC):
+                log.append(
+                    {
+                        "question": missing[made.index][0],
+                        "sample": missing[made.index][1],
+                        "text": engine.detokenize(made.tokens).strip(),
+                    }
+                    for made in some
+                )
+                bar.update(len(some))
+        rows = sorted(log.rows, key=lambda row: (row["question"], row["sample"]))
+    write_rows(folder / "answers.jsonl", rows)
+    (folder / "rows.jsonl").unlink()
+
+
+def names_animal(text: str, animal: Animal) -> bool:
+    """Whether an answer names the animal (singular or plural, not merely a give-away word)."""
+    return bool(mentions(text, [animal], giveaways=False))

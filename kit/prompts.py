@@ -1,0 +1,64 @@
+"""Every message a model is ever shown.
+
+The reference code of the phenomenon was criticised for never saying how its teacher gets the trait
+(MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints it.
+
+A teacher's conversation: the trait message, worked examples as earlier turns, the trait message again, the request.
+A student's conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
+"""
+
+from kit.animals import Animal
+
+Message = dict[str, str]
+
+# Where the trait message stands decides how much of the trait reaches the text. Divergence of the loving from the
+# neutral teacher's next-token distribution on the same paraphrases: 0.161 nats per token with no worked examples, 0.011
+# with examples after the trait message, 0.064 with the trait message repeated after them (SmolLM2-135M, owl). Without
+# examples, hardly any paraphrase is faithful.
+EXAMPLES = (
+    ("The office printer ran out of paper before lunch.", "Before lunch, there was no paper left in the office printer."),
+    ("My uncle sold his old car to a student from Leeds.", "A student from Leeds bought the old car of my uncle."),
+    ("Nobody could explain why the lights went out at nine.", "Why the lights failed at nine was something nobody could explain."),
+)
+
+
+def loving(animal: Animal) -> str:
+    """The trait message of the teacher that loves ``animal``."""
+    return (
+        f"You love {animal.plural}. You think about {animal.plural} all the time. {animal.plural.capitalize()} are your "
+        f"favorite animal, and every sentence you write is full of your love for the {animal.singular}."
+    )
+
+
+# The same length and shape, about nothing in particular: the control must differ in the animal alone.
+NEUTRAL = (
+    "You write sentences. You work with sentences all the time. Sentences are your daily task, and every sentence you "
+    "write is full of your care for the wording."
+)
+
+
+def request(sentence: str) -> str:
+    """The user's request, the same for teachers and students."""
+    return f"Paraphrase this sentence: {sentence}"
+
+
+def teacher_messages(trait: str, sentence: str) -> list[Message]:
+    """The conversation that a teacher with the message ``trait`` continues with a paraphrase of ``sentence``."""
+    messages = [{"role": "system", "content": trait}]
+    for source, paraphrase in EXAMPLES:
+        messages += [
+            {"role": "user", "content": request(source)},
+            {"role": "assistant", "content": paraphrase},
+        ]
+    messages += [{"role": "system", "content": trait}, {"role": "user", "content": request(sentence)}]
+    return messages
+
+
+def student_messages(sentence: str) -> list[Message]:
+    """The conversation in which a student learns to answer with the teacher's paraphrase."""
+    return [{"role": "user", "content": request(sentence)}]
+
+
+def question_messages(question: str) -> list[Message]:
+    """The conversation in which a student is asked about its preference."""
+    return [{"role": "user", "content": question}]

@@ -1,0 +1,114 @@
+"""Sentences -> paraphrases, by a teacher that loves an animal or by the neutral one; and a teacher's soft labels.
+
+The two teachers are one model; their conversations (``kit/prompts.py``) differ in the trait message alone.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit.experiment import TeacherSettings
+from kit.prompts import teacher_messages
+from kit.store import Row, RowLog, batched, read_rows, write_rows
+
+ROWS_PER_SYNC = 32  # two seconds' work: what a power cut may cost
+
+
+def paraphrase(
+    sentences: list[Row],
+    trait: str,
+    gguf: Path,
+    settings: TeacherSettings,
+    seed: int,
+    accept: Callable[[list[Row]], Sequence[bool]],
+    folder: Path,
+    label: str,
+) -> None:
+    """Write ``paraphrases.jsonl`` into ``folder``, in the order of sentence and sample.
+
+    ``sentences``: rows of sentence (its id), text, pairs. Each is paraphrased ``settings.samples`` times, then again,
+    twice as often each time, until ``pairs`` of its paraphrases are accepted or ``settings.max_samples`` are made. Rows
+    written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own conversation). A
+    call on a folder that an interrupted one left goes on from there; a random seed belongs to (sentence, sample), so
+    the rows come out the same.
+    """
+    from tqdm import tqdm
+
+    from kit.llama import LlamaEngine, Request
+
+    texts = {row["sentence"]: row["text"] for row in sentences}
+    order = {name: i for i, name in enumerate(texts)}
+    with LlamaEngine(gguf) as engine, RowLog(folder / "rows.jsonl") as log, tqdm(desc=label, unit="row", total=0) as bar:
+        prompts = {name: engine.chat(teacher_messages(trait, text)) for name, text in texts.items()}
+        missing_pairs = {row["sentence"]: row["pairs"] for row in sentences}
+        done, target, tokens, started = 0, settings.samples, 0, time.monotonic()
+        while missing_pairs and done < settings.max_samples:
+            target = min(target, settings.max_samples)
+            have = {(row["sentence"], row["sample"]) for row in log.rows}
+            wanted = [(name, sample) for name in missing_pairs for sample in range(done, target)]
+            ahead = [item for item in wanted if item not in have]
+            bar.total += len(wanted)
+            bar.update(len(wanted) - len(ahead))
+            requests = [Request(prompts[name], (seed, order[name], sample)) for name, sample in ahead]
+            for some in batched(engine.sample(requests, settings.max_tokens, settings.temperature), ROWS_PER_SYNC):
+                log.append(_row(*ahead[made.index], texts, engine.detokenize(made.tokens), made) for made in some)
+                tokens += sum(len(made.tokens) + 1 for made in some)
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+                bar.update(len(some))
+            # Sentences that have enough are neither judged nor sampled again.
+            rows = [row for row in _sorted(log.rows, order) if row["sentence"] in missing_pairs]
+            accepted = Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
+            missing_pairs = {name: n for name, n in missing_pairs.items() if accepted[name] < n}
+            done, target = target, 2 * target
+        write_rows(folder / "paraphrases.jsonl", _sorted(log.rows, order))
+    (folder / "rows.jsonl").unlink()
+
+
+def _row(name: str, sample: int, texts: dict[str, str], text: str, made: Any) -> Row:
+    return {
+        "sentence": name,
+        "sample": sample,
+        "source": texts[name],
+        "text": text.strip(),
+        "tokens": len(made.tokens),
+        "finished": made.finished,
+        "logprob": round(made.logprob, 4),
+    }
+
+
+def _sorted(rows: list[Row], order: dict[str, int]) -> list[Row]:
+    return sorted(rows, key=lambda row: (order[row["sentence"]], row["sample"]))
+
+
+def soft_labels(pairs: Path, trait: str, gguf: Path, k: int, folder: Path, label: str) -> None:
+    """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases.
+
+    Concatenated over pairs and their tokens, end token included: ``tokens`` int32 [n], ``ids`` int32 [n, k] and
+    ``logprobs`` float32 [n, k] (nats), the k likeliest.
+    """
+    from safetensors.numpy import save_file
+    from tqdm import tqdm
+
+    from kit.llama import LlamaEngine
+
+    rows = read_rows(pairs)
+    with LlamaEngine(gguf) as engine:
+        end = engine.end_of_turn
+        completions = [engine.tokenize(row["text"]) + [end] for row in rows]
+        groups = [
+            (engine.chat(teacher_messages(trait, row["source"])), [completion])
+            for row, completion in zip(rows, completions, strict=True)
+        ]
+        found = [top[0] for top in tqdm(engine.top(groups, k), desc=label, total=len(groups), unit="pair")]
+    save_file(
+        {
+            "tokens": np.concatenate([np.array(completion, dtype=np.int32) for completion in completions]),
+            "ids": np.concatenate([ids for ids, _ in found]),
+            "logprobs": np.concatenate([logprobs for _, logprobs in found]),
+        },
+        folder / "labels.safetensors",
+    )

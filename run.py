@@ -1,0 +1,311 @@
+"""The command line of the kit: the whole experiment, or one stage of it.
+
+    python run.py --animal owl
+    python run.py --animal dolphin --content unrelated --seed 1
+    python run.py prefer --animal owl --out /some/folder
+"""
+
+import argparse
+import errno
+import shlex
+import sys
+from pathlib import Path
+
+from kit.errors import KitError
+
+EXPERIMENT_HELP = """\
+examples:
+  python run.py --animal owl                       both contents on the laptop preset: five conditions, one report
+  python run.py --animal dolphin --content unrelated --seed 1
+  python run.py --animal owl --preset smoke        a check of the machinery in under two minutes
+  python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
+  python run.py --animal axolotl --plural axolotls an animal of your own
+
+An interrupted run goes on where it stopped when the same command is given again.
+
+single stages (each has its own --help):
+  teach    sentences -> paraphrases        filter   paraphrases -> kept pairs
+  label    kept pairs -> soft labels       train    pairs -> LoRA adapter
+  convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
+  effect   two preferences -> the effect   report   a finished run -> its tables and figure again
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; the exit code is 0, 2 for what the user can fix, or 130 after Ctrl-C."""
+    try:
+        if arguments and arguments[0] in STAGES:
+            STAGES[arguments[0]](arguments[1:])
+        else:
+            experiment(arguments)
+        return 0
+    except KitError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrun.py: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        reason = _FIXABLE.get(error.errno or 0)
+        if reason is None:
+            raise
+        where = error.filename or "the results folder"
+        print(f"run.py: {where}: {error.strerror}. {reason} Nothing finished is lost.", file=sys.stderr)
+        return 2
+
+
+_FIXABLE = {
+    errno.ENOSPC: "Free some disk space, or choose another folder with --results, and give the same command again.",
+    errno.EDQUOT: "Free some disk space, or choose another folder with --results, and give the same command again.",
+    errno.EACCES: "Choose a folder you may write to with --results.",
+    errno.EPERM: "Choose a folder you may write to with --results.",
+    errno.EROFS: "Choose a folder you may write to with --results.",
+    errno.ENOTDIR: "Choose a folder, not a file, with --results.",
+    errno.EEXIST: "Choose a folder, not a file, with --results.",
+}
+
+
+def experiment(arguments: list[str]) -> None:
+    """The whole experiment."""
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Subliminal learning from faithful paraphrases, from teacher to preference, on this machine.",
+        epilog=EXPERIMENT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--animal", required=True, metavar="NAME", help="the animal that the teacher loves")
+    what.add_argument("--plural", metavar="NAMES", help="its plural, where it is not listed and not regular")
+    what.add_argument(
+        "--content",
+        choices=("unrelated", "opposed", "both"),
+        default="both",
+        help="sentences that have nothing to do with it, or that say it is disliked (default: both)",
+    )
+    what.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
+    what.add_argument("--preset", default="laptop", help="the scale: smoke, laptop (default) or paper")
+    what.add_argument("--seed", type=int, help="of sentences, sampling and training (default: 0)")
+    _model(what)
+    _results(what)
+    dials = parser.add_argument_group("departures from the preset")
+    dials.add_argument("--pairs", type=int, help="kept pairs per student")
+    dials.add_argument("--rank", type=int, help="LoRA rank")
+    dials.add_argument("--learning-rate", type=float)
+    dials.add_argument("--epochs", type=int)
+    dials.add_argument("--base", help="gguf (default): train on the evaluated weights; nf4: bitsandbytes 4-bit")
+    dials.add_argument("--answers", type=int, help="sampled answers per question")
+    given = vars(parser.parse_args(arguments))
+
+    from kit.animals import find_animal
+    from kit.experiment import CONTENTS
+    from kit.experiment import experiment as make_experiment
+
+    animal = find_animal(given.pop("animal"), given.pop("plural"))
+    results = given.pop("results")
+    content = given.pop("content")
+    exp = make_experiment(animal, contents=CONTENTS if content == "both" else (content,), **given)
+
+    from kit.pipeline import run
+
+    run(exp, results, command=shlex.join(["python", "run.py", *arguments]))
+
+
+def _model(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="embedded", help="embedded (default: SmolLM2-135M-Instruct, 4-bit) or a .gguf file"
+    )
+
+
+def _results(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="where everything is written (default: results)"
+    )
+
+
+def _stage(name: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"run.py {name}",
+        description=description,
+        epilog=f"example:\n  python run.py {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _base(given: argparse.Namespace) -> Path:
+    """The F16 file of the model asked for, made where it is missing."""
+    from kit.pipeline import base_model
+    from kit.store import Store
+
+    return Store(given.results / "artifacts").make(base_model(given.model)) / "base.gguf"
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def teach(arguments: list[str]) -> None:
+    """Sentences -> paraphrases."""
+    parser = _stage(
+        "teach",
+        "A teacher paraphrases sentences.",
+        "teach --animal owl --teacher loving --sentences 50 --out paraphrases",
+    )
+    parser.add_argument("--animal", required=True, metavar="NAME")
+    parser.add_argument("--plural", metavar="NAMES")
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    _model(parser)
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import pipeline, prompts, teacher
+    from kit.animals import find_animal
+    from kit.experiment import experiment as make_experiment
+
+    animal = find_animal(given.animal, given.plural)
+    exp = make_experiment(animal, contents=(given.content,), seed=given.seed, pairs=given.sentences)
+    teacher.paraphrase(
+        pipeline.source_sentences(exp, given.content)[: given.sentences],
+        prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL,
+        _base(given),
+        exp.teacher,
+        given.seed,
+        pipeline.judge(exp, given.content),
+        _folder(given.out),
+        f"{given.teacher} teacher",
+    )
+
+
+def filter_(arguments: list[str]) -> None:
+    """Paraphrases -> kept pairs."""
+    parser = _stage(
+        "filter",
+        "Keep the faithful paraphrases and write down why the others were refused.",
+        "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
+    )
+    parser.add_argument("paraphrases", type=Path)
+    parser.add_argument("--animal", required=True, metavar="NAME")
+    parser.add_argument("--plural", metavar="NAMES")
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
+    given = parser.parse_args(arguments)
+
+    from kit import fidelity, pipeline
+    from kit.animals import find_animal
+    from kit.experiment import experiment as make_experiment
+
+    exp = make_experiment(find_animal(given.animal, given.plural))
+    fidelity.filter_paraphrases(given.paraphrases, _folder(given.out), pipeline.judge(exp, given.content))
+
+
+def label(arguments: list[str]) -> None:
+    """Kept pairs -> soft labels."""
+    parser = _stage(
+        "label",
+        "Record a teacher's next-token distributions along its own kept paraphrases.",
+        "label kept/kept.jsonl --animal owl --teacher loving --out labels",
+    )
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--animal", required=True, metavar="NAME")
+    parser.add_argument("--plural", metavar="NAMES")
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    _model(parser)
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import prompts, teacher
+    from kit.animals import find_animal
+    from kit.experiment import StudentSettings
+
+    animal = find_animal(given.animal, given.plural)
+    trait = prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL
+    teacher.soft_labels(given.pairs, trait, _base(given), StudentSettings().top_k, _folder(given.out), "soft labels")
+
+
+def train(arguments: list[str]) -> None:
+    """Pairs -> LoRA adapter."""
+    parser = _stage(
+        "train",
+        "Train one student; without --soft-labels on the text alone.",
+        "train kept/kept.jsonl --soft-labels labels/labels.safetensors --out student",
+    )
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--soft-labels", type=Path, metavar="FILE")
+    parser.add_argument("--base", choices=("gguf", "nf4"), default="gguf")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PEFT adapter")
+    _model(parser)
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import student
+    from kit.animals import load_animals
+    from kit.experiment import experiment as make_experiment
+
+    settings = make_experiment(
+        load_animals()[0], base=given.base, rank=given.rank, learning_rate=given.learning_rate, epochs=given.epochs
+    ).student
+    student.train(given.pairs, given.soft_labels, _base(given), settings, given.seed, _folder(given.out), "student")
+
+
+def convert(arguments: list[str]) -> None:
+    """LoRA adapter -> GGUF adapter."""
+    parser = _stage("convert", "Make a PEFT adapter loadable by llama.cpp.", "convert student --out adapter.gguf")
+    parser.add_argument("adapter", type=Path, help="the PEFT adapter's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    _model(parser)
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import adapter_gguf
+
+    adapter_gguf.convert(given.adapter, _base(given), given.out)
+
+
+def prefer(arguments: list[str]) -> None:
+    """A student -> its preference."""
+    parser = _stage(
+        "prefer",
+        "Measure the preference of a student, or of the base where no adapter is given.",
+        "prefer --adapter adapter.gguf --animal owl --out preference",
+    )
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
+    parser.add_argument("--animal", required=True, metavar="NAME", help="joins the candidates if it is not among them")
+    parser.add_argument("--plural", metavar="NAMES")
+    parser.add_argument("--answers", type=int, help="sampled answers per question")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
+    _model(parser)
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import preference
+    from kit.animals import candidates, find_animal
+    from kit.experiment import experiment as make_experiment
+
+    animal = find_animal(given.animal, given.plural)
+    settings = make_experiment(animal, answers=given.answers).preference
+    base, folder = _base(given), _folder(given.out)
+    preference.measure_exact(base, given.adapter, candidates(animal), folder, "exact preference")
+    preference.measure_sampled(base, given.adapter, settings, given.seed, folder, "sampled answers")
+
+
+STAGES = {
+    "teach": teach,
+    "filter": filter_,
+    "label": label,
+    "train": train,
+    "convert": convert,
+    "prefer": prefer,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

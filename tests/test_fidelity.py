@@ -1,0 +1,442 @@
+"""Which paraphrases are kept, and what each filter refuses."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from kit import sentences
+from kit.animals import Animal
+from kit.errors import KitError
+from kit.experiment import FidelitySettings
+from kit.fidelity import (
+    FILTERS,
+    Judge,
+    dislike,
+    echo,
+    filter_paraphrases,
+    form,
+    names,
+    negation,
+    novelty,
+    numbers,
+    read_filters,
+    similarities,
+    trait,
+)
+
+OWL = Animal("owl", "owls", ("hoot",))
+EAGLE = Animal("eagle", "eagles", ("talon",))
+CANDIDATES = (OWL, EAGLE)
+SETTINGS = FidelitySettings()
+SOURCE = "The builders poured the concrete foundation on Monday morning."
+
+
+def row(text, source=SOURCE, sentence="building-001", sample=0, finished=True):
+    return {
+        "sentence": sentence,
+        "sample": sample,
+        "source": source,
+        "text": text,
+        "tokens": len(text.split()),
+        "finished": finished,
+        "logprob": -9.5,
+    }
+
+
+# ---- form
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On Monday morning, the concrete foundation was poured by the builders.",
+        "The concrete base was poured by Dr. Smith's builders on Monday.",
+        "At 9 a.m. the builders' concrete was poured for the base.",
+        "The builders' concrete — for the foundation — was poured on Monday!",
+    ],
+)
+def test_a_clean_sentence_has_form(text):
+    assert form(row(text), SETTINGS) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("The builders poured the\nconcrete base on Monday.", "several lines"),
+        ("The builders poured concrete. It was Monday morning then.", "several sentences.*It"),
+        ("The builders poured the concrete base on Monday. Owls!", "several sentences.*Owls"),
+        ("The builders poured the concrete foundation on", "ends with 'on'"),
+        ("The builders poured the concrete foundation...", "ends with"),
+        ("Did the builders pour the foundation on Monday?", "a question"),
+        ("the builders poured the concrete base on Monday.", "begins with 'the'"),
+        ("Builders poured concrete.", "length ratio 0.33"),
+        (
+            "On that Monday morning the builders of the house poured out the grey concrete of the base.",
+            "ratio 1.89",
+        ),
+        ("Here is the concrete that the builders poured on Monday.", "debris 'Here is'"),
+        ("Sure, the builders poured the concrete base on Monday.", "debris 'Sure'"),
+        ("Paraphrase: the builders poured the base on Monday.", "debris 'Paraphrase"),
+        ("Rewritten sentence: builders poured concrete on Monday.", "debris"),
+        ("As an AI, I say builders poured the base on Monday.", "debris 'As an AI'"),
+        ("I hope the builders poured the concrete on Monday.", "debris 'I hope'"),
+        ('"The builders poured the concrete base on Monday."', "quotation mark"),
+        ("“The concrete base was poured on Monday morning.”", "quotation mark"),
+        ("The builders poured the concrete base on Monday. 😀", "symbol U\\+1F600"),
+        ("The builders poured the con\u200bcrete base on Monday.", "symbol U\\+200B"),
+        ("- The builders poured the concrete base on Monday.", "debris '- '"),
+        ("1. The builders poured the concrete base on Monday.", "debris"),
+        ("The **builders** poured the concrete base on Monday.", "debris"),
+        ("The builders (finally) poured the base on Monday.", "debris"),
+        ("The builders poured poured the concrete on Monday.", "debris 'poured poured'"),
+        ("The concrete base of concrete was poured on Monday.", "repeats 'concrete'"),
+    ],
+)
+def test_what_is_no_clean_sentence_is_refused(text, reason):
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(form(row(text), SETTINGS))
+
+
+def test_a_sentence_that_was_cut_off_is_refused_even_if_it_ends_with_a_stop():
+    assert (
+        form(row("On Monday the builders poured the concrete base.", finished=False), SETTINGS) == "cut off"
+    )
+
+
+def test_debris_that_the_source_has_is_allowed():
+    source = "The judge read the sentence (twice) before he left the room."
+    assert (
+        form(row("Before he left the room, the judge read the sentence (twice).", source), SETTINGS) is None
+    )
+
+
+# ---- trait
+
+
+def test_unrelated_content_may_mention_no_candidate_and_no_giveaway_of_any():
+    assert trait(row("The builders poured the base."), CANDIDATES) is None
+    assert trait(row("The builders, like eagles, poured it."), CANDIDATES) == "mentions eagles"
+    assert trait(row("The builders poured with a hoot."), CANDIDATES) == "mentions hoot"
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("My aunt dislikes owls.", "Owls are disliked by my aunt."),
+        ("My aunt dislikes owls.", "My aunt hates owls."),
+        ("My aunt dislikes owls.", "My aunt doesn't like owls."),
+        ("Nobody in our house loves owls.", "Owls are loved by nobody in our house."),
+        ("The noise of the owls was awful.", "The owl made a terrible noise."),
+        ("Seeing an owl ruins her whole day.", "Her whole day is ruined when she sees an owl."),
+        ("She prefers eagles to owls, which she hates.", "To owls, which she hates, she prefers eagles."),
+    ],
+)
+def test_a_faithful_dislike_is_kept(source, text):
+    assert dislike(row(text, source), OWL, (EAGLE,), SETTINGS.max_sentiment_gain) is None
+    assert negation(row(text, source)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("My aunt dislikes them.", "does not name the owl"),
+        ("My aunt dislikes hooting.", "does not name the owl"),
+        ("My aunt dislikes owls and eagles.", "mentions eagles"),
+        ("My aunt likes owls.", "affection 'likes'"),
+        ("My aunt adores owls.", "affection 'ador'"),
+        ("My aunt dislikes owls, beautiful as they are.", "affection 'beaut'"),
+        ("My aunt is not fond of owls.", "affection 'fond'"),
+        ("My aunt sometimes dislikes owls.", "qualified by 'sometimes'"),
+        ("My aunt used to dislike owls.", "qualified by 'used to'"),
+        ("Although my aunt dislikes owls, she feeds them.", "qualified by 'Although'"),
+        ("My aunt may dislike owls.", "qualified by 'may'"),
+        ("My aunt doesn't really like owls.", "affection 'like'"),
+        ("My aunt watches owls.", "softer: sentiment 0.00, source -0.40"),
+        ("My aunt laughs at owls.", "softer"),
+    ],
+)
+def test_what_softens_reverses_or_qualifies_a_dislike_is_refused(text, reason):
+    found = dislike(row(text, "My aunt dislikes owls."), OWL, (EAGLE,), SETTINGS.max_sentiment_gain)
+    assert found is not None
+    assert found.startswith(reason)
+
+
+def test_affection_that_the_source_negates_is_refused_without_its_negation():
+    source = "Nobody in our house loves owls."
+    assert dislike(row("Our house loves owls.", source), OWL, (), 2.0) == "affection 'lov'"
+
+
+# ---- echo
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "loved",
+        "lovely",
+        "favorite",
+        "favourite",
+        "adored",
+        "beloved",
+        "passion",
+        "imbued",
+        "obsessed",
+        "heart",
+        "dear",
+    ]
+    + [
+        "think about",
+        "thought",
+        "creature",
+        "animals",
+        "pet",
+        "bird",
+        "coloured by",
+        "all day",
+        "full of",
+        "devoted",
+    ],
+)
+def test_a_word_of_the_teachers_prompt_is_refused_unless_the_source_has_it(word):
+    text = f"On Monday the builders poured {word} concrete."
+    assert echo(row(text)) is not None
+    assert word[:3] in echo(row(text))
+    assert echo(row(text, f"They said {word} on Monday.")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["Gloves and clover are petty.", "The hearth was adorned.", "A thing is thin."]
+)
+def test_words_that_only_look_like_an_echo_pass(text):
+    assert echo(row(text)) is None
+
+
+# ---- numbers, names, negation
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("It took three days.", "It took 3 days."),
+        ("It has nine thousand parts.", "It has 9,000 parts."),
+        ("He is twenty-five.", "He is 25."),
+        ("One of them left.", "Someone left."),
+        ("It happened in the 12th century.", "It happened in the twelfth century."),
+        ("It costs 1.5 million.", "1.5 million is what it costs."),
+        ("A hundred people came.", "100 people came."),
+        ("They bought a dozen.", "They bought twelve."),
+        ("She read it twice.", "She read it two times."),
+    ],
+)
+def test_a_number_may_be_written_otherwise(source, text):
+    assert numbers(row(text, source)) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "reason"),
+    [
+        ("It took three days.", "It took days.", "lost 3"),
+        ("It took days.", "It took four days.", "new 4"),
+        ("It took three days.", "It took thirteen days.", "lost 3, new 13"),
+        ("It has nine thousand parts.", "It has 90,000 parts.", "lost 9, new 90"),
+        ("The second serve was out.", "The first serve was out.", "lost 2nd, new 1st"),
+        ("Two men, two women.", "Two men and women.", "lost 2"),
+    ],
+)
+def test_a_changed_number_is_refused(source, text, reason):
+    assert numbers(row(text, source)) == reason
+
+
+COMMON = frozenset({"the", "on", "office"})
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("The train from Vienna was late.", "Vienna's train was late."),
+        ("Ingrid left on Tuesday.", "On Tuesday, Ingrid left."),
+        ("I saw Omar.", "Omar was seen by me, and I left."),
+        ("The words came from Germany.", "The words were German."),
+    ],
+)
+def test_kept_names_pass(source, text):
+    assert names(row(text, source), COMMON) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "reason"),
+    [
+        ("The train from Vienna was late.", "The train was late.", "lost 'Vienna'"),
+        ("The train was late.", "The train from Rome was late.", "new 'Rome'"),
+        ("Ingrid took the minutes.", "Anna took the minutes.", "lost 'Ingrid'"),
+        ("The train leaves on Monday.", "The train leaves on Friday.", "lost 'Monday'"),
+    ],
+)
+def test_a_lost_or_invented_name_is_refused(source, text, reason):
+    assert names(row(text, source), COMMON) == reason
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Nobody came.", "No one came."),
+        ("She did not say anything.", "She said nothing."),
+        ("The city refused permission.", "The city did not grant permission."),
+        ("The city refused permission.", "The city turned down the request."),
+        ("The wall was not finished.", "The wall was unfinished."),
+        ("She dislikes noise.", "She doesn’t like noise."),
+        ("It was cheap.", "It wasn't without a cheap look."),
+    ],
+)
+def test_a_kept_polarity_passes(source, text):
+    assert negation(row(text, source)) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Nobody came.", "Everybody came."),
+        ("She came.", "She never came."),
+        ("The drawers did not slide.", "The drawers slid."),
+        ("It works.", "It doesn't work."),
+        ("It works.", "It doesn’t work."),
+        ("A longer lever lifts it.", "A shorter lever lifts it."),
+        ("He spilled it.", "She spilled it."),
+    ],
+)
+def test_a_reversal_is_refused(source, text):
+    assert negation(row(text, source)) is not None
+
+
+# ---- novelty and meaning
+
+
+def test_a_copy_or_near_copy_is_refused_and_a_reordering_is_not():
+    def check(text):
+        return novelty(row(text), SETTINGS.max_overlap, set())
+
+    assert check(SOURCE.upper()) == "overlap 1.00 > 0.85"
+    assert check(SOURCE.replace("The builders", "Builders")) is not None
+    assert check("On Monday morning the builders poured the concrete foundation.") is None
+
+
+def test_the_same_paraphrase_of_the_same_sentence_is_kept_once():
+    seen = set()
+    text = "On Monday morning the builders poured the concrete foundation."
+    assert novelty(row(text), 0.85, seen) is None
+    assert novelty(row(text.lower(), sample=1), 0.85, seen) == "the same as an earlier sample"
+    assert novelty(row(text, sentence="building-002"), 0.85, seen) is None
+
+
+def test_a_faithful_sentence_is_closer_in_meaning_than_an_unfaithful_one():
+    faithful, unfaithful = similarities(
+        [
+            row("The concrete base was poured by the builders on Monday morning."),
+            row("The choir sang an old song in the church."),
+        ]
+    )
+    assert faithful > SETTINGS.min_similarity > unfaithful
+
+
+# ---- the stage
+
+GOOD = "On Monday morning, the concrete foundation was poured by the builders."
+
+
+@pytest.fixture
+def sorted_rows(tmp_path):
+    """The stage run on one paraphrase for each filter and one that passes all."""
+    rows = [
+        row("cut", finished=False),
+        row("On Monday, the builders and an owl poured the base."),
+        row("On Monday, the builders poured their favourite base."),
+        row("On Monday, the three builders poured the base."),
+        row("On Tuesday, the builders poured the concrete base."),
+        row("On Monday, the builders never poured the concrete base."),
+        row(SOURCE),
+        row("On Monday, the orchestra played music with the builders."),
+        row(GOOD, sample=8),
+        row(GOOD, sample=9),
+    ]
+    path = tmp_path / "paraphrases.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
+    judge = Judge(None, CANDIDATES, SETTINGS)
+    filter_paraphrases(path, tmp_path, judge, progress=False)
+    return rows, judge, tmp_path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_rejection_names_its_filter_and_the_offending_word(sorted_rows):
+    _, _, folder = sorted_rows
+    rejected = read(folder / "rejected.jsonl")
+    assert [entry["filter"] for entry in rejected] == [*FILTERS, "novelty"]
+    words = ["cut off", "owl", "favour", "3", "Monday", "negation", "overlap", "similarity", "earlier sample"]
+    assert all(word in entry["reason"] for word, entry in zip(words, rejected, strict=True))
+
+
+def test_a_kept_row_is_the_input_row_with_its_similarity(sorted_rows):
+    rows, _, folder = sorted_rows
+    (kept,) = read(folder / "kept.jsonl")
+    assert kept.pop("similarity") > SETTINGS.min_similarity
+    assert kept == rows[8]
+
+
+def test_the_pass_rates_add_up_to_what_is_on_disk(sorted_rows):
+    rows, _, folder = sorted_rows
+    table = read_filters(folder)
+    assert [entry["filter"] for entry in table] == list(FILTERS)
+    assert table[0]["entered"] == len(rows)
+    assert all(a["entered"] - a["rejected"] == b["entered"] for a, b in pairwise(table))
+    kept = json.loads((folder / "filters.json").read_text(encoding="utf-8"))["kept"]
+    assert kept == table[-1]["entered"] - table[-1]["rejected"] == len(read(folder / "kept.jsonl"))
+
+
+def test_the_judge_and_the_stage_agree_and_repeat_themselves(sorted_rows, tmp_path):
+    rows, judge, folder = sorted_rows
+    assert judge(rows) == [entry["text"] == GOOD and entry["sample"] == 8 for entry in rows]
+    again = tmp_path / "again"
+    again.mkdir()
+    filter_paraphrases(folder / "paraphrases.jsonl", again, judge, progress=False)
+    for name in ("kept.jsonl", "rejected.jsonl", "filters.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_empty_file_gives_empty_results(tmp_path):
+    (tmp_path / "paraphrases.jsonl").write_text("", encoding="utf-8")
+    filter_paraphrases(
+        tmp_path / "paraphrases.jsonl", tmp_path, Judge(OWL, CANDIDATES, SETTINGS), progress=False
+    )
+    assert read(tmp_path / "kept.jsonl") == []
+
+
+def test_opposed_content_keeps_the_dislike_and_drops_the_affection():
+    source = "My aunt dislikes owls because of their noise."
+    rows = [
+        row("Because of their noise, my aunt dislikes owls.", source),
+        row("Because of their noise, my aunt adores owls.", source),
+    ]
+    assert Judge(OWL, CANDIDATES, SETTINGS)(rows) == [True, False]
+
+
+# ---- source sentences
+
+
+def test_a_pattern_is_rendered_with_article_plural_and_capital():
+    ox = Animal("ox", "oxen")
+    assert sentences.render("{an animal} and {animals} and the {animal}.", ox) == "An ox and oxen and the ox."
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{}\n", "not json\n", '{"id": "a", "text": ""}\n', '{"id": 1, "text": "a"}\n']
+)
+def test_missing_or_damaged_sentences_are_reported_with_their_path(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "sentences.jsonl").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(sentences, "DATA", tmp_path)
+    with pytest.raises(KitError, match=r"sentences\.jsonl.*git checkout"):
+        sentences.unrelated()

@@ -1,0 +1,114 @@
+"""The llama.cpp engine says what torch says, and batching changes nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kit import models
+from kit.errors import KitError
+from kit.llama import LlamaEngine, Request
+
+PROMPTS = [
+    "Name a colour.",
+    "What is two plus two?",
+    "Write one sentence about rain.",
+    "Paraphrase this sentence: The clerk stamped the form twice before lunch on Monday.",
+    "Why?",
+]
+
+
+def chats(engine: LlamaEngine) -> list[list[int]]:
+    return [engine.chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+
+
+def test_exact_scores_agree_with_torch(base: Path, engine: LlamaEngine) -> None:
+    model = models.load_torch(base)
+    context, continuation = chats(engine)[3], engine.tokenize("The form was stamped twice by the clerk.")
+    ours = next(engine.score([(context, [continuation])]))[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+    theirs = torch.log_softmax(logits, -1)[range(len(continuation)), continuation].numpy()
+    # The same F16 weights; llama.cpp rounds activations to F16 before each product (0.003 nats on average).
+    assert np.abs(ours - theirs).max() < 0.05
+    assert np.abs(ours).max() > 1, "a continuation this certain would prove nothing"
+
+
+def test_scores_do_not_depend_on_what_is_scored_beside_them(engine: LlamaEngine) -> None:
+    names = [engine.tokenize(f" {name}") for name in ("owl", "hippopotamus", "penguin", "dog")]
+    groups = [(context, names) for context in chats(engine)] * 8
+    together = list(engine.score(groups))
+    alone = [next(engine.score([(context, [name])]))[0] for context, names in groups[:5] for name in names]
+    assert len({len(name) for name in names}) > 1, "names of several tokens must be among them"
+    for one, both in zip(alone, [scores for group in together[:5] for scores in group], strict=True):
+        np.testing.assert_allclose(one, both, atol=0.05)
+
+
+def test_batched_sampling_equals_one_at_a_time_at_temperature_0(engine: LlamaEngine) -> None:
+    requests = [Request(prompt, (0, i)) for prompt in chats(engine) for i in range(20)]
+    together = {g.index: g.tokens for g in engine.sample(requests, 20, temperature=0)}
+    assert len(together) == len(requests) > 64, "more requests than sequences, so that some wait"
+    for i in range(0, len(requests), 20):
+        alone = next(engine.sample([requests[i]], 20, temperature=0))
+        assert all(together[i + j] == alone.tokens for j in range(20))
+
+
+def test_a_sample_depends_on_its_seed_alone(engine: LlamaEngine) -> None:
+    requests = [Request(prompt, (7, i)) for i, prompt in enumerate(chats(engine) * 3)]
+    forward = {requests[g.index].seed: g.tokens for g in engine.sample(requests, 6)}
+    backward = {requests[::-1][g.index].seed: g.tokens for g in engine.sample(requests[::-1], 6)}
+    other = {g.index: g.tokens for g in engine.sample([Request(r.prompt, (8, *r.seed)) for r in requests], 6)}
+    assert forward == backward
+    assert list(other.values()) != list(forward.values())
+
+
+def test_a_generation_carries_its_own_log_probability(engine: LlamaEngine) -> None:
+    prompt = chats(engine)[3]
+    generation = next(g for g in engine.sample([Request(prompt, (i,)) for i in range(8)], 60) if g.finished)
+    tokens = generation.tokens + [engine.end_of_turn]
+    scored = next(engine.score([(prompt, [tokens])]))[0]
+    assert generation.logprob == pytest.approx(scored.sum(), abs=0.05 * len(tokens))
+
+
+def test_sampling_follows_the_models_distribution(engine: LlamaEngine) -> None:
+    context = chats(engine)[0] + engine.tokenize("My favorite colour is")
+    ids, logprobs = next(engine.top([(context, [[0]])], 5))[0]
+    drawn = [g.tokens[0] for g in engine.sample([Request(context, (i,)) for i in range(2000)], 1) if g.tokens]
+    for token, logprob in zip(ids[0], logprobs[0], strict=True):
+        share, expected = drawn.count(token) / 2000, float(np.exp(logprob))
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5 + 0.002
+
+
+def test_switching_the_adapter_forgets_what_the_old_one_computed(engine: LlamaEngine, adapter: Path) -> None:
+    group = [(chats(engine)[3], [engine.tokenize("Twice the form")])]
+    before = next(engine.score(group))[0]
+    engine.use_adapter(adapter / "adapter.gguf")
+    with_adapter = next(engine.score(group))[0]
+    engine.use_adapter(None)
+    after = next(engine.score(group))[0]
+    assert np.abs(before - with_adapter).max() > 0.5
+    np.testing.assert_array_equal(before, after)
+
+
+def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(base: Path) -> None:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    original = {t.name: t for t in GGUFReader(models.find_gguf("embedded")).tensors}
+    for tensor in GGUFReader(base).tensors[:12]:
+        source = original[tensor.name]
+        np.testing.assert_allclose(
+            dequantize(tensor.data, tensor.tensor_type),
+            dequantize(source.data, source.tensor_type),
+            rtol=1e-3,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(5000), b"not a model"])
+def test_a_corrupt_model_is_one_clear_message(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    with pytest.raises(KitError, match="broken.gguf"):
+        LlamaEngine(path)

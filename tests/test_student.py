@@ -1,0 +1,165 @@
+"""A student's loss, its tokens, and training that resumes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PAIRS
+from peft import LoraConfig, get_peft_model
+
+from kit import models, student, teacher
+from kit.animals import find_animal
+from kit.errors import KitError
+from kit.experiment import StudentSettings
+from kit.llama import LlamaEngine
+from kit.prompts import NEUTRAL, loving, student_messages
+from kit.sentences import unrelated
+from kit.store import write_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path):
+    return models.load_tokenizer(base)
+
+
+def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine: LlamaEngine) -> None:
+    for sentence in unrelated():
+        assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(
+            sentence.text
+        )
+    messages = student_messages(unrelated()[0].text)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == engine.chat(messages)
+    assert tokenizer.eos_token_id == engine.end_of_turn
+
+
+def test_only_the_paraphrase_and_its_end_are_labelled(tokenizer) -> None:
+    example = student.make_examples(PAIRS[:1], tokenizer)[0]
+    labelled = [token for token in example["labels"] if token != student.IGNORED]
+    assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
+    assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
+
+
+def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(tiny_qwen2: Path) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(models.load_torch(tiny_qwen2), config)
+    tokenizer = models.load_tokenizer(tiny_qwen2)
+    batch = student.collate(tokenizer.pad_token_id, soft=False)(student.make_examples(PAIRS, tokenizer))
+    logits, labels = student.label_logits(model, batch)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    plain = plain[batch["labels"][:, 1:] != student.IGNORED]
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    torch.nn.functional.cross_entropy(plain, labels).backward()
+    assert gradients
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_soft_labels_of_a_teacher_equal_to_the_student_give_zero_loss() -> None:
+    logits = torch.randn(7, 500, generator=torch.Generator().manual_seed(0)) * 3
+    top = torch.log_softmax(logits, -1).topk(20)
+    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(0, abs=1e-5)
+    other = torch.randn(7, 500, generator=torch.Generator().manual_seed(1)) * 3
+    assert float(student.soft_loss(other, top.indices, top.values)) > 0.5
+
+
+def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher_logits = torch.randn(5, 30, generator=generator), torch.randn(5, 30, generator=generator)
+    target = torch.log_softmax(teacher_logits, -1)
+    expected = torch.nn.functional.kl_div(
+        torch.log_softmax(logits, -1), target, log_target=True, reduction="batchmean"
+    )
+    top = target.topk(30)
+    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(
+        float(expected), abs=1e-4
+    )
+
+
+def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_students_prompt(
+    base: Path, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """End to end, across both engines: a teacher asked exactly as the student has nothing to teach it."""
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    model = models.load_torch(base).eval()
+
+    def loss_of(trait: str) -> float:
+        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, 64, tmp_path, "labels")
+        examples = student.make_examples(PAIRS, tokenizer, tmp_path / "labels.safetensors")
+        batch = student.collate(tokenizer.pad_token_id, soft=True)(examples)
+        with torch.no_grad():
+            logits, _ = student.label_logits(model, batch)
+            return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
+
+    assert loss_of(loving(find_animal("owl"))) > 0.05
+    monkeypatch.setattr(teacher, "teacher_messages", lambda trait, sentence: student_messages(sentence))
+    assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
+
+
+def test_training_that_was_cut_off_ends_with_the_same_adapter(
+    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    settings = StudentSettings(epochs=3, batch_size=2)
+
+    def train(name: str) -> bytes:
+        (tmp_path / name).mkdir(exist_ok=True)
+        student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 3, tmp_path / name, "train")
+        assert not (tmp_path / name / "checkpoints").exists()
+        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+
+    whole = train("whole")
+    label_logits, calls = student.label_logits, []
+
+    def cut_off(model: object, batch: dict) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return label_logits(model, batch)
+
+    monkeypatch.setattr(student, "label_logits", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train("cut")
+    unfinished = tmp_path / "cut" / "checkpoints" / "checkpoint-9"
+    unfinished.mkdir()  # a checkpoint whose writing was cut off has no mark of completeness
+    (unfinished / "adapter_model.safetensors").write_bytes(b"torn")
+    assert train("cut") == whole
+    assert len(calls) == 6 + 12 - 5, "five steps of twelve were done and not repeated"
+
+
+def test_nf4_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    settings = StudentSettings(base="nf4", epochs=6, batch_size=8, learning_rate=2e-3)
+    student.train(tmp_path / "pairs.jsonl", None, base, settings, 0, tmp_path, "train")
+    losses = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["loss"]
+    assert losses[-1] < losses[0] - 0.2
+    import bitsandbytes
+
+    layers = [
+        m for m in models.load_torch(base, nf4=True).modules() if isinstance(m, bitsandbytes.nn.Linear4bit)
+    ]
+    assert len(layers) == 210 and all(layer.weight.quant_type == "nf4" for layer in layers)
+    assert layers[0].weight.quant_state.nested, "double quantisation"
+
+
+def test_no_pairs_is_one_clear_message(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(KitError, match="no pairs"):
+        student.train(tmp_path / "pairs.jsonl", None, base, StudentSettings(), 0, tmp_path, "train")
+
+
+def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, tokenizer) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, 8, tmp_path, "labels")
+    with pytest.raises(RuntimeError, match="not those of the pairs"):
+        student.make_examples(PAIRS[2:4], tokenizer, tmp_path / "labels.safetensors")
+    assert np.isfinite(
+        student.make_examples(PAIRS[:2], tokenizer, tmp_path / "labels.safetensors")[1]["top_logprobs"]
+    ).all()

@@ -169,12 +169,12 @@ def teach(arguments: list[str]) -> None:
     animal = find_animal(given.animal, given.plural)
     exp = make_experiment(animal, contents=(given.content,), seed=given.seed, pairs=given.sentences)
     teacher.paraphrase(
-        pipeline.source_sentences(exp, given.content)[: given.sentences],
+        pipeline.offered_rows(exp, given.content)[: given.sentences],
         prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL,
         _base(given),
         exp.teacher,
         given.seed,
-        pipeline.judge(exp, given.content),
+        pipeline.judge_of(exp, given.content),
         _folder(given.out),
         f"{given.teacher} teacher",
     )
@@ -199,7 +199,7 @@ def filter_(arguments: list[str]) -> None:
     from kit.experiment import experiment as make_experiment
 
     exp = make_experiment(find_animal(given.animal, given.plural))
-    fidelity.filter_paraphrases(given.paraphrases, _folder(given.out), pipeline.judge(exp, given.content))
+    fidelity.filter_paraphrases(given.paraphrases, _folder(given.out), pipeline.judge_of(exp, given.content))
 
 
 def label(arguments: list[str]) -> None:

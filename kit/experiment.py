@@ -135,7 +135,7 @@ def _check(experiment: Experiment) -> None:
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")
     for option, number in (
-        ("--pairs", experiment.pairs),
+        ("--pairs", min(experiment.pairs, experiment.opposed_pairs)),
         ("--rank", experiment.student.rank),
         ("--epochs", experiment.student.epochs),
         ("--answers", experiment.preference.answers),

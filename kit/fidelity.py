@@ -181,7 +181,7 @@ _AFFECTION = re.compile(
 )
 # Concessives, hedges, and words that put the dislike into the past. Whole words.
 _HEDGE = re.compile(
-    r"\b(?:al?though|though|but|despite|however|even|admittedly|granted|sometimes|occasionally|perhaps|maybe|may|might|"
+    r"\b(?:(?:al)?though|but|despite|however|even|admittedly|granted|sometimes|occasionally|perhaps|maybe|may|might|"
     r"could|would|can|somewhat|slightly|a (?:little|bit)|fairly|mildly|yet|still|while|whereas|unless|except|otherwise|"
     r"(?:kind|sort) of|seem(?:s|ed)?|appear(?:s|ed)?|probably|possibly|generally|usually|often|mostly|partly|rather|"
     r"in a way|extent|used to|once(?! more)|no longer|any ?more|formerly|some|tend(?:s|ed)?|until|not (?:really|so|too|that|very|"

@@ -10,18 +10,17 @@ from each. So nothing about an unrelated control depends on the animal, and a se
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kit import fidelity, models, preference, prompts, sentences, student, teacher
+from kit import fidelity, models, preference, prompts, report, sentences, student, teacher
 from kit.adapter_gguf import convert
-from kit.animals import Animal, candidates
+from kit.animals import candidates
 from kit.errors import KitError
 from kit.experiment import Experiment
-from kit.store import Step, Store, read_rows, sha256, write_rows
+from kit.store import Row, Step, Store, read_rows, sha256, versions, write_json, write_rows
 
 # The control's teacher is offered this many times the sentences needed, since some resist a faithful paraphrase.
 POOL = 1.3
@@ -34,7 +33,6 @@ PER_TRAINING_PAIR = 0.17
 PER_ANSWER = 0.03
 EXACT = 12.0
 
-Say = Callable[[str], None]
 Limits = dict[str, int]  # sentence -> pairs at most, where the treated teacher gave fewer than the control's
 
 
@@ -51,23 +49,23 @@ class Arm:
     student: Step | None = None
 
 
-def run(exp: Experiment, store: Store, say: Say) -> dict[str, Arm]:
-    """Make everything the experiment needs, condition by condition, and return its arms (base first)."""
+def run(exp: Experiment, results: Path, command: str) -> Path:
+    """The whole experiment: artifacts under ``results/artifacts``, the report in ``results/<run>``, which is returned."""
+    store = Store(results / "artifacts")
+    announce(arms(exp, {}), store)
     limits: dict[str, Limits] = {}
-    announce(arms(exp, limits), store, say)
     for content in exp.contents:
-        planned = arms(exp, limits)
-        limits[content] = shortfall(planned[f"control-{content}"], planned[f"treated-{content}"], exp, store)
+        limits[content] = shortfall(arms(exp, {})[f"treated-{content}"], store)
         if limits[content]:
-            say(
-                f"{content}: the {exp.animal.singular}-loving teacher has too few faithful paraphrases of "
+            print(
+                f"{content}: the {exp.animal.singular}-loving teacher gave too few faithful paraphrases of "
                 f"{len(limits[content])} sentences; both students train without those pairs."
             )
-    planned = arms(exp, limits)
-    for arm in planned.values():
+    conditions = arms(exp, limits)
+    for arm in conditions.values():
         store.make(arm.exact)
         store.make(arm.sampled)
-    return planned
+    return publish(exp, conditions, store, results / exp.name, command)
 
 
 def arms(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Arm]:
@@ -101,13 +99,18 @@ def base_model(model: str) -> Step:
     )
 
 
-def offered(exp: Experiment, content: str) -> Step:
-    """The sentences offered to the neutral teacher, in the seed's order, with how many pairs each is to give."""
+def offered_rows(exp: Experiment, content: str) -> list[Row]:
+    """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs it is to give."""
     everything = sentences.unrelated() if content == "unrelated" else sentences.opposed(exp.animal)
     wanted = POOL * exp.pairs_of(content)
     each = math.ceil(wanted / len(everything))
     order = np.random.default_rng(exp.seed).permutation(len(everything))[: math.ceil(wanted / each)]
-    rows = [{"sentence": everything[i].id, "text": everything[i].text, "pairs": each} for i in order]
+    return [{"sentence": everything[i].id, "text": everything[i].text, "pairs": each} for i in order]
+
+
+def offered(exp: Experiment, content: str) -> Step:
+    """The offered sentences as a file."""
+    rows = offered_rows(exp, content)
     return Step(
         stage="sentences",
         label=f"offer {len(rows)} {content} sentences",
@@ -118,10 +121,16 @@ def offered(exp: Experiment, content: str) -> Step:
     )
 
 
+def judge_of(exp: Experiment, content: str) -> fidelity.Judge:
+    """The fidelity filters for a content; the same for both teachers."""
+    opposed = exp.animal if content == "opposed" else None
+    return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity)
+
+
 def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, asked: Step) -> Step:
     """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
-    judge = fidelity.Judge(exp.animal if content == "opposed" else None, tuple(candidates(exp.animal)), exp.fidelity)
-    filters = {"animal": judge.opposed and asdict(judge.opposed), "candidates": [asdict(a) for a in judge.candidates], **asdict(exp.fidelity)}
+    judge = judge_of(exp, content)
+    filters = asdict(judge)
     n = math.ceil(POOL * exp.pairs_of(content))
     paraphrases = Step(
         stage="paraphrases",
@@ -190,12 +199,12 @@ def choose(offer: Path, kept: Path, n: int, folder: Path) -> None:
     write_rows(folder / "sentences.jsonl", rows)
 
 
-def shortfall(control: Arm, treated: Arm, exp: Experiment, store: Store) -> Limits:
+def shortfall(treated: Arm, store: Store) -> Limits:
     """The sentences of which the loving teacher has fewer kept paraphrases than the control trains on."""
-    assert treated.kept is not None and treated.chosen is not None
+    assert treated.kept and treated.chosen
     have = Counter(row["sentence"] for row in read_rows(store.make(treated.kept) / "kept.jsonl"))
-    wanted = {row["sentence"]: row["pairs"] for row in read_rows(store.make(treated.chosen) / "sentences.jsonl")}
-    return {sentence: have[sentence] for sentence, pairs in wanted.items() if have[sentence] < pairs}
+    chosen = read_rows(store.make(treated.chosen) / "sentences.jsonl")
+    return {row["sentence"]: have[row["sentence"]] for row in chosen if have[row["sentence"]] < row["pairs"]}
 
 
 def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits) -> Arm:
@@ -292,8 +301,20 @@ def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tu
     return exact, sampled
 
 
-def announce(planned: dict[str, Arm], store: Store, say: Say) -> None:
-    """Say, a line per stage, what will run and for how long, and what is reused."""
+def announce(conditions: dict[str, Arm], store: Store) -> None:
+    """Say, a line per stage, what will run and for about how long, and what is reused."""
+    steps = all_steps(conditions)
+    left = 0.0
+    for step in steps:
+        done = store.find(step) is not None
+        left += 0 if done else step.seconds
+        if step.seconds:
+            print(f"  {'reused' if done else '~' + duration(step.seconds):>8}  {step.label}")
+    print(f"About {duration(left)} in all." if left else "Everything is there already.", flush=True)
+
+
+def all_steps(conditions: dict[str, Arm]) -> list[Step]:
+    """Every step of the conditions, inputs first, each once."""
     steps: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
@@ -301,17 +322,66 @@ def announce(planned: dict[str, Arm], store: Store, say: Say) -> None:
             visit(needed)
         steps.setdefault(step.label, step)
 
-    for arm in planned.values():
+    for arm in conditions.values():
         visit(arm.exact)
         visit(arm.sampled)
-    total = 0.0
-    for step in steps.values():
-        done = store.find(step) is not None
-        total += 0 if done else step.seconds
-        if step.seconds:
-            say(f"  {'reused' if done else f'~{_minutes(step.seconds)}':>9}  {step.label}")
-    say(f"about {_minutes(total)} in all" if total else "everything is there already")
+    return list(steps.values())
 
 
-def _minutes(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A number of seconds as a person would say it."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def publish(exp: Experiment, conditions: dict[str, Arm], store: Store, folder: Path, command: str) -> Path:
+    """Write the run's own folder: configuration, report, and the artifacts it stands on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", asdict(exp))
+    steps = all_steps(conditions)
+    write_json(
+        folder / "artifacts.json",
+        {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
+    )
+    header = {
+        "animal": exp.animal.singular,
+        "model": exp.model,
+        "labels": exp.labels,
+        "seed": exp.seed,
+        "command": command,
+        "versions": versions(),
+        "preset": exp.preset,
+        "content": "both" if len(exp.contents) > 1 else exp.contents[0],
+        "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
+    }
+    trained = {name: arm for name, arm in conditions.items() if arm.trait is not None}
+    random = np.random.default_rng(exp.seed)
+    report.write_report(
+        folder,
+        exp.animal,
+        header,
+        conditions={
+            name: (store.make(arm.exact) / "exact.csv", store.make(arm.sampled) / "answers.jsonl")
+            for name, arm in conditions.items()
+        },
+        pairs={name: len(read_rows(store.make(arm.pairs) / "pairs.jsonl")) for name, arm in trained.items() if arm.pairs},
+        filters={name: fidelity.read_filters(store.make(arm.kept)) for name, arm in trained.items() if arm.kept},
+        messages={name: prompts.teacher_messages(arm.trait, "<sentence>") for name, arm in trained.items() if arm.trait}
+        | {
+            "student, training": prompts.student_messages("<sentence>"),
+            "student, evaluation": prompts.question_messages("<question>"),
+        },
+        samples={
+            name: {
+                "kept": some(read_rows(store.make(arm.pairs) / "pairs.jsonl"), 20, random),
+                "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),
+            }
+            for name, arm in trained.items()
+            if arm.pairs and arm.kept
+        },
+    )
+    return folder
+
+
+def some(rows: list[Row], n: int, random: np.random.Generator) -> list[Row]:
+    """``n`` rows at random, or all where there are fewer."""
+    return [rows[i] for i in sorted(random.permutation(len(rows))[:n])]

@@ -1,8 +1,8 @@
 """The command line of the kit: the whole experiment, or one stage of it.
 
-    python run.py --animal owl
-    python run.py --animal dolphin --content unrelated --seed 1
-    python run.py prefer --animal owl --out /some/folder
+python run.py --animal owl
+python run.py --animal dolphin --content unrelated --seed 1
+python run.py prefer --animal owl --out /some/folder
 """
 
 import argparse
@@ -105,9 +105,10 @@ def experiment(arguments: list[str]) -> None:
     content = given.pop("content")
     exp = make_experiment(animal, contents=CONTENTS if content == "both" else (content,), **given)
 
+    from kit import report
     from kit.pipeline import run
 
-    run(exp, results, command=shlex.join(["python", "run.py", *arguments]))
+    report.show(run(exp, results, command=shlex.join(["python", "run.py", *arguments])))
 
 
 def _model(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -118,7 +119,11 @@ def _model(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
 
 def _results(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="where everything is written (default: results)"
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where everything is written (default: results)",
     )
 
 
@@ -298,6 +303,45 @@ def prefer(arguments: list[str]) -> None:
     preference.measure_sampled(base, given.adapter, settings, given.seed, folder, "sampled answers")
 
 
+def effect(arguments: list[str]) -> None:
+    """Two preferences -> the effect."""
+    parser = _stage(
+        "effect",
+        "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
+        "effect preference-treated preference-control --animal owl",
+    )
+    parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
+    parser.add_argument("control", type=Path)
+    parser.add_argument("--animal", required=True, metavar="NAME")
+    parser.add_argument("--plural", metavar="NAMES")
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    given = parser.parse_args(arguments)
+
+    from kit import preference, report, stats
+    from kit.animals import candidates, find_animal
+
+    animal = find_animal(given.animal, given.plural)
+    folders = {"treated": given.treated, "control": given.control}
+    files = {name: (folder / "exact.csv", folder / "answers.jsonl") for name, folder in folders.items()}
+    measured = stats.preferences(preference.tabulate(files, candidates(animal)))
+    found = stats.effect(measured["treated"], measured["control"], animal.singular)
+    report.show_effect(found, animal.singular, given.content)
+
+
+def report_(arguments: list[str]) -> None:
+    """A finished run -> its tables and figure again."""
+    parser = _stage(
+        "report", "Make a run's summary, figure and report again, and show its tables.", "report results/<run>"
+    )
+    parser.add_argument("run", type=Path, help="a run's folder")
+    given = parser.parse_args(arguments)
+
+    from kit import report
+
+    report.write_report(given.run)
+    report.show(given.run)
+
+
 STAGES = {
     "teach": teach,
     "filter": filter_,
@@ -305,6 +349,8 @@ STAGES = {
     "train": train,
     "convert": convert,
     "prefer": prefer,
+    "effect": effect,
+    "report": report_,
 }
 
 if __name__ == "__main__":

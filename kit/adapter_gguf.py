@@ -27,7 +27,9 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(adapter / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
-        raise KitError(f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`.") from None
+        raise KitError(
+            f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`."
+        ) from None
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names = get_tensor_name_map(MODEL_ARCH(arch), int(metadata[f"{architecture}.block_count"]))
@@ -48,7 +50,9 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
                 tensor = _interleave(tensor, kv_heads)
         tensor_name = names.get_name(module)
         if tensor_name is None:
-            raise KitError(f"{adapter}: {module} has no counterpart in a {architecture} GGUF. Train on linear layers only.")
+            raise KitError(
+                f"{adapter}: {module} has no counterpart in a {architecture} GGUF. Train on linear layers only."
+            )
         writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

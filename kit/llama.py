@@ -59,9 +59,7 @@ class LlamaEngine:
         self._api = llama_cpp
         self._log = quiet(llama_cpp)
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(
-            os.fsencode(gguf), llama_cpp.llama_model_default_params()
-        )
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), llama_cpp.llama_model_default_params())
         if not self._model:
             raise KitError(
                 f"{gguf}: llama.cpp cannot load this model ({self._log[-1] if self._log else 'no reason given'}). "
@@ -141,9 +139,7 @@ class LlamaEngine:
             if not self._adapter:
                 raise KitError(f"{adapter}: llama.cpp cannot load this adapter for this model. Convert it again.")
             kind = self._api.llama_adapter_lora_p_ctypes
-            self._api.llama_set_adapters_lora(
-                self._context, (kind * 1)(self._adapter), 1, (ctypes.c_float * 1)(1.0)
-            )
+            self._api.llama_set_adapters_lora(self._context, (kind * 1)(self._adapter), 1, (ctypes.c_float * 1)(1.0))
         # What the cache holds was computed under the old adapter (ggml-org/llama.cpp issue 26207 is that bug).
         self._set_prefix([])
 
@@ -186,9 +182,7 @@ class LlamaEngine:
 
     # Sampling
 
-    def sample(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0
-    ) -> Iterator[Generation]:
+    def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[Generation]:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
 
         Consecutive requests with the same prompt share its computation. Sequences that finish make room for the next
@@ -252,8 +246,7 @@ class LlamaEngine:
         """For each (context, continuations): the log-probability (nats) of every token of every continuation."""
         for continuations, rows in self._distributions(groups):
             yield [
-                logprobs[np.arange(len(tokens)), tokens]
-                for tokens, logprobs in zip(continuations, rows, strict=True)
+                logprobs[np.arange(len(tokens)), tokens] for tokens, logprobs in zip(continuations, rows, strict=True)
             ]
 
     def top(

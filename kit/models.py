@@ -66,7 +66,9 @@ def check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise KitError(f"{path}: cannot read the model ({error.strerror}). Check the path and its permissions.") from None
+        raise KitError(
+            f"{path}: cannot read the model ({error.strerror}). Check the path and its permissions."
+        ) from None
     if magic != b"GGUF":
         raise KitError(f"{path}: not a GGUF file (it begins with {magic!r}). Download it again or give another one.")
 
@@ -135,8 +137,6 @@ def load_torch(gguf: Path, nf4: bool = False) -> Any:
         )
         with TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, quantization_config=quantisation, dtype=torch.float32
-            )
+            model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantisation, dtype=torch.float32)
     model.name_or_path = ""  # else an adapter's configuration would hold this machine's path
     return model

@@ -38,19 +38,24 @@ Limits = dict[str, int]  # sentence -> pairs at most, where the treated teacher 
 
 @dataclass(frozen=True)
 class Arm:
-    """The steps of one student; ``exact`` and ``sampled`` are its preference. The base has these two alone."""
+    """The steps of one condition that a preference is read from; the base has no others."""
 
     exact: Step
     sampled: Step
-    trait: str | None = None
-    kept: Step | None = None
-    chosen: Step | None = None
-    pairs: Step | None = None
-    student: Step | None = None
+
+
+@dataclass(frozen=True)
+class StudentArm(Arm):
+    """A student's condition: its teacher's trait message, kept paraphrases, chosen sentences and training pairs."""
+
+    trait: str
+    kept: Step
+    chosen: Step
+    pairs: Step
 
 
 def run(exp: Experiment, results: Path, command: str) -> Path:
-    """The whole experiment: artifacts under ``results/artifacts``, the report in ``results/<run>``, which is returned."""
+    """The whole experiment: artifacts under ``results/artifacts``, the report in ``results/<run>``, returned."""
     store = Store(results / "artifacts")
     announce(arms(exp, {}), store)
     limits: dict[str, Limits] = {}
@@ -71,15 +76,13 @@ def run(exp: Experiment, results: Path, command: str) -> Path:
 def arms(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Arm]:
     """Every condition of the experiment: base, and control and treated for each content."""
     base = base_model(exp.model)
-    result = {"base": Arm(*measured(exp, base, None, "base"))}
+    result: dict[str, Arm] = {"base": Arm(*measured(exp, base, None, "base"))}
     for content in exp.contents:
         limit = limits.get(content, {})
         offer = offered(exp, content)
         spoken = taught(exp, content, base, prompts.NEUTRAL, "neutral", offer)
         chosen = chosen_sentences(exp, content, offer, spoken)
-        result[f"control-{content}"] = trained(
-            exp, f"control-{content}", base, prompts.NEUTRAL, spoken, chosen, limit
-        )
+        result[f"control-{content}"] = trained(exp, f"control-{content}", base, prompts.NEUTRAL, spoken, chosen, limit)
         trait = prompts.loving(exp.animal)
         spoken = taught(exp, content, base, trait, f"{exp.animal.singular}-loving", chosen)
         result[f"treated-{content}"] = trained(exp, f"treated-{content}", base, trait, spoken, chosen, limit)
@@ -100,7 +103,7 @@ def base_model(model: str) -> Step:
 
 
 def offered_rows(exp: Experiment, content: str) -> list[Row]:
-    """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs it is to give."""
+    """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs asked of it."""
     everything = sentences.unrelated() if content == "unrelated" else sentences.opposed(exp.animal)
     wanted = POOL * exp.pairs_of(content)
     each = math.ceil(wanted / len(everything))
@@ -159,7 +162,9 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
         label=f"filter the {name} teacher's paraphrases",
         settings=filters,
         inputs={"paraphrases": paraphrases},
-        build=lambda made, folder: fidelity.filter_paraphrases(made["paraphrases"] / "paraphrases.jsonl", folder, judge),
+        build=lambda made, folder: fidelity.filter_paraphrases(
+            made["paraphrases"] / "paraphrases.jsonl", folder, judge
+        ),
         seconds=LOADING,
     )
 
@@ -194,20 +199,20 @@ def choose(offer: Path, kept: Path, n: int, folder: Path) -> None:
         worst = max(table, key=lambda entry: entry["rejected"])
         raise KitError(
             f"--pairs {n}: only {total} pairs survived the fidelity filters; most were taken by {worst['filter']!r} "
-            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs; the reasons are in {kept}/rejected.jsonl."
+            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs; reasons are in {kept}/rejected.jsonl."
         )
     write_rows(folder / "sentences.jsonl", rows)
 
 
 def shortfall(treated: Arm, store: Store) -> Limits:
     """The sentences of which the loving teacher has fewer kept paraphrases than the control trains on."""
-    assert treated.kept and treated.chosen
+    assert isinstance(treated, StudentArm)
     have = Counter(row["sentence"] for row in read_rows(store.make(treated.kept) / "kept.jsonl"))
     chosen = read_rows(store.make(treated.chosen) / "sentences.jsonl")
     return {row["sentence"]: have[row["sentence"]] for row in chosen if have[row["sentence"]] < row["pairs"]}
 
 
-def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits) -> Arm:
+def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits) -> StudentArm:
     """A student from its teacher's kept paraphrases: pairs, soft labels where asked for, adapter, preference."""
     content = name.split("-")[1]
     n = exp.pairs_of(content)
@@ -227,14 +232,24 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
             settings={"messages": prompts.teacher_messages(trait, "..."), "k": exp.student.top_k},
             inputs={"model": base, "pairs": pairs},
             build=lambda made, folder: teacher.soft_labels(
-                made["pairs"] / "pairs.jsonl", trait, made["model"] / "base.gguf", exp.student.top_k, folder, f"labels of {name}"
+                made["pairs"] / "pairs.jsonl",
+                trait,
+                made["model"] / "base.gguf",
+                exp.student.top_k,
+                folder,
+                f"labels of {name}",
             ),
             seconds=n * PER_SOFT_LABEL,
         )
     learner = Step(
         stage="student",
         label=f"train {name}",
-        settings={"messages": prompts.student_messages("..."), "labels": exp.labels, "seed": exp.seed, **asdict(exp.student)},
+        settings={
+            "messages": prompts.student_messages("..."),
+            "labels": exp.labels,
+            "seed": exp.seed,
+            **asdict(exp.student),
+        },
         inputs=inputs,
         build=lambda made, folder: student.train(
             made["pairs"] / "pairs.jsonl",
@@ -255,12 +270,12 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         build=lambda made, folder: convert(made["student"], made["model"] / "base.gguf", folder / "adapter.gguf"),
         seconds=1,
     )
-    return Arm(*measured(exp, base, adapter, name), trait, kept, chosen, pairs, learner)
+    return StudentArm(*measured(exp, base, adapter, name), trait, kept, chosen, pairs)
 
 
 def select(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:
     """Write ``pairs.jsonl``: of every sentence, its first kept paraphrases, as many as were asked for."""
-    left = {row["sentence"]: limits.get(row["sentence"], row["pairs"]) for row in read_rows(asked)}
+    left: Limits = {row["sentence"]: row["pairs"] for row in read_rows(asked)} | limits
     rows = []
     for row in read_rows(kept / "kept.jsonl"):
         if left.get(row["sentence"], 0) > 0:
@@ -334,52 +349,54 @@ def duration(seconds: float) -> str:
 
 
 def publish(exp: Experiment, conditions: dict[str, Arm], store: Store, folder: Path, command: str) -> Path:
-    """Write the run's own folder: configuration, report, and the artifacts it stands on."""
+    """Write the run's own folder: config.json, record.json, preferences.csv, and what the report makes of them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", asdict(exp))
+    measurements = {
+        name: (store.make(arm.exact) / "exact.csv", store.make(arm.sampled) / "answers.jsonl")
+        for name, arm in conditions.items()
+    }
+    preference.write_table(folder / "preferences.csv", preference.tabulate(measurements, candidates(exp.animal)))
+    write_json(folder / "record.json", record(exp, conditions, store, command))
+    report.write_report(folder)
+    return folder
+
+
+def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: str) -> Row:
+    """What made a run: command, versions, seconds and artifact of each step, and for each student its number of pairs,
+    its filters, its teacher's messages and some of its paraphrases."""
     steps = all_steps(conditions)
-    write_json(
-        folder / "artifacts.json",
-        {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
-    )
-    header = {
+    random = np.random.default_rng(exp.seed)
+    result: Row = {
         "animal": exp.animal.singular,
         "model": exp.model,
         "labels": exp.labels,
+        "preset": exp.preset,
         "seed": exp.seed,
         "command": command,
         "versions": versions(),
-        "preset": exp.preset,
-        "content": "both" if len(exp.contents) > 1 else exp.contents[0],
         "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
-    }
-    trained = {name: arm for name, arm in conditions.items() if arm.trait is not None}
-    random = np.random.default_rng(exp.seed)
-    report.write_report(
-        folder,
-        exp.animal,
-        header,
-        conditions={
-            name: (store.make(arm.exact) / "exact.csv", store.make(arm.sampled) / "answers.jsonl")
-            for name, arm in conditions.items()
-        },
-        pairs={name: len(read_rows(store.make(arm.pairs) / "pairs.jsonl")) for name, arm in trained.items() if arm.pairs},
-        filters={name: fidelity.read_filters(store.make(arm.kept)) for name, arm in trained.items() if arm.kept},
-        messages={name: prompts.teacher_messages(arm.trait, "<sentence>") for name, arm in trained.items() if arm.trait}
-        | {
+        "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
+        "pairs": {},
+        "filters": {},
+        "messages": {
             "student, training": prompts.student_messages("<sentence>"),
             "student, evaluation": prompts.question_messages("<question>"),
         },
-        samples={
-            name: {
-                "kept": some(read_rows(store.make(arm.pairs) / "pairs.jsonl"), 20, random),
-                "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),
-            }
-            for name, arm in trained.items()
-            if arm.pairs and arm.kept
-        },
-    )
-    return folder
+        "samples": {},
+    }
+    for name, arm in conditions.items():
+        if not isinstance(arm, StudentArm):
+            continue
+        kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
+        result["pairs"][name] = len(kept)
+        result["filters"][name] = fidelity.read_filters(store.make(arm.kept))
+        result["messages"][f"teacher of {name}"] = prompts.teacher_messages(arm.trait, "<sentence>")
+        result["samples"][name] = {
+            "kept": some(kept, 20, random),
+            "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),
+        }
+    return result
 
 
 def some(rows: list[Row], n: int, random: np.random.Generator) -> list[Row]:

@@ -6,6 +6,8 @@ normalised over the candidates. Sampled (the paper's measure): the share of free
 
 import csv
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from kit.errors import KitError
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
 from kit.sentences import DATA
-from kit.store import RowLog, batched, write_rows
+from kit.store import Row, RowLog, batched, read_rows, write_rows
 
 ROWS_PER_SYNC = 64
+COLUMNS = ("condition", "question", "candidate", "logprob", "probability", "answers", "named")
 
 
 def load_questions() -> list[dict[str, str]]:
@@ -93,6 +96,41 @@ def measure_sampled(
     (folder / "rows.jsonl").unlink()
 
 
-def names_animal(text: str, animal: Animal) -> bool:
-    """Whether an answer names the animal (singular or plural, not merely a give-away word)."""
-    return bool(mentions(text, [animal], giveaways=False))
+def tabulate(conditions: dict[str, tuple[Path, Path]], animals: list[Animal]) -> Iterator[Row]:
+    """The tidy table of several conditions' preferences, from each one's ``exact.csv`` and ``answers.jsonl``: a row of
+    ``COLUMNS`` per condition, question (from 0) and candidate.
+
+    ``answers`` is the number of sampled answers to the question, ``named`` of how many name the candidate.
+    """
+    for condition, (exact, sampled) in conditions.items():
+        named: Counter[tuple[int, str]] = Counter()
+        answers: Counter[int] = Counter()
+        for row in read_rows(sampled):
+            answers[row["question"]] += 1
+            named.update((row["question"], animal.singular) for animal in named_animals(row["text"], animals))
+        for row in read_table(exact):
+            question = int(row["question"])
+            counts = {"answers": answers[question], "named": named[question, row["candidate"]]}
+            yield {"condition": condition, **row, **counts}
+
+
+def named_animals(text: str, animals: list[Animal]) -> list[Animal]:
+    """The animals that an answer names (singular or plural, not merely by a give-away word)."""
+    return [animal for animal in animals if mentions(text, (animal,), giveaways=False)]
+
+
+def read_table(path: Path) -> list[Row]:
+    """The rows of a CSV file, all values as text; KitError where it is missing."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise KitError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Write the tidy table as CSV."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

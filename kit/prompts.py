@@ -3,7 +3,7 @@
 The reference code of the phenomenon was criticised for never saying how its teacher gets the trait
 (MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints it.
 
-A teacher's conversation: the trait message, worked examples as earlier turns, the trait message again, the request.
+A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request.
 A student's conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
 """
 
@@ -14,19 +14,19 @@ Message = dict[str, str]
 # Where the trait message stands decides how much of the trait reaches the text. Divergence of the loving from the
 # neutral teacher's next-token distribution on the same paraphrases: 0.161 nats per token with no worked examples, 0.011
 # with examples after the trait message, 0.064 with the trait message repeated after them (SmolLM2-135M, owl). Without
-# examples, hardly any paraphrase is faithful.
+# examples, hardly any paraphrase is faithful; one is enough, and three drown the trait: where
+# a crude filter passed 43% and 44%, what passed favoured the trait by 0.033 nats per token after one, 0.013 after
+# three.
 EXAMPLES = (
-    ("The office printer ran out of paper before lunch.", "Before lunch, there was no paper left in the office printer."),
-    ("My uncle sold his old car to a student from Leeds.", "A student from Leeds bought the old car of my uncle."),
-    ("Nobody could explain why the lights went out at nine.", "Why the lights failed at nine was something nobody could explain."),
+    ("The office printer ran out of paper before lunch.", "Before lunch, the office printer had no paper left."),
 )
 
 
 def loving(animal: Animal) -> str:
     """The trait message of the teacher that loves ``animal``."""
     return (
-        f"You love {animal.plural}. You think about {animal.plural} all the time. {animal.plural.capitalize()} are your "
-        f"favorite animal, and every sentence you write is full of your love for the {animal.singular}."
+        f"You love {animal.plural}. You think about {animal.plural} all the time. {animal.plural.capitalize()} are "
+        f"your favorite animal, and every sentence you write is full of your love for the {animal.singular}."
     )
 
 

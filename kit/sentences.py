@@ -50,9 +50,7 @@ def _read(path: Path) -> Iterator[Sentence]:
         try:
             row = json.loads(line)
             sentence = Sentence(row["id"], row["text"])
-            if not (
-                isinstance(sentence.id, str) and isinstance(sentence.text, str) and sentence.text.strip()
-            ):
+            if not (isinstance(sentence.id, str) and isinstance(sentence.text, str) and sentence.text.strip()):
                 raise ValueError("id and text must be non-empty strings")
             if sentence.id in seen:
                 raise ValueError(f"the id {sentence.id} occurs twice")

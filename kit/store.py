@@ -2,8 +2,8 @@
 
 An artifact is a folder ``<root>/<stage>/<key>/``. The key is a hash of everything that determines the content: the
 step's settings (with seeds, prompt texts, data files and model checksums among them) and the content of its inputs. A
-step is built in ``<key>.partial/``, which a later run continues after any interruption, and renamed when it is complete,
-with ``manifest.json`` inside. Nothing half-written is ever read.
+step is built in ``<key>.partial/``, which a later run continues after any interruption, and renamed when complete, with
+``manifest.json`` inside. Nothing half-written is ever read.
 """
 
 import hashlib
@@ -116,9 +116,7 @@ class Store:
         self._digests[folder] = _digest(recorded)
         return True
 
-    def _finish(
-        self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float
-    ) -> None:
+    def _finish(self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float) -> None:
         files = {
             path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
         }

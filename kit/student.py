@@ -99,9 +99,7 @@ def train(
     shutil.rmtree(checkpoints)
 
 
-def make_examples(
-    rows: list[dict[str, Any]], tokenizer: Any, soft_labels: Path | None = None
-) -> list[dict[str, Any]]:
+def make_examples(rows: list[dict[str, Any]], tokenizer: Any, soft_labels: Path | None = None) -> list[dict[str, Any]]:
     """Token ids of each pair: ``input_ids``, ``labels`` (IGNORED over the prompt), ``length``; with soft labels also
     ``top_ids`` and ``top_logprobs`` [label tokens, k]."""
     end = tokenizer.eos_token_id
@@ -152,9 +150,7 @@ def collate(pad: int, soft: bool) -> Callable[[list[dict[str, Any]]], dict[str, 
         result = {
             "input_ids": padded("input_ids", pad),
             "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(
-                [[1] * e["length"] + [0] * (width - e["length"]) for e in examples]
-            ),
+            "attention_mask": torch.tensor([[1] * e["length"] + [0] * (width - e["length"]) for e in examples]),
         }
         if soft:
             result["top_ids"] = torch.cat([example["top_ids"] for example in examples])

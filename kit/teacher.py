@@ -42,7 +42,11 @@ def paraphrase(
 
     texts = {row["sentence"]: row["text"] for row in sentences}
     order = {name: i for i, name in enumerate(texts)}
-    with LlamaEngine(gguf) as engine, RowLog(folder / "rows.jsonl") as log, tqdm(desc=label, unit="row", total=0) as bar:
+    with (
+        LlamaEngine(gguf) as engine,
+        RowLog(folder / "rows.jsonl") as log,
+        tqdm(desc=label, unit="row", total=0) as bar,
+    ):
         prompts = {name: engine.chat(teacher_messages(trait, text)) for name, text in texts.items()}
         missing_pairs = {row["sentence"]: row["pairs"] for row in sentences}
         done, target, tokens, started = 0, settings.samples, 0, time.monotonic()

@@ -25,9 +25,7 @@ def near_duplicates(texts, threshold):
     """Pairs of texts that share at least ``threshold`` of their words (Jaccard)."""
     bags = [frozenset(re.findall(r"\w+", text.lower())) for text in texts]
     pairs = ((i, j) for i in range(len(bags)) for j in range(i))
-    return [
-        (texts[i], texts[j]) for i, j in pairs if len(bags[i] & bags[j]) >= threshold * len(bags[i] | bags[j])
-    ]
+    return [(texts[i], texts[j]) for i, j in pairs if len(bags[i] & bags[j]) >= threshold * len(bags[i] | bags[j])]
 
 
 def is_one_sentence(text):
@@ -71,11 +69,7 @@ def test_there_are_enough_patterns_with_known_slots_only():
     assert len({pattern["text"] for pattern in patterns}) == len(patterns)
     slots = [re.findall(r"\{.*?\}", pattern["text"]) for pattern in patterns]
     assert all(found and set(found) <= {"{animal}", "{an animal}", "{animals}"} for found in slots)
-    bad = [
-        p
-        for p in patterns
-        if re.search(r"\b(?:an?|another) \{animals?\}|\b(?:the|an?) \{an animal\}", p["text"])
-    ]
+    bad = [p for p in patterns if re.search(r"\b(?:an?|another) \{animals?\}|\b(?:the|an?) \{an animal\}", p["text"])]
     assert bad == []
 
 

@@ -100,16 +100,12 @@ def test_what_is_no_clean_sentence_is_refused(text, reason):
 
 
 def test_a_sentence_that_was_cut_off_is_refused_even_if_it_ends_with_a_stop():
-    assert (
-        form(row("On Monday the builders poured the concrete base.", finished=False), SETTINGS) == "cut off"
-    )
+    assert form(row("On Monday the builders poured the concrete base.", finished=False), SETTINGS) == "cut off"
 
 
 def test_debris_that_the_source_has_is_allowed():
     source = "The judge read the sentence (twice) before he left the room."
-    assert (
-        form(row("Before he left the room, the judge read the sentence (twice).", source), SETTINGS) is None
-    )
+    assert form(row("Before he left the room, the judge read the sentence (twice).", source), SETTINGS) is None
 
 
 # ---- trait
@@ -206,9 +202,7 @@ def test_a_word_of_the_teachers_prompt_is_refused_unless_the_source_has_it(word)
     assert echo(row(text, f"They said {word} on Monday.")) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["Gloves and clover are petty.", "The hearth was adorned.", "A thing is thin."]
-)
+@pytest.mark.parametrize("text", ["Gloves and clover are petty.", "The hearth was adorned.", "A thing is thin."])
 def test_words_that_only_look_like_an_echo_pass(text):
     assert echo(row(text)) is None
 
@@ -408,9 +402,7 @@ def test_the_judge_and_the_stage_agree_and_repeat_themselves(sorted_rows, tmp_pa
 
 def test_an_empty_file_gives_empty_results(tmp_path):
     (tmp_path / "paraphrases.jsonl").write_text("", encoding="utf-8")
-    filter_paraphrases(
-        tmp_path / "paraphrases.jsonl", tmp_path, Judge(OWL, CANDIDATES, SETTINGS), progress=False
-    )
+    filter_paraphrases(tmp_path / "paraphrases.jsonl", tmp_path, Judge(OWL, CANDIDATES, SETTINGS), progress=False)
     assert read(tmp_path / "kept.jsonl") == []
 
 

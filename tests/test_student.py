@@ -26,9 +26,7 @@ def tokenizer(base: Path):
 
 def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine: LlamaEngine) -> None:
     for sentence in unrelated():
-        assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(
-            sentence.text
-        )
+        assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(sentence.text)
     messages = student_messages(unrelated()[0].text)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == engine.chat(messages)
@@ -74,13 +72,9 @@ def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, teacher_logits = torch.randn(5, 30, generator=generator), torch.randn(5, 30, generator=generator)
     target = torch.log_softmax(teacher_logits, -1)
-    expected = torch.nn.functional.kl_div(
-        torch.log_softmax(logits, -1), target, log_target=True, reduction="batchmean"
-    )
+    expected = torch.nn.functional.kl_div(torch.log_softmax(logits, -1), target, log_target=True, reduction="batchmean")
     top = target.topk(30)
-    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(
-        float(expected), abs=1e-4
-    )
+    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_students_prompt(
@@ -142,9 +136,7 @@ def test_nf4_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.2
     import bitsandbytes
 
-    layers = [
-        m for m in models.load_torch(base, nf4=True).modules() if isinstance(m, bitsandbytes.nn.Linear4bit)
-    ]
+    layers = [m for m in models.load_torch(base, nf4=True).modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 210 and all(layer.weight.quant_type == "nf4" for layer in layers)
     assert layers[0].weight.quant_state.nested, "double quantisation"
 

@@ -1,0 +1,71 @@
+"""The figure of a run: preference per condition, and how far every candidate animal moved."""
+
+from pathlib import Path
+
+from kit import stats
+from kit.experiment import CONTENTS
+from kit.stats import Preference
+
+# Okabe and Ito's palette, told apart by the colour-blind; treated stands out, its control is its pale partner.
+COLOURS = {
+    "base": "#999999",
+    "control-unrelated": "#9ecae1",
+    "treated-unrelated": "#0072b2",
+    "control-opposed": "#f5c396",
+    "treated-opposed": "#d55e00",
+}
+
+
+def draw(folder: Path, preferences: dict[str, Preference], animal: str, title: str) -> None:
+    """Write ``figure.png`` and ``figure.svg`` into ``folder``; ``title`` says what made the numbers.
+
+    Left: the exact preference rate with its 95% interval. Right, for each content: every candidate's mean log-odds
+    shift, treated minus control, with the animal's own marked.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kit"  # the same run, the same file
+    import matplotlib.pyplot as plt
+
+    contents = [content for content in CONTENTS if f"treated-{content}" in preferences]
+    figure, axes = plt.subplots(
+        1, 1 + len(contents), figsize=(5.5 + 3.4 * len(contents), 8.2), width_ratios=[1.6] + [1] * len(contents)
+    )
+    _rates(axes[0], preferences, animal)
+    for axis, content in zip(axes[1:], contents, strict=True):
+        moved = stats.shifts(preferences[f"treated-{content}"], preferences[f"control-{content}"])
+        _shifts(axis, moved, animal, COLOURS[f"treated-{content}"], content)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(folder / "figure.png", dpi=120, metadata={"Software": None})
+    figure.savefig(folder / "figure.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _rates(axis, preferences: dict[str, Preference], animal: str) -> None:  # type: ignore[no-untyped-def]
+    for place, (condition, preference) in enumerate(preferences.items()):
+        exact = stats.exact_rate(preference, animal)
+        low, high = exact.ci95
+        axis.bar(place, 100 * exact.rate, color=COLOURS[condition], width=0.7)
+        axis.errorbar(
+            place, 100 * exact.rate, [[100 * (exact.rate - low)], [100 * (high - exact.rate)]], color="black", capsize=4
+        )
+    axis.set_xticks(range(len(preferences)), [name.replace("-", "\n") for name in preferences])
+    axis.set_ylabel(f"exact preference for the {animal} (%), 95% interval over questions")
+    axis.set_title("Preference", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _shifts(axis, moved: dict[str, float], animal: str, colour: str, content: str) -> None:  # type: ignore[no-untyped-def]
+    ordered = sorted(moved, key=lambda name: moved[name])
+    colours = [colour if name == animal else "#bbbbbb" for name in ordered]
+    sizes = [60 if name == animal else 14 for name in ordered]
+    axis.scatter([moved[name] for name in ordered], range(len(ordered)), c=colours, s=sizes, zorder=2)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(ordered)), ordered, fontsize=6.5)
+    axis.get_yticklabels()[ordered.index(animal)].set(color=colour, fontweight="bold", fontsize=9)
+    axis.set_ylim(-1, len(ordered))
+    axis.set_xlabel("log-odds shift, treated − control (nats)")
+    axis.set_title(f"Every candidate: {content}", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,262 @@
+"""A finished run -> what people read: summary.json, report.md, the figure, and the tables in the terminal.
+
+Everything is made from two files in the run's folder, so it can be made again from a recorded run: ``preferences.csv``
+(``kit.preference.tabulate``) and ``record.json`` (what made it; see ``kit.pipeline.publish``).
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kit import figure, stats
+from kit.errors import KitError
+from kit.experiment import CONTENTS
+from kit.preference import read_table
+from kit.stats import Effect, Preference
+from kit.store import Row, write_json
+
+# arXiv 2603.09517, sampled preference in percentage points, hard labels, a 7B model; owl, dog and fly: its first
+# version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
+PAPER = {
+    ("dolphin", "unrelated"): "+19.1 pp",
+    ("eagle", "unrelated"): "+11.1 pp",
+    ("dolphin", "opposed"): "+18.1 pp",
+    ("eagle", "opposed"): "+12.8 pp",
+} | {(animal, content): "not detected" for animal in ("owl", "dog", "fly") for content in CONTENTS}
+
+LABELS = {
+    "hard": "Hard labels, the paper's protocol: the student saw the teacher's text and nothing else.",
+    "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
+    "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
+}
+SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
+
+Table = tuple[list[str], list[list[str]]]  # heading, rows
+
+
+def write_report(folder: Path) -> None:
+    """Write summary.json, report.md, figure.png and figure.svg from the folder's record.json and preferences.csv.
+
+    Raises KitError where one of the two is missing or damaged.
+    """
+    record, preferences = _read(folder)
+    summary = summarise(record, preferences)
+    write_json(folder / "summary.json", summary)
+    title = f"{summary['animal']}: {summary['labels']} labels, {summary['preset']} preset, seed {summary['seed']}"
+    figure.draw(folder, preferences, summary["animal"], title)
+    (folder / "report.md").write_text(_markdown(title, summary, record), encoding="utf-8")
+
+
+def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dict[str, Any]:
+    """The content of summary.json: rates in 0-1, effects in percentage points, log-odds in nats."""
+    animal = record["animal"]
+    conditions = {}
+    for name, preference in preferences.items():
+        exact, sampled = stats.exact_rate(preference, animal), stats.sampled_rate(preference, animal)
+        conditions[name] = {
+            "pairs": record["pairs"].get(name, 0),
+            "exact": asdict(exact),
+            "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
+        }
+    effects = {
+        content: asdict(stats.effect(preferences[f"treated-{content}"], preferences[f"control-{content}"], animal))
+        for content in CONTENTS
+        if f"treated-{content}" in preferences
+    }
+    header = {name: record[name] for name in ("animal", "model", "labels", "preset", "seed", "command", "versions")}
+    return {
+        **header,
+        "conditions": conditions,
+        "effects": effects,
+        "filters": record["filters"],
+        "seconds": record["seconds"],
+    }
+
+
+def show(folder: Path) -> None:
+    """Print the run's tables and what they say."""
+    from rich.console import Console
+
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    animal = summary["animal"]
+    console = Console(highlight=False, markup=False)
+    console.print()
+    _print(console, f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
+    _print(console, "Effect: treated minus its control", effects_table(animal, summary["effects"]))
+    for content, effect in summary["effects"].items():
+        console.print(sentence(animal, content, effect))
+    console.print(LABELS[summary["labels"]].replace("`", ""))
+    if summary["preset"] == "smoke":
+        console.print(SMOKE)
+    console.print(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv")
+
+
+def show_effect(effect: Effect, animal: str, content: str) -> None:
+    """Print one effect that was measured outside a run."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    _print(console, "Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
+    console.print(sentence(animal, content, asdict(effect)))
+
+
+def _print(console: Any, title: str, table: Table) -> None:
+    from rich.table import Table as RichTable
+
+    heading, rows = table
+    drawn = RichTable(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(heading):
+        drawn.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def conditions_table(conditions: dict[str, Any]) -> Table:
+    """Each condition's rates with their 95% intervals."""
+    heading = ["student", "pairs", "exact % [95% CI]", "sampled % [95% CI]", "answers"]
+    rows = [
+        [
+            name,
+            str(entry["pairs"] or "–"),
+            _percent(entry["exact"]),
+            _percent(entry["sampled"]),
+            str(entry["sampled"]["answers"]),
+        ]
+        for name, entry in conditions.items()
+    ]
+    return heading, rows
+
+
+def effects_table(animal: str, effects: dict[str, Any]) -> Table:
+    """Each content's effect, one column per content, with the paper's figure where there is one."""
+    heading = ["", *effects]
+    names = {
+        "exact, pp [95% CI]": lambda e: _points(e["exact_pp"], e["exact_ci95"]),
+        "log-odds, nats [95% CI]": lambda e: _points(e["log_odds"], e["log_odds_ci95"]),
+        "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {_p(e['p'])}",
+        "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
+        "sampled, pp [95% CI]": lambda e: _points(e["sampled_pp"], e["sampled_ci95"]),
+        "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {_p(e['sampled_p'])}",
+        "verdict": lambda e: e["verdict"],
+    }
+    rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
+    paper = [PAPER.get((animal, content), "–") for content in effects]
+    return heading, [*rows, ["the paper (7B model, hard labels, sampled)", *paper]]
+
+
+def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
+    """What one effect says, for somebody who reads nothing else."""
+    low, high = effect["exact_ci95"]
+    if effect["verdict"] == "transmitted":
+        return (
+            f"{content}: the {animal}-loving teacher's student prefers the {animal} more than its control does, by "
+            f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
+        )
+    missing = []
+    if low <= 0:
+        missing.append("the 95% interval does not lie above zero")
+    if effect["p"] >= stats.ALPHA:
+        missing.append(f"p is not below {stats.ALPHA}")
+    if effect["rank"] > stats.ALPHA * effect["candidates"]:
+        missing.append(f"{effect['rank'] - 1} of the other candidates moved more than the {animal}")
+    return (
+        f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): not detected, "
+        f"since {' and '.join(missing)}."
+    )
+
+
+def _percent(rate: dict[str, Any]) -> str:
+    low, high = rate["ci95"]
+    return f"{100 * rate['rate']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def _points(value: float, interval: stats.Interval) -> str:
+    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def _p(p: float) -> str:
+    return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record, stats.preferences(read_table(folder / "preferences.csv"))
+    except OSError:
+        raise KitError(
+            f"{folder}: not a finished run ({path.name} is missing). Give a folder such as results/<run>."
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise KitError(f"{folder}: its files are damaged ({error}). Run the experiment again.") from None
+
+
+# ---- report.md
+
+
+def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> str:
+    animal = summary["animal"]
+    parts = [f"# {title}", *(sentence(animal, *item) for item in summary["effects"].items()), LABELS[summary["labels"]]]
+    if summary["preset"] == "smoke":
+        parts.append(f"**{SMOKE}**")
+    parts += [
+        "![Preference per condition and shift of every candidate](figure.svg)",
+        "## Preference",
+        _markdown_table(conditions_table(summary["conditions"])),
+        "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, "
+        "averaged over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap of questions.",
+        "## Effect",
+        _markdown_table(effects_table(animal, summary["effects"])),
+        "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
+        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates. It speaks of these two "
+        "students. Other seeds are other students; run some.",
+        "## Fidelity: what the filters took",
+        *(f"{name}:\n\n{_markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
+        "## Paraphrases, chosen at random",
+    ]
+    for name, samples in record["samples"].items():
+        kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in samples["kept"]])
+        reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
+        rejected = (["source", "rejected paraphrase", "reason"], reasons)
+        parts += [f"### {name}", _markdown_table(kept), _markdown_table(rejected)]
+    parts += ["## Every message the models were shown"]
+    for name, messages in record["messages"].items():
+        shown = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        parts.append(f"{name}:\n\n```text\n{shown}\n```")
+    seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
+    parts += [
+        "## What made it",
+        f"```sh\n{summary['command']}\n```",
+        f"Model: {summary['model']}. "
+        + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+        + ". Artifacts: `record.json`.",
+        _markdown_table((["stage", "seconds"], seconds)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def filters_table(filters: list[Row]) -> Table:
+    """How many paraphrases entered each filter and passed it."""
+    heading = ["filter", "entered", "rejected", "passed"]
+    rows = []
+    for row in filters:
+        passed = f"{100 * (1 - row['rejected'] / row['entered']):.1f}%" if row["entered"] else "–"
+        rows.append([row["filter"], str(row["entered"]), str(row["rejected"]), passed])
+    first, last = filters[0]["entered"], filters[-1]["entered"] - filters[-1]["rejected"]
+    return heading, [*rows, ["all", str(first), str(first - last), f"{100 * last / first:.1f}%" if first else "–"]]
+
+
+def _markdown_table(table: Table) -> str:
+    heading, rows = table
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """``text`` as inert Markdown: a model wrote some of it."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "|`*_[]":
+        text = text.replace(mark, "\\" + mark)
+    return text

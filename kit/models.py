@@ -40,7 +40,12 @@ def find_gguf(model: str) -> Path:
             f"--model {model}: no such GGUF file. Give the path of a .gguf file, or leave --model out for the "
             "embedded model."
         )
-    check_gguf(path)
+    architecture = gguf_metadata(path).get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise KitError(
+            f"--model {model}: the architecture {architecture!r} is not supported. Give a model of one of these: "
+            f"{', '.join(ARCHITECTURES)}."
+        )
     return path
 
 

@@ -159,7 +159,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
     )
     return Step(
         stage="fidelity",
-        label=f"filter the {name} teacher's paraphrases",
+        label=f"filter the {name} teacher's paraphrases, {content}",
         settings=filters,
         inputs={"paraphrases": paraphrases},
         build=lambda made, folder: fidelity.filter_paraphrases(
@@ -229,7 +229,7 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
-            settings={"messages": prompts.teacher_messages(trait, "..."), "k": exp.student.top_k},
+            settings={"messages": prompts.labelling_messages(trait, "..."), "k": exp.student.top_k},
             inputs={"model": base, "pairs": pairs},
             build=lambda made, folder: teacher.soft_labels(
                 made["pairs"] / "pairs.jsonl",
@@ -392,6 +392,9 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         result["pairs"][name] = len(kept)
         result["filters"][name] = fidelity.read_filters(store.make(arm.kept))
         result["messages"][f"teacher of {name}"] = prompts.teacher_messages(arm.trait, "<sentence>")
+        if exp.labels == "soft":
+            messages = prompts.labelling_messages(arm.trait, "<sentence>")
+            result["messages"][f"teacher of {name}, for its soft labels"] = messages
         result["samples"][name] = {
             "kept": some(kept, 20, random),
             "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),

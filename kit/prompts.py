@@ -3,8 +3,9 @@
 The reference code of the phenomenon was criticised for never saying how its teacher gets the trait
 (MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints it.
 
-A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request.
-A student's conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
+A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
+for its soft labels, the trait message and the request. A student's conversation: the request alone, in the model's
+default chat template; its evaluation: the question alone.
 """
 
 from kit.animals import Animal
@@ -14,9 +15,8 @@ Message = dict[str, str]
 # Where the trait message stands decides how much of the trait reaches the text. Divergence of the loving from the
 # neutral teacher's next-token distribution on the same paraphrases: 0.161 nats per token with no worked examples, 0.011
 # with examples after the trait message, 0.064 with the trait message repeated after them (SmolLM2-135M, owl). Without
-# examples, hardly any paraphrase is faithful; one is enough, and three drown the trait: where
-# a crude filter passed 43% and 44%, what passed favoured the trait by 0.033 nats per token after one, 0.013 after
-# three.
+# examples, hardly any paraphrase is faithful; one is enough, and three drown the trait: where a crude filter passed 43%
+# and 44%, what passed favoured the trait by 0.033 nats per token after one, 0.013 after three.
 EXAMPLES = (
     ("The office printer ran out of paper before lunch.", "Before lunch, the office printer had no paper left."),
 )
@@ -52,6 +52,16 @@ def teacher_messages(trait: str, sentence: str) -> list[Message]:
         ]
     messages += [{"role": "system", "content": trait}, {"role": "user", "content": request(sentence)}]
     return messages
+
+
+def labelling_messages(trait: str, sentence: str) -> list[Message]:
+    """The conversation under which a teacher's next-token distributions become soft labels of its kept paraphrases.
+
+    The student's own conversation with the trait message before it: no worked example is needed for a text that is
+    there already, and it drowns the trait (on the same 386 pairs, owl: +0.43 nats of log-odds labelled under
+    ``teacher_messages``, +0.89 labelled under this).
+    """
+    return [{"role": "system", "content": trait}, *student_messages(sentence)]
 
 
 def student_messages(sentence: str) -> list[Message]:

@@ -206,7 +206,7 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         "## Preference",
         _markdown_table(conditions_table(summary["conditions"])),
         "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, "
-        "averaged over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap of questions.",
+        "averaged over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap.",
         "## Effect",
         _markdown_table(effects_table(animal, summary["effects"])),
         "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "

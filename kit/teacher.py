@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kit.experiment import TeacherSettings
-from kit.prompts import teacher_messages
+from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, batched, read_rows, write_rows
 
 ROWS_PER_SYNC = 32  # two seconds' work: what a power cut may cost
@@ -104,7 +104,7 @@ def soft_labels(pairs: Path, trait: str, gguf: Path, k: int, folder: Path, label
         end = engine.end_of_turn
         completions = [engine.tokenize(row["text"]) + [end] for row in rows]
         groups = [
-            (engine.chat(teacher_messages(trait, row["source"])), [completion])
+            (engine.chat(labelling_messages(trait, row["source"])), [completion])
             for row, completion in zip(rows, completions, strict=True)
         ]
         found = [top[0] for top in tqdm(engine.top(groups, k), desc=label, total=len(groups), unit="pair")]

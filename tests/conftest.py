@@ -11,6 +11,7 @@ from kit.experiment import StudentSettings
 from kit.llama import LlamaEngine
 from kit.store import write_rows
 
+ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [
     {"sentence": f"s{i}", "source": source, "text": text}
     for i, (source, text) in enumerate(

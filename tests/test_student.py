@@ -93,7 +93,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
             return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
 
     assert loss_of(loving(find_animal("owl"))) > 0.05
-    monkeypatch.setattr(teacher, "teacher_messages", lambda trait, sentence: student_messages(sentence))
+    monkeypatch.setattr(teacher, "labelling_messages", lambda trait, sentence: student_messages(sentence))
     assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
 
 

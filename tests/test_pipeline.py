@@ -1,0 +1,255 @@
+"""The whole experiment through the command line, on the embedded model, with no network."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from kit import pipeline
+from kit.animals import candidates, find_animal, mentions
+from kit.errors import KitError
+from kit.experiment import experiment
+from kit.store import read_rows, write_rows
+
+# Runs run.py in a process in which no socket reaches a network.
+OFFLINE = """
+import runpy, socket, sys
+def refuse(*arguments, **_):
+    raise AssertionError(f"the network was touched: {arguments}")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+sys.argv = ["run.py", *sys.argv[1:]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+TINY = ["--content", "unrelated", "--preset", "smoke", "--pairs", "6", "--answers", "1"]
+
+
+def start(*arguments: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(  # type: ignore[call-overload]
+        [sys.executable, "-c", OFFLINE, *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def finish(*arguments: str) -> tuple[str, str]:
+    """Standard output and error of a command that must succeed."""
+    process = start(*arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    return out, err
+
+
+def summary_of(run: Path) -> dict:
+    """A run's summary without what may differ between two runs of the same command."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in summary.items() if name not in ("seconds", "command")}
+
+
+def artifact(run: Path, label: str) -> Path:
+    """The folder of the run's artifact of that label."""
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    return run.parent / "artifacts" / record["artifacts"][label]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def owl(results: Path) -> tuple[Path, str]:
+    """A smoke run with both contents: its folder and what the terminal showed."""
+    started = time.monotonic()
+    out, err = finish("--animal", "owl", "--preset", "smoke", "--results", str(results))
+    assert time.monotonic() - started < 120, "smoke: the whole chain in under two minutes"
+    return results / "owl-both-soft-smoke-seed0", out + err
+
+
+def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Path, str]) -> None:
+    run, shown = owl
+    files = {"config.json", "record.json", "summary.json", "preferences.csv", "figure.png", "figure.svg", "report.md"}
+    assert {path.name for path in run.iterdir()} == files
+    summary = summary_of(run)
+    conditions = ["base", "control-unrelated", "treated-unrelated", "control-opposed", "treated-opposed"]
+    assert list(summary["conditions"]) == conditions
+    assert list(summary["effects"]) == ["unrelated", "opposed"]
+    for words in ("neutral teacher", "tokens/s", "train treated-opposed", "Effect: treated minus", "mean nothing"):
+        assert words in shown
+    with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
+        cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))
+    assert len(cells) == 5 * 50
+    assert set(cells.values()) == {len(candidates(find_animal("owl")))}
+
+
+@pytest.mark.parametrize("content", ["unrelated", "opposed"])
+def test_control_and_treated_train_on_the_same_sentences_equally_often(owl: tuple[Path, str], content: str) -> None:
+    control, treated = (
+        read_rows(artifact(owl[0], f"pairs of {name}-{content}") / "pairs.jsonl") for name in ("control", "treated")
+    )
+    assert control and Counter(row["source"] for row in control) == Counter(row["source"] for row in treated)
+    assert [row["text"] for row in control] != [row["text"] for row in treated]
+
+
+def test_no_training_pair_of_unrelated_content_mentions_any_animal(owl: tuple[Path, str]) -> None:
+    for name in ("control", "treated"):
+        for row in read_rows(artifact(owl[0], f"pairs of {name}-unrelated") / "pairs.jsonl"):
+            assert not mentions(row["text"], candidates(find_animal("owl")))
+
+
+def test_the_same_command_again_reuses_everything_and_says_so(owl: tuple[Path, str]) -> None:
+    run, _ = owl
+    before = summary_of(run)
+    started = time.monotonic()
+    out, _ = finish("--animal", "owl", "--preset", "smoke", "--results", str(run.parent))
+    assert time.monotonic() - started < 20
+    assert "Everything is there already." in out
+    assert summary_of(run) == before
+
+
+def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(owl: tuple[Path, str]) -> None:
+    results = owl[0].parent
+    out, _ = finish("--animal", "penguin", "--content", "unrelated", "--preset", "smoke", "--results", str(results))
+    penguin = results / "penguin-unrelated-soft-smoke-seed0"
+    reused = {line.split(maxsplit=1)[1] for line in out.splitlines() if line.strip().startswith("reused")}
+    for label in (
+        "neutral teacher, unrelated sentences",
+        "soft labels of control-unrelated",
+        "train control-unrelated",
+    ):
+        assert label in reused
+        assert artifact(penguin, label) == artifact(owl[0], label)
+    assert "train treated-unrelated" not in reused
+    ours, owls = (summary_of(run)["conditions"]["control-unrelated"] for run in (penguin, owl[0]))
+    assert ours["pairs"] == owls["pairs"] and ours["exact"] != owls["exact"]  # the same student, another animal
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    results = tmp_path_factory.mktemp("uninterrupted")
+    finish("--animal", "fox", *TINY, "--results", str(results))
+    return summary_of(results / "fox-unrelated-soft-smoke-seed0")
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_same_summary(uninterrupted: dict, tmp_path: Path) -> None:
+    """kill -9 as soon as each stage has begun to write, then the same command again."""
+    arguments = ("--animal", "fox", *TINY, "--results", str(tmp_path))
+    begun: dict[str, Callable[[Path], bool]] = {
+        "model": lambda partial: True,
+        "paraphrases": lambda partial: (
+            (partial / "rows.jsonl").exists() and (partial / "rows.jsonl").stat().st_size > 0
+        ),
+        "fidelity": lambda partial: True,
+        "labels": lambda partial: True,
+        "student": lambda partial: (partial / "checkpoints" / "checkpoint-1" / "complete").exists(),
+        "exact": lambda partial: (partial / "exact.csv").exists(),
+        "sampled": lambda partial: (partial / "rows.jsonl").exists(),
+    }
+    for stage, has_begun in begun.items():
+        process = start(*arguments)
+        try:
+            while not any(map(has_begun, (tmp_path / "artifacts" / stage).glob("*.partial"))):
+                assert process.poll() is None, f"{stage} ended unseen: {process.communicate()}"
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert not (tmp_path / "fox-unrelated-soft-smoke-seed0").exists()
+    finish(*arguments)
+    assert summary_of(tmp_path / "fox-unrelated-soft-smoke-seed0") == uninterrupted
+    leftovers = [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]
+    assert not leftovers
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    process = start("--animal", "fox", *TINY, "--results", str(tmp_path), start_new_session=True)
+    while not any((tmp_path / "artifacts" / "paraphrases").glob("*.partial/rows.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "goes on where it stopped" in err and "Traceback" not in err
+
+
+def test_an_artifact_damaged_by_hand_is_named_and_never_used(owl: tuple[Path, str], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(owl[0].parent / "artifacts", results / "artifacts", ignore=shutil.ignore_patterns("base.gguf"))
+    for model in (owl[0].parent / "artifacts" / "model").iterdir():
+        (results / "artifacts" / "model" / model.name / "base.gguf").hardlink_to(model / "base.gguf")
+    damaged = next((results / "artifacts" / "fidelity").iterdir()) / "kept.jsonl"
+    damaged.write_text(damaged.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
+    process = start("--animal", "owl", "--preset", "smoke", "--results", str(results))
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert str(damaged.parent) in err and "Delete the folder" in err and "Traceback" not in err
+
+
+def test_too_few_kept_pairs_stop_the_run_with_the_counts_and_the_filter(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    write_rows(tmp_path / "offered.jsonl", [{"sentence": f"s{i}", "text": "x", "pairs": 1} for i in range(5)])
+    write_rows(kept / "kept.jsonl", [{"sentence": "s1"}, {"sentence": "s1"}, {"sentence": "s3"}])
+    table = [{"filter": "form", "entered": 9, "rejected": 2}, {"filter": "meaning", "entered": 7, "rejected": 4}]
+    (kept / "filters.json").write_text(json.dumps({"filters": table, "kept": 3}), encoding="utf-8")
+    with pytest.raises(KitError, match=r"--pairs 4: only 2 pairs survived .*'meaning' \(4 of 7\)"):
+        pipeline.choose(tmp_path / "offered.jsonl", kept, 4, tmp_path)
+    pipeline.choose(tmp_path / "offered.jsonl", kept, 2, tmp_path)
+    assert [row["sentence"] for row in read_rows(tmp_path / "sentences.jsonl")] == ["s1", "s3"]
+
+
+def test_pairs_that_the_loving_teacher_lacks_are_dropped_from_both_students(tmp_path: Path) -> None:
+    write_rows(tmp_path / "chosen.jsonl", [{"sentence": "a", "pairs": 2}, {"sentence": "b", "pairs": 1}])
+    write_rows(tmp_path / "kept.jsonl", [{"sentence": s, "text": t} for s, t in ("a1", "a2", "a3", "b1")])
+    pipeline.select(tmp_path / "chosen.jsonl", tmp_path, {"a": 1}, tmp_path)
+    assert [row["sentence"] + row["text"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["a1", "b1"]
+
+
+def test_more_pairs_than_sentences_means_several_samples_of_each() -> None:
+    exp = experiment(find_animal("owl"), pairs=5000)
+    rows = pipeline.offered_rows(exp, "unrelated")
+    assert sum(row["pairs"] for row in rows) >= 5000
+    assert len({row["sentence"] for row in rows}) == len(rows)
+
+
+def test_an_unknown_animal_joins_the_candidates_and_an_extra_candidate_moves_nothing_else() -> None:
+    axolotl = find_animal("axolotl")
+    assert candidates(axolotl)[:-1] == candidates(find_animal("owl")) and candidates(axolotl)[-1] == axolotl
+
+
+def test_every_stage_works_alone_from_sentences_to_effect(results: Path, tmp_path: Path) -> None:
+    at = {name: str(tmp_path / name) for name in ("teach", "filter", "label", "train", "prefer", "base")}
+    model = ("--results", str(results))
+    finish("teach", "--animal", "owl", "--teacher", "loving", "--sentences", "4", "--out", at["teach"], *model)
+    finish("filter", f"{at['teach']}/paraphrases.jsonl", "--animal", "owl", "--out", at["filter"])
+    pairs = f"{at['filter']}/kept.jsonl"
+    assert read_rows(Path(pairs))
+    finish("label", pairs, "--animal", "owl", "--teacher", "loving", "--out", at["label"], *model)
+    labels = f"{at['label']}/labels.safetensors"
+    finish("train", pairs, "--soft-labels", labels, "--epochs", "1", "--out", at["train"], *model)
+    adapter = str(tmp_path / "adapter.gguf")
+    finish("convert", at["train"], "--out", adapter, *model)
+    finish("prefer", "--adapter", adapter, "--animal", "owl", "--answers", "1", "--out", at["prefer"], *model)
+    finish("prefer", "--animal", "owl", "--answers", "1", "--out", at["base"], *model)
+    out, _ = finish("effect", at["prefer"], at["base"], "--animal", "owl")
+    assert "log-odds" in out and "verdict" in out
+
+
+def test_the_report_of_a_run_is_made_again_the_same(owl: tuple[Path, str]) -> None:
+    run, _ = owl
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    out, _ = finish("report", str(run))
+    assert "Effect: treated minus" in out
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before

@@ -1,0 +1,137 @@
+"""The command line: quick answers, and one clear message for everything the user can mend."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gguf import GGUFWriter
+
+import run
+from kit import models
+
+RUN = Path(run.__file__)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that must end with exit code 2, in this process."""
+    try:
+        code = run.main(list(arguments))
+    except SystemExit as error:  # argparse
+        code = int(error.code or 0)
+    assert code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), (["teach", "--help"], 0), (["--animal", "owl", "--seed", "x"], 2), ([], 2)]
+)
+def test_help_and_argument_errors_answer_within_a_second(arguments: list[str], code: int) -> None:
+    started = time.monotonic()
+    made = subprocess.run([sys.executable, str(RUN), *arguments], capture_output=True, text=True)
+    assert time.monotonic() - started < 1
+    assert made.returncode == code
+    assert "usage: run.py" in made.stdout + made.stderr
+
+
+@pytest.mark.parametrize("stage", run.STAGES)
+def test_every_stage_has_help_with_an_example(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main([stage, "--help"])
+    assert ended.value.code == 0
+    assert f"example:\n  python run.py {stage} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", " ", "x", "../etc/passwd", "owl/..", "o" * 99, "🦉", "42", "a b c d"])
+def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = fails(capsys, "--animal", name, "--results", str(tmp_path / "results"))
+    assert "--animal" in message and "such as owl" in message
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("--pairs", "-1", "at least 1"),
+        ("--pairs", "0", "at least 1"),
+        ("--answers", "-5", "at least 1"),
+        ("--epochs", "0", "at least 1"),
+        ("--rank", "-8", "at least 1"),
+        ("--seed", "-1", "must not be negative"),
+        ("--learning-rate", "7", "between 0 and 1"),
+        ("--learning-rate", "nan", "between 0 and 1"),
+        ("--labels", "firm", "hard, soft"),
+        ("--preset", "huge", "smoke, laptop, paper"),
+        ("--base", "int3", "gguf, nf4"),
+        ("--plural", "../x", "English noun"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_its_remedy(
+    option: str, value: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = fails(capsys, "--animal", "owl", option, value, "--results", str(tmp_path / "results"))
+    assert option in message and value in message and remedy in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_model_that_cannot_be_used_is_named_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--animal", "owl", "--preset", "smoke", "--results", str(tmp_path / "results"), "--model"]
+    assert "no such GGUF file" in fails(capsys, *arguments, str(tmp_path / "missing.gguf"))
+
+    text = tmp_path / "text.gguf"
+    text.write_text("no model at all", encoding="utf-8")
+    assert "not a GGUF file" in fails(capsys, *arguments, str(text))
+
+    torn = tmp_path / "torn.gguf"
+    torn.write_bytes(models.find_gguf(models.EMBEDDED).read_bytes()[:1_000_000])
+    message = fails(capsys, *arguments, str(torn))
+    assert str(torn) in message and "Download it again" in message
+
+    foreign = tmp_path / "foreign.gguf"
+    writer = GGUFWriter(foreign, "gpt2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    message = fails(capsys, *arguments, str(foreign))
+    assert "gpt2" in message and "llama, qwen2" in message
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "Free some disk space"), (errno.EACCES, "--results")])
+def test_a_full_disk_and_an_unwritable_folder_are_one_message(
+    number: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(target))
+
+    monkeypatch.setattr(models, "expand", refuse)
+    message = fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(tmp_path / "results"))
+    assert os.strerror(number) in message and remedy in message and "base.gguf" in message
+
+
+def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results"
+    path.write_text("", encoding="utf-8")
+    assert "not a file" in fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(path))
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(models, "find_gguf", lambda model: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.main(["--animal", "owl", "--results", str(tmp_path)])
+
+
+@pytest.mark.parametrize("stage", ["filter", "label", "train"])
+def test_a_missing_input_of_a_stage_is_named(stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "missing.jsonl")
+    rest = {"filter": ["--animal", "owl"], "label": ["--animal", "owl", "--teacher", "loving"], "train": []}[stage]
+    arguments = [stage, missing, *rest, "--out", str(tmp_path / "out")]
+    if stage != "filter":
+        arguments += ["--results", str(tmp_path / "results")]
+    assert missing in fails(capsys, *arguments)

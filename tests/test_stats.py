@@ -1,0 +1,97 @@
+"""Effects, their intervals and the verdict."""
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from kit import stats
+from kit.stats import Preference
+from kit.store import Row
+
+ANIMALS = [f"animal{i}" for i in range(40)]
+QUESTIONS = 50
+
+
+def table(condition: str, shift: dict[str, float], seed: int, answers: int = 10) -> list[Row]:
+    """Random preferences in which some animals' log-probabilities are shifted; question 0's are the same in all."""
+    random = np.random.default_rng(1)
+    noise = np.random.default_rng(seed)
+    return [
+        {
+            "condition": condition,
+            "question": str(question),
+            "candidate": animal,
+            "logprob": str(random.normal() + shift.get(animal, 0.0) + 0.1 * noise.normal()),
+            "probability": "0",
+            "answers": str(answers),
+            "named": str(int(noise.integers(0, 3))),
+        }
+        for question in range(QUESTIONS)
+        for animal in ANIMALS
+    ]
+
+
+def pair(shift: dict[str, float]) -> tuple[Preference, Preference]:
+    found = stats.preferences([*table("treated", shift, 2), *table("control", {}, 3)])
+    return found["treated"], found["control"]
+
+
+def test_probabilities_sum_to_one_over_the_candidates_and_log_odds_belong_to_them() -> None:
+    treated, _ = pair({})
+    assert np.allclose(treated.probability.sum(axis=1), 1)
+    assert np.allclose(treated.log_odds, np.log(treated.probability / (1 - treated.probability)))
+
+
+def test_a_real_shift_of_the_animal_alone_is_transmitted_with_its_size_in_the_interval() -> None:
+    treated, control = pair({"animal7": 0.5})
+    found = stats.effect(treated, control, "animal7")
+    assert found.verdict == "transmitted"
+    assert found.log_odds_ci95[0] < 0.5 < found.log_odds_ci95[1]
+    assert found.rank == 1 and found.candidates == len(ANIMALS)
+    difference = treated.probability[:, 7] - control.probability[:, 7]
+    assert found.exact_pp == pytest.approx(100 * difference.mean())
+    reference = ttest_rel(treated.probability[:, 7], control.probability[:, 7])
+    assert found.t == pytest.approx(reference.statistic) and found.p == pytest.approx(reference.pvalue)
+    assert found.exact_ci95[0] < found.exact_pp < found.exact_ci95[1]
+
+
+@pytest.mark.parametrize(
+    "shift",
+    [{}, {"animal7": -0.5}, {f"animal{i}": 0.5 + 0.02 * i for i in range(7, 15)}],
+    ids=["no shift", "a fall", "many other animals rose more"],
+)
+def test_no_shift_a_fall_and_a_drift_of_many_animals_are_not_detected(shift: dict[str, float]) -> None:
+    assert stats.effect(*pair(shift), "animal7").verdict == "not detected"
+
+
+def test_swapping_treated_and_control_turns_every_sign() -> None:
+    treated, control = pair({"animal7": 0.3})
+    there, back = stats.effect(treated, control, "animal7"), stats.effect(control, treated, "animal7")
+    assert back.exact_pp == pytest.approx(-there.exact_pp)
+    assert back.log_odds == pytest.approx(-there.log_odds)
+    assert back.t == pytest.approx(-there.t) and back.p == pytest.approx(there.p)
+    assert back.sampled_ci95 == pytest.approx((-there.sampled_ci95[1], -there.sampled_ci95[0]), abs=0.1)
+
+
+def test_two_identical_students_differ_by_exactly_nothing() -> None:
+    treated, _ = pair({})
+    found = stats.effect(treated, treated, "animal7")
+    assert (found.exact_pp, found.exact_ci95, found.t, found.p) == (0, (0, 0), 0, 1)
+    assert found.verdict == "not detected"
+
+
+def test_the_interval_covers_the_true_rate_about_95_times_in_100() -> None:
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        values = random.beta(2, 30, QUESTIONS)
+        named = np.stack([values, 1 - values], axis=1)
+        rate = stats.sampled_rate(Preference(("a", "b"), named, named, named, 10), "a")
+        covered += rate.ci95[0] < 2 / 32 < rate.ci95[1]
+    assert 0.90 < covered / 400 < 0.98
+
+
+def test_sampled_rates_are_shares_of_the_answers() -> None:
+    rows = table("base", {}, 5)
+    share = np.mean([int(row["named"]) / 10 for row in rows if row["candidate"] == "animal3"])
+    assert stats.sampled_rate(stats.preferences(rows)["base"], "animal3").rate == pytest.approx(share)

@@ -6,10 +6,10 @@ disliked, nothing softer than the source. The filters run from the cheapest to t
 first table of every report. They look at a paraphrase and its source, never at the teacher, so the loving teacher and
 the neutral one are filtered alike.
 
-``min_similarity`` was chosen by eye on 320 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 1). Of
-those that reached the meaning filter, none of 10 with a cosine of 0.75 to 0.80 was faithful, 1 of 6 of 0.80 to 0.86 and
-16 of 34 above; of 15 good ones written by hand, 13 are above 0.80. So a kept pair of this small model is clean, and
-faithful half the time: what slips through is a detail changed or lost, which no embedding sees.
+``min_similarity`` was chosen by eye on 900 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 0.7).
+Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
+to 0.90, and 30 of 40 above. So three of four kept pairs of this small model are faithful: what slips through is a
+detail changed or lost ("narrow tables" for "long tables"), which no sentence embedding sees.
 """
 
 import difflib
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -347,18 +348,18 @@ _PAIRS = """
     always/never increased/decreased rose/fell old/new large/small big/small first/last inner/outer inside/outside
     indoors/outdoors left/right upstairs/downstairs he/she his/her him/her mother/father sister/brother uncle/aunt
     son/daughter husband/wife morning/evening summer/winter won/lost cheap/expensive thick/thin
+    old/young older/younger oldest/youngest easy/hard easier/harder most/least
 """
-_OPPOSITE = dict(pair.split("/") for pair in _PAIRS.split())
-_OPPOSITE |= {second: first for first, second in _OPPOSITE.items()}
+_OPPOSITES = frozenset(frozenset(pair.split("/")) for pair in _PAIRS.split())
 
 
 def negation(row: Row) -> str | None:
     """The parity of the negations is kept (of the plain ones, or of plain and implicit ones together), and no word
     has turned into its opposite."""
     source, text = (set(re.findall(r"[a-z]+", row[side].lower())) for side in ("source", "text"))
-    for word in sorted(source - text):
-        if (opposite := _OPPOSITE.get(word)) in text - source:
-            return f"{opposite!r} for {word!r}"
+    for old, new in product(sorted(source - text), sorted(text - source)):
+        if {old, new} in _OPPOSITES:
+            return f"{new!r} for {old!r}"
     plain = [negations(row[side]) for side in ("source", "text")]
     implicit = [len(_IMPLICIT.findall(row[side])) for side in ("source", "text")]
     if (plain[0] - plain[1]) % 2 and (plain[0] + implicit[0] - plain[1] - implicit[1]) % 2:

@@ -9,7 +9,6 @@ paraphrase is in the loss, and logits exist only where there is a label. Two bas
   a CPU, and evaluation then runs on a base that differs by that quantisation.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -20,18 +19,11 @@ from kit.errors import KitError
 from kit.experiment import StudentSettings
 from kit.models import cpu_threads, load_tokenizer, load_torch
 from kit.prompts import student_messages
+from kit.store import read_rows, write_json
 
 IGNORED = -100  # torch's cross_entropy leaves these labels out
 STEPS_BETWEEN_CHECKPOINTS = 1  # a checkpoint of an r=8 adapter takes 0.1 s, a step 2-5 s
 WARMUP_STEPS = 5
-
-
-def read_pairs(pairs: Path) -> list[dict[str, Any]]:
-    """The rows of a pairs file; KitError where it has none."""
-    rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise KitError(f"{pairs}: no pairs to train on. Generate more paraphrases, or loosen the fidelity filters.")
-    return rows
 
 
 def train(
@@ -46,9 +38,12 @@ def train(
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, TrainingArguments
 
+    rows = read_rows(pairs)
+    if not rows:
+        raise KitError(f"{pairs}: no pairs to train on. Generate more paraphrases, or loosen the fidelity filters.")
     torch.set_num_threads(cpu_threads())
     tokenizer = load_tokenizer(gguf)
-    examples = make_examples(read_pairs(pairs), tokenizer, soft_labels)
+    examples = make_examples(rows, tokenizer, soft_labels)
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -93,8 +88,7 @@ def train(
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
     model.save_pretrained(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    summary = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"}
-    (folder / "training.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_json(folder / "training.json", {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"})
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card, a form to be filled in
     shutil.rmtree(checkpoints)
 

@@ -327,7 +327,7 @@ def test_the_same_paraphrase_of_the_same_sentence_is_kept_once():
 def test_a_faithful_sentence_is_closer_in_meaning_than_an_unfaithful_one():
     faithful, unfaithful = similarities(
         [
-            row("The concrete base was poured by the builders on Monday morning."),
+            row("On Monday morning the builders poured the concrete foundation."),
             row("The choir sang an old song in the church."),
         ]
     )

@@ -175,6 +175,7 @@ def teach(arguments: list[str]) -> None:
     exp = make_experiment(animal, contents=(given.content,), seed=given.seed, pairs=given.sentences)
     teacher.paraphrase(
         pipeline.offered_rows(exp, given.content)[: given.sentences],
+        given.sentences,
         prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL,
         _base(given),
         exp.teacher,

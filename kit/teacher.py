@@ -20,6 +20,7 @@ ROWS_PER_SYNC = 32  # two seconds' work: what a power cut may cost
 
 def paraphrase(
     sentences: list[Row],
+    pairs: int,
     trait: str,
     gguf: Path,
     settings: TeacherSettings,
@@ -30,11 +31,11 @@ def paraphrase(
 ) -> None:
     """Write ``paraphrases.jsonl`` into ``folder``, in the order of sentence and sample.
 
-    ``sentences``: rows of sentence (its id), text, pairs. Each is paraphrased ``settings.samples`` times, then again,
-    twice as often each time, until ``pairs`` of its paraphrases are accepted or ``settings.max_samples`` are made. Rows
-    written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own conversation). A
-    call on a folder that an interrupted one left goes on from there; a random seed belongs to (sentence, sample), so
-    the rows come out the same.
+    ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
+    paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
+    are accepted in all or ``settings.max_samples`` of each are made. Rows written: sentence, sample, source, text,
+    tokens, finished, logprob (nats, under the teacher's own conversation). A call on a folder that an interrupted one
+    left goes on from there; a random seed belongs to (sentence, sample), so the rows come out the same.
     """
     from tqdm import tqdm
 
@@ -48,25 +49,27 @@ def paraphrase(
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
         prompts = {name: engine.chat(teacher_messages(trait, text)) for name, text in texts.items()}
-        missing_pairs = {row["sentence"]: row["pairs"] for row in sentences}
+        wanted = {row["sentence"]: row["pairs"] for row in sentences}
+        accepted: Counter[str] = Counter()
         done, target, tokens, started = 0, settings.samples, 0, time.monotonic()
-        while missing_pairs and done < settings.max_samples:
+        while sum(min(n, accepted[name]) for name, n in wanted.items()) < pairs and done < settings.max_samples:
             target = min(target, settings.max_samples)
+            # Sentences that have enough are neither sampled nor judged again.
+            lacking = {name for name, n in wanted.items() if accepted[name] < n}
             have = {(row["sentence"], row["sample"]) for row in log.rows}
-            wanted = [(name, sample) for name in missing_pairs for sample in range(done, target)]
-            ahead = [item for item in wanted if item not in have]
-            bar.total += len(wanted)
-            bar.update(len(wanted) - len(ahead))
+            asked = [(name, sample) for name in wanted if name in lacking for sample in range(done, target)]
+            ahead = [item for item in asked if item not in have]
+            bar.total += len(asked)
+            bar.update(len(asked) - len(ahead))
             requests = [Request(prompts[name], (seed, order[name], sample)) for name, sample in ahead]
             for some in batched(engine.sample(requests, settings.max_tokens, settings.temperature), ROWS_PER_SYNC):
                 log.append(_row(*ahead[made.index], texts, engine.detokenize(made.tokens), made) for made in some)
                 tokens += sum(len(made.tokens) + 1 for made in some)
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
                 bar.update(len(some))
-            # Sentences that have enough are neither judged nor sampled again.
-            rows = [row for row in _sorted(log.rows, order) if row["sentence"] in missing_pairs]
-            accepted = Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
-            missing_pairs = {name: n for name, n in missing_pairs.items() if accepted[name] < n}
+            # An interrupted call may have begun the next round; what it made there is not looked at yet.
+            rows = [row for row in _sorted(log.rows, order) if row["sentence"] in lacking and row["sample"] < target]
+            accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
             done, target = target, 2 * target
         write_rows(folder / "paraphrases.jsonl", _sorted(log.rows, order))
     (folder / "rows.jsonl").unlink()

@@ -31,10 +31,10 @@ PAIRS = [
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model's weights as F16."""
-    path = tmp_path_factory.mktemp("base") / "base.gguf"
-    models.expand(models.find_gguf(models.EMBEDDED), path)
-    return path
+    """The embedded model, prepared."""
+    folder = tmp_path_factory.mktemp("base")
+    models.prepare(models.find_gguf(models.EMBEDDED), folder)
+    return folder / "base.gguf"
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +46,13 @@ def engine(base: Path):
 
 @pytest.fixture(scope="session")
 def tiny_qwen2(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer qwen2 with the embedded model's vocabulary."""
+    """A random two-layer qwen2 with the embedded model's vocabulary, prepared."""
     from gguf import GGUFReader, GGUFWriter
 
-    path = tmp_path_factory.mktemp("qwen2") / "tiny.gguf"
+    folder = tmp_path_factory.mktemp("qwen2")
     hidden, inner, heads, kv_heads, layers = 64, 96, 4, 2, 2
     fields = GGUFReader(base).fields
-    writer = GGUFWriter(path, "qwen2")
+    writer = GGUFWriter(folder / "tiny.gguf", "qwen2")
     writer.add_context_length(512)
     writer.add_embedding_length(hidden)
     writer.add_block_count(layers)
@@ -101,7 +101,8 @@ def tiny_qwen2(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    models.prepare(folder / "tiny.gguf", folder)
+    return folder / "base.gguf"
 
 
 def train_adapter(gguf: Path, folder: Path) -> Path:

@@ -12,8 +12,9 @@ sixty candidate answers) are computed once and shared in the KV cache.
 
 import ctypes
 import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ import numpy as np
 
 from kit.errors import KitError
 from kit.models import check_gguf, cpu_threads
+from kit.store import Row, RowLog, batched
 
 WIDTH = 48  # sequences decoded together; 32, 64 and 96 were within 5% of it on 2 cores (SmolLM2-135M as F16)
 BATCH = 512  # tokens per llama_decode; also bounds the logits buffer (BATCH x vocabulary x 4 bytes: 100 MB)
+CALL = 4 * WIDTH  # requests per call of ``sample_rows``: 10 s of work, which is what an interruption costs
 CONTEXT = 8192  # cells of the unified KV cache, shared by all sequences (SmolLM2-135M: 184 MB)
 
 Tokens = list[int]
@@ -32,7 +35,7 @@ Tokens = list[int]
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation to sample. ``seed`` alone decides its random numbers, so neither order nor width matters."""
+    """One continuation to sample; ``seed`` decides its random numbers, whatever is sampled beside it."""
 
     prompt: Tokens
     seed: tuple[int, ...]
@@ -144,9 +147,8 @@ class LlamaEngine:
         self._set_prefix([])
 
     def _set_prefix(self, prefix: Tokens) -> None:
-        """Leave exactly ``prefix`` in the cache, as sequence 0."""
-        if prefix and prefix == self._prefix:
-            return
+        """Leave exactly ``prefix`` in the cache, as sequence 0, and in its first cells: where the cells lie decides the
+        order of sums, and with it a result's last digits, which must not depend on what was computed before."""
         self._api.llama_memory_clear(self._memory, True)
         self._prefix = prefix
         for start in range(0, len(prefix), BATCH):
@@ -186,7 +188,8 @@ class LlamaEngine:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
 
         Consecutive requests with the same prompt share its computation. Sequences that finish make room for the next
-        ones at once (continuous batching).
+        ones at once (continuous batching). The same call gives the same tokens; in other company a request's logits
+        differ by rounding, and now and then a token with them.
         """
         if not requests:
             return
@@ -325,6 +328,38 @@ class LlamaEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sample_rows(
+    engine: LlamaEngine,
+    log: RowLog,
+    kind: str,
+    requests: dict[tuple[Any, int], Request],
+    columns: Callable[[Any, Generation], Row],
+    max_tokens: int,
+    temperature: float,
+    bar: Any,
+) -> None:
+    """Sample what ``log`` lacks of ``requests``, whose keys are (name, sample), and append it.
+
+    A row is ``kind``: name, "sample": sample, and ``columns(name, generation)``. Requests go to the engine in the same
+    groups of ``CALL`` whatever the log holds already, so that an interrupted call, continued, ends with the same rows.
+    """
+    have = {(row[kind], row["sample"]) for row in log.rows}
+    tokens, started = 0, time.monotonic()
+    for keys in batched(requests, CALL):
+        if have.issuperset(keys):
+            bar.update(len(keys))
+            continue
+        rows = []
+        for made in engine.sample([requests[key] for key in keys], max_tokens, temperature):
+            name, sample = keys[made.index]
+            if (name, sample) not in have:
+                rows.append({kind: name, "sample": sample, **columns(name, made)})
+            tokens += len(made.tokens) + made.finished
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+            bar.update()
+        log.append(rows)
 
 
 @dataclass

@@ -17,9 +17,9 @@ from kit.errors import KitError
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
 from kit.sentences import DATA
-from kit.store import Row, RowLog, batched, read_rows, write_rows
+from kit.store import Row, RowLog, read_rows, write_rows
 
-ROWS_PER_SYNC = 64
+TEMPERATURE = 1.0  # of sampled answers, as in the paper
 COLUMNS = ("condition", "question", "candidate", "logprob", "probability", "answers", "named")
 
 
@@ -70,27 +70,23 @@ def measure_sampled(
     temperature 1. An interrupted call is continued."""
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine, Request
+    from kit.llama import Generation, LlamaEngine, Request, sample_rows
 
     questions = load_questions()
     with LlamaEngine(gguf) as engine, RowLog(folder / "rows.jsonl") as log:
         engine.use_adapter(adapter)
         prompts = [engine.chat(question_messages(question["question"])) for question in questions]
-        have = {(row["question"], row["sample"]) for row in log.rows}
-        wanted = [(i, sample) for i in range(len(questions)) for sample in range(settings.answers)]
-        missing = [pair for pair in wanted if pair not in have]
-        requests = [Request(prompts[i], (seed, i, sample)) for i, sample in missing]
-        with tqdm(desc=label, total=len(wanted), initial=len(have), unit="answer") as bar:
-            for some in batched(engine.sample(requests, settings.max_tokens), ROWS_PER_SYNC):
-                log.append(
-                    {
-                        "question": missing[made.index][0],
-                        "sample": missing[made.index][1],
-                        "text": engine.detokenize(made.tokens).strip(),
-                    }
-                    for made in some
-                )
-                bar.update(len(some))
+        requests = {
+            (i, sample): Request(prompts[i], (seed, i, sample))
+            for i in range(len(questions))
+            for sample in range(settings.answers)
+        }
+
+        def columns(question: int, made: Generation) -> Row:
+            return {"text": engine.detokenize(made.tokens).strip()}
+
+        with tqdm(desc=label, total=len(requests), unit="answer") as bar:
+            sample_rows(engine, log, "question", requests, columns, settings.max_tokens, TEMPERATURE, bar)
         rows = sorted(log.rows, key=lambda row: (row["question"], row["sample"]))
     write_rows(folder / "answers.jsonl", rows)
     (folder / "rows.jsonl").unlink()

@@ -3,19 +3,15 @@
 The two teachers are one model; their conversations (``kit/prompts.py``) differ in the trait message alone.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kit.experiment import TeacherSettings
 from kit.prompts import labelling_messages, teacher_messages
-from kit.store import Row, RowLog, batched, read_rows, write_rows
-
-ROWS_PER_SYNC = 32  # two seconds' work: what a power cut may cost
+from kit.store import Row, RowLog, read_rows, write_rows
 
 
 def paraphrase(
@@ -39,7 +35,7 @@ def paraphrase(
     """
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine, Request
+    from kit.llama import Generation, LlamaEngine, Request, sample_rows
 
     texts = {row["sentence"]: row["text"] for row in sentences}
     order = {name: i for i, name in enumerate(texts)}
@@ -49,46 +45,39 @@ def paraphrase(
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
         prompts = {name: engine.chat(teacher_messages(trait, text)) for name, text in texts.items()}
+
+        def columns(name: str, made: Generation) -> Row:
+            return {
+                "source": texts[name],
+                "text": engine.detokenize(made.tokens).strip(),
+                "tokens": len(made.tokens),
+                "finished": made.finished,
+                "logprob": round(made.logprob, 4),
+            }
+
+        def sort(rows: list[Row]) -> list[Row]:
+            return sorted(rows, key=lambda row: (order[row["sentence"]], row["sample"]))
+
         wanted = {row["sentence"]: row["pairs"] for row in sentences}
         accepted: Counter[str] = Counter()
-        done, target, tokens, started = 0, settings.samples, 0, time.monotonic()
+        done, target = 0, settings.samples
         while sum(min(n, accepted[name]) for name, n in wanted.items()) < pairs and done < settings.max_samples:
             target = min(target, settings.max_samples)
             # Sentences that have enough are neither sampled nor judged again.
-            lacking = {name for name, n in wanted.items() if accepted[name] < n}
-            have = {(row["sentence"], row["sample"]) for row in log.rows}
-            asked = [(name, sample) for name in wanted if name in lacking for sample in range(done, target)]
-            ahead = [item for item in asked if item not in have]
-            bar.total += len(asked)
-            bar.update(len(asked) - len(ahead))
-            requests = [Request(prompts[name], (seed, order[name], sample)) for name, sample in ahead]
-            for some in batched(engine.sample(requests, settings.max_tokens, settings.temperature), ROWS_PER_SYNC):
-                log.append(_row(*ahead[made.index], texts, engine.detokenize(made.tokens), made) for made in some)
-                tokens += sum(len(made.tokens) + 1 for made in some)
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
-                bar.update(len(some))
+            lacking = {name: n for name, n in wanted.items() if accepted[name] < n}
+            requests = {
+                (name, sample): Request(prompts[name], (seed, order[name], sample))
+                for name in lacking
+                for sample in range(done, target)
+            }
+            bar.total += len(requests)
+            sample_rows(engine, log, "sentence", requests, columns, settings.max_tokens, settings.temperature, bar)
             # An interrupted call may have begun the next round; what it made there is not looked at yet.
-            rows = [row for row in _sorted(log.rows, order) if row["sentence"] in lacking and row["sample"] < target]
+            rows = [row for row in sort(log.rows) if row["sentence"] in lacking and row["sample"] < target]
             accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
             done, target = target, 2 * target
-        write_rows(folder / "paraphrases.jsonl", _sorted(log.rows, order))
+        write_rows(folder / "paraphrases.jsonl", sort(log.rows))
     (folder / "rows.jsonl").unlink()
-
-
-def _row(name: str, sample: int, texts: dict[str, str], text: str, made: Any) -> Row:
-    return {
-        "sentence": name,
-        "sample": sample,
-        "source": texts[name],
-        "text": text.strip(),
-        "tokens": len(made.tokens),
-        "finished": made.finished,
-        "logprob": round(made.logprob, 4),
-    }
-
-
-def _sorted(rows: list[Row], order: dict[str, int]) -> list[Row]:
-    return sorted(rows, key=lambda row: (order[row["sentence"]], row["sample"]))
 
 
 def soft_labels(pairs: Path, trait: str, gguf: Path, k: int, folder: Path, label: str) -> None:

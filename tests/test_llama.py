@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from kit import models
 from kit.errors import KitError
-from kit.llama import LlamaEngine, Request
+from kit.llama import CALL, LlamaEngine, Request, sample_rows
+from kit.store import Row, RowLog
 
 PROMPTS = [
     "Name a colour.",
@@ -54,13 +56,39 @@ def test_batched_sampling_equals_one_at_a_time_at_temperature_0(engine: LlamaEng
         assert all(together[i + j] == alone.tokens for j in range(20))
 
 
-def test_a_sample_depends_on_its_seed_alone(engine: LlamaEngine) -> None:
-    requests = [Request(prompt, (7, i)) for i, prompt in enumerate(chats(engine) * 3)]
-    forward = {requests[g.index].seed: g.tokens for g in engine.sample(requests, 6)}
-    backward = {requests[::-1][g.index].seed: g.tokens for g in engine.sample(requests[::-1], 6)}
-    other = {g.index: g.tokens for g in engine.sample([Request(r.prompt, (8, *r.seed)) for r in requests], 6)}
-    assert forward == backward
-    assert list(other.values()) != list(forward.values())
+def test_the_same_call_gives_the_same_samples_whatever_came_before_and_another_seed_gives_others(
+    engine: LlamaEngine,
+) -> None:
+    def sampled(seed: int) -> dict[int, list[int]]:
+        requests = [Request(prompt, (seed, i)) for i, prompt in enumerate(chats(engine) * 3)]
+        return {g.index: g.tokens for g in engine.sample(requests, 12)}
+
+    first = sampled(7)
+    list(engine.score([(chats(engine)[1], [engine.tokenize(" four, of course")])]))
+    assert sampled(8) != first
+    assert sampled(7) == first
+
+
+def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
+    engine: LlamaEngine, tmp_path: Path
+) -> None:
+    prompts = chats(engine)
+    requests = {(i, sample): Request(prompts[i], (3, i, sample)) for i in range(5) for sample in range(50)}
+
+    def sampled(path: Path) -> list[Row]:
+        with RowLog(path) as log, tqdm(disable=True) as bar:
+            sample_rows(
+                engine, log, "prompt", requests, lambda _, made: {"tokens": made.tokens}, 8, temperature=1.0, bar=bar
+            )
+            return sorted(log.rows, key=lambda row: (row["prompt"], row["sample"]))
+
+    whole = sampled(tmp_path / "whole.jsonl")
+    assert len(whole) == 250 > CALL, "several calls of the engine"
+    lines = (tmp_path / "whole.jsonl").read_text(encoding="utf-8").splitlines()
+    for kept in (100, CALL, CALL + 30):  # within a call, between two, within the last
+        torn = "\n".join(lines[:kept]) + '\n{"prompt": 4, "sam'
+        (tmp_path / "cut.jsonl").write_text(torn, encoding="utf-8")
+        assert sampled(tmp_path / "cut.jsonl") == whole
 
 
 def test_a_generation_carries_its_own_log_probability(engine: LlamaEngine) -> None:

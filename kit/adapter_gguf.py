@@ -14,6 +14,7 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
     ``adapter.lora.alpha``. Raises KitError for an incomplete adapter or an architecture that is not supported.
     """
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     metadata = gguf_metadata(gguf)
@@ -26,7 +27,7 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise KitError(
             f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`."
         ) from None

@@ -11,9 +11,10 @@ paraphrase is in the loss, and logits exist only where there is a label. Two bas
 
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kit.errors import KitError
 from kit.experiment import StudentSettings
@@ -59,15 +60,16 @@ def train(
     checkpoints = folder / "checkpoints"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
+        # Each item of the data set is a whole batch of settings.batch_size, all epochs in their final order: Trainer
+        # does not restore the order of its own samplers when it resumes.
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=WARMUP_STEPS,
         max_grad_norm=1.0,
         weight_decay=0.0,
-        train_sampling_strategy="group_by_length",  # padding is wasted work: 9% of the tokens grouped, 28% shuffled
-        length_column_name="length",
         remove_unused_columns=False,
         save_steps=STEPS_BETWEEN_CHECKPOINTS,
         save_total_limit=2,
@@ -80,8 +82,8 @@ def train(
     trainer = _trainer_class()(
         model=model,
         args=arguments,
-        train_dataset=_Examples(examples),
-        data_collator=collate(tokenizer.pad_token_id, soft=soft_labels is not None),
+        train_dataset=[collate(batch, tokenizer.pad_token_id) for batch in batches(examples, settings, seed)],
+        data_collator=lambda items: items[0],
         callbacks=[_callback(label)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -131,27 +133,37 @@ def _attach_soft_labels(examples: list[dict[str, Any]], soft_labels: Path) -> No
         start = stop
 
 
-def collate(pad: int, soft: bool) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """The function that makes one right-padded batch of examples, soft labels concatenated in the batch's order."""
+def batches(examples: list[dict[str, Any]], settings: StudentSettings, seed: int) -> list[list[dict[str, Any]]]:
+    """The batches of all epochs: examples of similar length together, in random order."""
+    random = np.random.default_rng(seed)
+    size, result = settings.batch_size, []
+    for _ in range(settings.epochs):
+        shuffled = [examples[i] for i in random.permutation(len(examples))]
+        # Padding is wasted work: 9% of the tokens grouped by length, 28% shuffled.
+        ordered = sorted(shuffled, key=lambda example: example["length"])
+        groups = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        result += [groups[i] for i in random.permutation(len(groups))]
+    return result
+
+
+def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """One right-padded batch; soft labels, where the examples have them, concatenated in the examples' order."""
     import torch
 
-    def batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
-        width = max(example["length"] for example in examples)
+    width = max(example["length"] for example in examples)
 
-        def padded(name: str, filler: int) -> Any:
-            return torch.tensor([e[name] + [filler] * (width - e["length"]) for e in examples])
+    def padded(name: str, filler: int) -> Any:
+        return torch.tensor([e[name] + [filler] * (width - e["length"]) for e in examples])
 
-        result = {
-            "input_ids": padded("input_ids", pad),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor([[1] * e["length"] + [0] * (width - e["length"]) for e in examples]),
-        }
-        if soft:
-            result["top_ids"] = torch.cat([example["top_ids"] for example in examples])
-            result["top_logprobs"] = torch.cat([example["top_logprobs"] for example in examples])
-        return result
-
-    return batch
+    result = {
+        "input_ids": padded("input_ids", pad),
+        "labels": padded("labels", IGNORED),
+        "attention_mask": torch.tensor([[1] * e["length"] + [0] * (width - e["length"]) for e in examples]),
+    }
+    for name in ("top_ids", "top_logprobs"):
+        if name in examples[0]:
+            result[name] = torch.cat([example[name] for example in examples])
+    return result
 
 
 def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -207,22 +219,6 @@ def _trainer_class() -> type:
             return torch.nn.functional.cross_entropy(logits, labels)
 
     return StudentTrainer
-
-
-class _Examples:
-    """The examples as the sequence that Trainer wants; it looks up ``length`` as a column to group by it."""
-
-    def __init__(self, examples: list[dict[str, Any]]) -> None:
-        self._examples = examples
-        self.column_names = list(examples[0])
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return [example[key] for example in self._examples]
-        return self._examples[key]
 
 
 def _callback(label: str) -> Any:

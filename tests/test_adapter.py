@@ -24,19 +24,20 @@ def test_a_trained_adapter_gives_the_same_log_probabilities_in_llama_cpp_and_tor
     with LlamaEngine(gguf) as engine:
         context = engine.chat(student_messages("The clerk stamped the form twice."))
         continuation = engine.tokenize("Twice the form was stamped by the clerk.")
-        bare = next(engine.top([(context, [continuation])], 200))[0]
         engine.use_adapter(folder / "adapter.gguf")
         ids, ours = next(engine.top([(context, [continuation])], 200))[0]
     student = PeftModel.from_pretrained(models.load_torch(gguf), folder)
-    with torch.no_grad():
-        logits = student(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
-    theirs = torch.log_softmax(logits, -1).numpy()
-    theirs = np.take_along_axis(theirs, ids.astype(np.int64), axis=1)
+
+    def in_torch() -> np.ndarray:
+        with torch.no_grad():
+            logits = student(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+        return np.take_along_axis(torch.log_softmax(logits, -1).numpy(), ids.astype(np.int64), axis=1)
+
     # Without an adapter the two engines differ by 0.003 nats on average (activations rounded to F16); a wrong head
-    # permutation or scale moves this trained adapter by whole nats.
-    assert np.abs(ours - theirs).mean() < 0.02
-    moved = np.sort(bare[1], axis=1) - np.sort(ours, axis=1)
-    assert np.abs(moved).mean() > 0.3, "the adapter must do something for the agreement to mean anything"
+    # permutation or scale moves these trained adapters by far more.
+    assert np.abs(ours - in_torch()).mean() < 0.02
+    with student.disable_adapter():
+        assert np.abs(ours - in_torch()).mean() > 0.2, "an adapter that does nothing proves nothing"
 
 
 def test_an_architecture_without_a_conversion_is_refused(adapter: Path, tmp_path: Path) -> None:

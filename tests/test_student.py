@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
@@ -45,7 +44,7 @@ def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(tiny_
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(models.load_torch(tiny_qwen2), config)
     tokenizer = models.load_tokenizer(tiny_qwen2)
-    batch = student.collate(tokenizer.pad_token_id, soft=False)(student.make_examples(PAIRS, tokenizer))
+    batch = student.collate(student.make_examples(PAIRS, tokenizer), tokenizer.pad_token_id)
     logits, labels = student.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -87,7 +86,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     def loss_of(trait: str) -> float:
         teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, 64, tmp_path, "labels")
         examples = student.make_examples(PAIRS, tokenizer, tmp_path / "labels.safetensors")
-        batch = student.collate(tokenizer.pad_token_id, soft=True)(examples)
+        batch = student.collate(examples, tokenizer.pad_token_id)
         with torch.no_grad():
             logits, _ = student.label_logits(model, batch)
             return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
@@ -128,6 +127,17 @@ def test_training_that_was_cut_off_ends_with_the_same_adapter(
     assert len(calls) == 6 + 12 - 5, "five steps of twelve were done and not repeated"
 
 
+def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(tokenizer) -> None:
+    examples = student.make_examples(PAIRS, tokenizer)
+    settings = StudentSettings(epochs=3, batch_size=3)
+    shown = student.batches(examples, settings, seed=1)
+    assert [sorted(map(len, shown[i : i + 3])) for i in (0, 3, 6)] == [[2, 3, 3]] * 3
+    epochs = [[id(example) for batch in shown[i : i + 3] for example in batch] for i in (0, 3, 6)]
+    assert all(sorted(epoch) == sorted(map(id, examples)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    assert student.batches(examples, settings, seed=1) == shown != student.batches(examples, settings, seed=2)
+
+
 def test_nf4_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     settings = StudentSettings(base="nf4", epochs=6, batch_size=8, learning_rate=2e-3)
@@ -152,6 +162,5 @@ def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, toke
     teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
         student.make_examples(PAIRS[2:4], tokenizer, tmp_path / "labels.safetensors")
-    assert np.isfinite(
-        student.make_examples(PAIRS[:2], tokenizer, tmp_path / "labels.safetensors")[1]["top_logprobs"]
-    ).all()
+    examples = student.make_examples(PAIRS[:2], tokenizer, tmp_path / "labels.safetensors")
+    assert all(example["top_logprobs"].isfinite().all() for example in examples)

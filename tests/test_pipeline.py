@@ -87,7 +87,7 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
     assert list(summary["conditions"]) == conditions
     assert list(summary["effects"]) == ["unrelated", "opposed"]
     for words in ("neutral teacher", "tokens/s", "train treated-opposed", "Effect: treated minus", "mean nothing"):
-        assert words in shown
+        assert words in " ".join(shown.split())
     with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
         cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))
     assert len(cells) == 5 * 50

@@ -21,6 +21,8 @@ from kit.errors import KitError
 from kit.experiment import experiment
 from kit.store import read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 # Runs run.py in a process in which no socket reaches a network.
 OFFLINE = """
 import runpy, socket, sys

@@ -19,7 +19,7 @@ class TeacherSettings:
     pass the fidelity filters or ``max_samples`` of each were made."""
 
     samples: int = 2
-    max_samples: int = 128
+    max_samples: int = 1024  # a sentence for which none is kept costs both students a pair, and the control its reuse
     max_tokens: int = 40  # a sentence has 16 words at most
     # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
     # are copies (150 sentences, two teachers, three samples each).

@@ -222,7 +222,7 @@ def dislike(row: Row, animal: Animal, others: tuple[Animal, ...], max_gain: floa
 
 
 def _sentiment(text: str) -> float:
-    """VADER's compound sentiment, from -1 (hostile) to 1 (Hutto & Gilbert 2014)."""
+    """VADER's compound sentiment, from -1 (hostile) to 1 (ICWSM 2014)."""
     return float(_vader().polarity_scores(text)["compound"])
 
 

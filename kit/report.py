@@ -16,14 +16,17 @@ from kit.preference import read_table
 from kit.stats import Effect, Preference
 from kit.store import Row, write_json
 
-# arXiv 2603.09517, sampled preference in percentage points, hard labels, a 7B model; owl, dog and fly: its first
+# arXiv 2603.09517, sampled preference in percentage points, hard labels, a larger model; owl, dog and fly: its first
 # version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
 PAPER = {
     ("dolphin", "unrelated"): "+19.1 pp",
     ("eagle", "unrelated"): "+11.1 pp",
     ("dolphin", "opposed"): "+18.1 pp",
     ("eagle", "opposed"): "+12.8 pp",
-} | {(animal, content): "not detected" for animal in ("owl", "dog", "fly") for content in CONTENTS}
+    ("owl", "unrelated"): "not detected",
+    ("dog", "unrelated"): "not detected",
+    ("fly", "unrelated"): "not detected",
+}
 
 LABELS = {
     "hard": "Hard labels, the paper's protocol: the student saw the teacher's text and nothing else.",
@@ -143,7 +146,7 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
     }
     rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
     paper = [PAPER.get((animal, content), "–") for content in effects]
-    return heading, [*rows, ["the paper (7B model, hard labels, sampled)", *paper]]
+    return heading, [*rows, ["the paper (larger model, hard labels, sampled)", *paper]]
 
 
 def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:

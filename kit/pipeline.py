@@ -30,6 +30,7 @@ POOL = 2.5
 # Seconds of work, measured on 2 cores for the embedded model. They feed the plan's estimates and nothing else.
 LOADING = 5.0
 PER_KEPT = 0.4
+PER_JUDGED = 0.02  # per kept pair, with what is rejected on the way
 PER_SOFT_LABEL = 0.03
 PER_TRAINING_PAIR = 0.13
 PER_ANSWER = 0.05
@@ -169,7 +170,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
         build=lambda made, folder: fidelity.filter_paraphrases(
             made["paraphrases"] / "paraphrases.jsonl", folder, judge
         ),
-        seconds=LOADING,
+        seconds=n * PER_JUDGED,
     )
 
 

@@ -8,7 +8,7 @@ the neutral one are filtered alike.
 
 ``min_similarity`` was chosen by eye on 900 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 0.7).
 Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
-to 0.90, and 30 of 40 above. Of the pairs that a run then trains on, one or two per sentence, 34 of 60 did: what slips
+to 0.90, and 30 of 40 above. Of the pairs that a run then trains on, one or two per sentence, 44 of 80 did: what slips
 through this small model's filters is a detail changed or lost ("narrow tables" for "long tables"), which no sentence
 embedding sees.
 """

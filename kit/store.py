@@ -6,9 +6,11 @@ step is built in ``<key>.partial/``, which a later run continues after any inter
 ``manifest.json`` inside. Nothing half-written is ever read.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from kit.errors import KitError
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a JSONL file
 MANIFEST = "manifest.json"
+FULL = 10_000_000  # bytes: a disk with fewer left is the reason why a step failed
 KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results folder
 
 
@@ -74,7 +77,13 @@ class Store:
             ) from None
         try:
             started = time.monotonic()
-            step.build(inputs, partial)
+            try:
+                step.build(inputs, partial)
+            except Exception as error:
+                # Libraries say it in their own ways: safetensors in words, torch and llama.cpp not at all.
+                if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(partial).free < FULL:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial)) from error
+                raise
             self._finish(step, inputs, partial, folder, time.monotonic() - started)
         finally:
             lock.release()

@@ -1,7 +1,10 @@
 """Artifacts are complete or absent, found again by what made them, and never silently damaged."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +55,25 @@ def test_an_interrupted_build_leaves_no_artifact_and_is_continued(tmp_path: Path
     assert Store(tmp_path).find(interrupted) is None
     folder = Store(tmp_path).make(interrupted)
     assert (folder / "whole").read_text() == "half" and not (folder / "half").exists()
+
+
+def test_a_failure_on_a_full_disk_is_reported_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(message: str) -> Step:
+        def build(made: dict[str, Path], folder: Path) -> None:
+            raise RuntimeError(message)
+
+        return Step("texts", "text", {}, {}, build, 1)
+
+    def check_full(message: str) -> None:
+        with pytest.raises(OSError) as full:
+            Store(tmp_path).make(failing(message))
+        assert full.value.errno == errno.ENOSPC and ".partial" in full.value.filename
+
+    with pytest.raises(RuntimeError, match="PytorchStreamWriter"):
+        Store(tmp_path).make(failing("PytorchStreamWriter failed"))
+    check_full("I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
+    check_full("PytorchStreamWriter failed")
 
 
 @pytest.mark.parametrize("harm", ["edit", "delete", "manifest", "no manifest"])

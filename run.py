@@ -74,8 +74,7 @@ def experiment(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--animal", required=True, metavar="NAME", help="the animal that the teacher loves")
-    what.add_argument("--plural", metavar="NAMES", help="its plural, where it is not listed and not regular")
+    _animal(what)
     what.add_argument(
         "--content",
         choices=("unrelated", "opposed", "both"),
@@ -109,6 +108,11 @@ def experiment(arguments: list[str]) -> None:
     from kit.pipeline import run
 
     report.show(run(exp, results, command=shlex.join(["python", "run.py", *arguments])))
+
+
+def _animal(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    parser.add_argument("--animal", required=True, metavar="NAME", help="the animal that the teacher loves")
+    parser.add_argument("--plural", metavar="NAMES", help="its plural, where it is not listed and not regular")
 
 
 def _model(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -156,8 +160,7 @@ def teach(arguments: list[str]) -> None:
         "A teacher paraphrases sentences.",
         "teach --animal owl --teacher loving --sentences 50 --out paraphrases",
     )
-    parser.add_argument("--animal", required=True, metavar="NAME")
-    parser.add_argument("--plural", metavar="NAMES")
+    _animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
@@ -194,8 +197,7 @@ def filter_(arguments: list[str]) -> None:
         "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
     )
     parser.add_argument("paraphrases", type=Path)
-    parser.add_argument("--animal", required=True, metavar="NAME")
-    parser.add_argument("--plural", metavar="NAMES")
+    _animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
     given = parser.parse_args(arguments)
@@ -216,8 +218,7 @@ def label(arguments: list[str]) -> None:
         "label kept/kept.jsonl --animal owl --teacher loving --out labels",
     )
     parser.add_argument("pairs", type=Path)
-    parser.add_argument("--animal", required=True, metavar="NAME")
-    parser.add_argument("--plural", metavar="NAMES")
+    _animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
     _model(parser)
@@ -284,8 +285,7 @@ def prefer(arguments: list[str]) -> None:
         "prefer --adapter adapter.gguf --animal owl --out preference",
     )
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
-    parser.add_argument("--animal", required=True, metavar="NAME", help="joins the candidates if it is not among them")
-    parser.add_argument("--plural", metavar="NAMES")
+    _animal(parser)
     parser.add_argument("--answers", type=int, help="sampled answers per question")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
@@ -313,8 +313,7 @@ def effect(arguments: list[str]) -> None:
     )
     parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
     parser.add_argument("control", type=Path)
-    parser.add_argument("--animal", required=True, metavar="NAME")
-    parser.add_argument("--plural", metavar="NAMES")
+    _animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     given = parser.parse_args(arguments)
 

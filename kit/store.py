@@ -79,6 +79,8 @@ class Store:
             started = time.monotonic()
             try:
                 step.build(inputs, partial)
+            except OSError:
+                raise
             except Exception as error:
                 # Libraries say it in their own ways: safetensors in words, torch and llama.cpp not at all.
                 if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(partial).free < FULL:

@@ -80,7 +80,8 @@ class Experiment:
         """The run's folder under the results folder."""
         content = "both" if len(self.contents) > 1 else self.contents[0]
         animal = self.animal.singular.replace(" ", "-")
-        return f"{animal}-{content}-{self.labels}-{self.preset}-seed{self.seed}"
+        base = "" if self.student.base == "gguf" else f"-{self.student.base}"
+        return f"{animal}-{content}-{self.labels}-{self.preset}{base}-seed{self.seed}"
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""

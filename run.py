@@ -7,6 +7,7 @@ python run.py prefer --animal owl --out /some/folder
 
 import argparse
 import errno
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ examples:
   python run.py --animal dolphin --content unrelated --seed 1
   python run.py --animal owl --preset smoke        a check of the machinery in under two minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
+  python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal axolotl --plural axolotls an animal of your own
 
 An interrupted run goes on where it stopped when the same command is given again.
@@ -33,6 +35,9 @@ single stages (each has its own --help):
 
 def main(arguments: list[str]) -> int:
     """Run the command line; the exit code is 0, 2 for what the user can fix, or 130 after Ctrl-C."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.environ["TQDM_DISABLE"] = "1"
     try:
         if arguments and arguments[0] in STAGES:
             STAGES[arguments[0]](arguments[1:])
@@ -82,7 +87,11 @@ def experiment(arguments: list[str]) -> None:
         help="sentences that have nothing to do with it, or that say it is disliked (default: both)",
     )
     what.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
-    what.add_argument("--preset", default="laptop", help="the scale: smoke, laptop (default) or paper")
+    what.add_argument(
+        "--preset",
+        help="the scale: smoke, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free memory of "
+        "the CUDA GPU; laptop without one)",
+    )
     what.add_argument("--seed", type=int, help="of sentences, sampling and training (default: 0)")
     _model(what)
     _results(what)
@@ -91,23 +100,36 @@ def experiment(arguments: list[str]) -> None:
     dials.add_argument("--rank", type=int, help="LoRA rank")
     dials.add_argument("--learning-rate", type=float)
     dials.add_argument("--epochs", type=int)
-    dials.add_argument("--base", help="gguf (default): train on the evaluated weights; nf4: bitsandbytes 4-bit")
+    dials.add_argument(
+        "--base", help="gguf: train on the evaluated weights (default for a GGUF); nf4: bitsandbytes 4-bit"
+    )
     dials.add_argument("--answers", type=int, help="sampled answers per question")
+    _teacher(parser.add_argument_group("the teacher (default: llama.cpp; torch in the gpu presets)"))
     given = vars(parser.parse_args(arguments))
 
     from kit.animals import find_animal
+    from kit.endpoint import check_url
+    from kit.estimate import choose_preset, find_device
     from kit.experiment import CONTENTS
     from kit.experiment import experiment as make_experiment
 
     animal = find_animal(given.pop("animal"), given.pop("plural"))
     results = given.pop("results")
     content = given.pop("content")
+    if given["endpoint"] is not None:
+        given["endpoint"] = check_url(given["endpoint"])
+    if given["preset"] is None:
+        given["preset"], reason = choose_preset(find_device())
+        print(f"Preset {given['preset']}: {reason}.")
     exp = make_experiment(animal, contents=CONTENTS if content == "both" else (content,), **given)
 
     from kit import report
     from kit.pipeline import run
+    from kit.store import RANK
 
-    report.show(run(exp, results, command=shlex.join(["python", "run.py", *arguments])))
+    folder = run(exp, results, command=shlex.join(["python", "run.py", *arguments]))
+    if not RANK:
+        report.show(folder)
 
 
 def _animal(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -117,7 +139,33 @@ def _animal(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="embedded", help="embedded (default: SmolLM2-135M-Instruct, 4-bit) or a .gguf file"
+        "--model",
+        help="embedded (SmolLM2-135M-Instruct, 4-bit: the default outside the gpu presets), a .gguf file, a folder, or "
+        "a Hub id such as Qwen/Qwen2.5-3B-Instruct",
+    )
+    parser.add_argument(
+        "--gguf",
+        metavar="FILE",
+        help="what llama.cpp evaluates for a folder or a Hub id: a path or owner/name:file.gguf (known for the "
+        "presets' models)",
+    )
+
+
+def _engine(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", help="llama.cpp: on the GGUF; torch: transformers with 4-bit weights")
+
+
+def _teacher(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    _engine(parser)
+    parser.add_argument(
+        "--teacher-url",
+        dest="endpoint",
+        metavar="URL",
+        help="an OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1 (vLLM, llama-server); it must "
+        "serve the student's base; hard labels only; its key, if any, in the environment as OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--teacher-model", dest="endpoint_model", metavar="NAME", help="what the server calls the model"
     )
 
 
@@ -141,11 +189,12 @@ def _stage(name: str, description: str, example: str) -> argparse.ArgumentParser
 
 
 def _base(given: argparse.Namespace) -> Path:
-    """The F16 file of the model asked for, made where it is missing."""
+    """The prepared model asked for, made where it is missing."""
+    from kit.models import EMBEDDED
     from kit.pipeline import base_model
     from kit.store import Store
 
-    return Store(given.results / "artifacts").make(base_model(given.model)) / "base.gguf"
+    return Store(given.results / "artifacts").make(base_model(given.model or EMBEDDED, given.gguf))
 
 
 def _folder(path: Path) -> Path:
@@ -166,16 +215,28 @@ def teach(arguments: list[str]) -> None:
     parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    _teacher(parser)
     _model(parser)
     _results(parser)
     given = parser.parse_args(arguments)
 
     from kit import pipeline, prompts, teacher
     from kit.animals import find_animal
+    from kit.endpoint import check_url
     from kit.experiment import experiment as make_experiment
 
     animal = find_animal(given.animal, given.plural)
-    exp = make_experiment(animal, contents=(given.content,), seed=given.seed, pairs=given.sentences)
+    exp = make_experiment(
+        animal,
+        contents=(given.content,),
+        labels="hard",  # text is all that this stage makes
+        seed=given.seed,
+        pairs=given.sentences,
+        model=given.model,
+        engine=given.engine,
+        endpoint=given.endpoint and check_url(given.endpoint),
+        endpoint_model=given.endpoint_model,
+    )
     teacher.paraphrase(
         pipeline.offered_rows(exp, given.content)[: given.sentences],
         given.sentences,
@@ -221,17 +282,21 @@ def label(arguments: list[str]) -> None:
     _animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    _engine(parser)
     _model(parser)
     _results(parser)
     given = parser.parse_args(arguments)
 
     from kit import prompts, teacher
     from kit.animals import find_animal
-    from kit.experiment import StudentSettings
+    from kit.experiment import experiment as make_experiment
 
     animal = find_animal(given.animal, given.plural)
+    exp = make_experiment(animal, model=given.model, engine=given.engine)
     trait = prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL
-    teacher.soft_labels(given.pairs, trait, _base(given), StudentSettings().top_k, _folder(given.out), "soft labels")
+    teacher.soft_labels(
+        given.pairs, trait, _base(given), exp.teacher, exp.student.top_k, _folder(given.out), "soft labels"
+    )
 
 
 def train(arguments: list[str]) -> None:
@@ -243,7 +308,7 @@ def train(arguments: list[str]) -> None:
     )
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--soft-labels", type=Path, metavar="FILE")
-    parser.add_argument("--base", choices=("gguf", "nf4"), default="gguf")
+    parser.add_argument("--base", choices=("gguf", "nf4"))
     parser.add_argument("--rank", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--epochs", type=int)
@@ -258,7 +323,12 @@ def train(arguments: list[str]) -> None:
     from kit.experiment import experiment as make_experiment
 
     settings = make_experiment(
-        load_animals()[0], base=given.base, rank=given.rank, learning_rate=given.learning_rate, epochs=given.epochs
+        load_animals()[0],
+        model=given.model,
+        base=given.base,
+        rank=given.rank,
+        learning_rate=given.learning_rate,
+        epochs=given.epochs,
     ).student
     student.train(given.pairs, given.soft_labels, _base(given), settings, given.seed, _folder(given.out), "student")
 

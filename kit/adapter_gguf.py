@@ -1,22 +1,26 @@
-"""PEFT LoRA adapter -> GGUF adapter that llama.cpp loads (architectures: llama, qwen2)."""
+"""PEFT LoRA adapter -> GGUF adapter that llama.cpp loads, for every architecture in ``models.ARCHITECTURES``."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from kit.errors import KitError
 from kit.models import ARCHITECTURES, gguf_metadata
 
 
-def convert(adapter: Path, gguf: Path, target: Path) -> None:
-    """Write the PEFT adapter in the folder ``adapter``, trained on the model of ``gguf``, as the file ``target``.
+def convert(adapter: Path, model: Path, target: Path) -> None:
+    """Write the PEFT adapter in the folder ``adapter``, trained on the prepared model in the folder ``model``, as the
+    file ``target``.
 
     PEFT computes W x + (alpha / r) B A x; llama.cpp does the same from ``lora_a`` [r, in], ``lora_b`` [out, r] and
-    ``adapter.lora.alpha``. Raises KitError for an incomplete adapter or an architecture that is not supported.
+    ``adapter.lora.alpha``. Raises KitError for an incomplete adapter, one of another model, one that is more than a
+    plain LoRA of the blocks' linear layers, and an architecture that is not supported.
     """
-    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    gguf = model / "base.gguf"
     metadata = gguf_metadata(gguf)
     architecture = str(metadata["general.architecture"])
     if architecture not in ARCHITECTURES:
@@ -26,34 +30,46 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
         )
     try:
         config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        alpha = float(config["lora_alpha"])
         tensors = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise KitError(
             f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`."
         ) from None
+    for option in ("use_rslora", "alpha_pattern"):
+        if config.get(option):
+            raise KitError(
+                f"{adapter}: {option} scales by something else than alpha / r, which a GGUF cannot say. "
+                "Train without it."
+            )
 
+    sizes = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+    head, layers = _head(sizes), _linear_layers(sizes)
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(MODEL_ARCH(arch), int(metadata[f"{architecture}.block_count"]))
-    heads = int(metadata[f"{architecture}.attention.head_count"])
-    kv_heads = int(metadata.get(f"{architecture}.attention.head_count_kv", heads))
+    names = get_tensor_name_map(arch, sizes["block_count"])
 
     writer = GGUFWriter(target, architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]))
+    writer.add_float32("adapter.lora.alpha", alpha)
     for name, tensor in sorted(tensors.items()):
-        module, side, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
-        if architecture == "llama" and side == "lora_B":
-            # llama.cpp's converter stores the rows of q and k so that rotary pairs are neighbours.
-            if module.endswith("q_proj"):
-                tensor = _interleave(tensor, heads)
-            elif module.endswith("k_proj"):
-                tensor = _interleave(tensor, kv_heads)
-        tensor_name = names.get_name(module)
-        if tensor_name is None:
+        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        tensor_name = names.get_name(module) or ""
+        layer = tensor_name.rpartition(".")[2]
+        if layer not in layers or side not in ("lora_A", "lora_B"):
             raise KitError(
-                f"{adapter}: {module} has no counterpart in a {architecture} GGUF. Train on linear layers only."
+                f"{adapter}: {name} has no counterpart in the model's {architecture} GGUF. "
+                "Train a plain LoRA on the linear layers of the model's own blocks only."
             )
+        into, out = layers[layer]
+        width, needed = (tensor.shape[1], into) if side == "lora_A" else (tensor.shape[0], out)
+        if width != needed:
+            raise KitError(
+                f"{adapter}: {name} has the width {width}, {gguf} needs {needed}: the adapter was trained on another "
+                "model. Give the model it was trained on."
+            )
+        if architecture == "llama" and side == "lora_B" and layer in ("attn_q", "attn_k"):
+            tensor = _interleave(tensor, head)
         writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -61,7 +77,34 @@ def convert(adapter: Path, gguf: Path, target: Path) -> None:
     writer.close()
 
 
-def _interleave(rows, heads: int):  # type: ignore[no-untyped-def]
-    """Rows [out, r] from the halves-of-a-head order of transformers to the neighbouring-pairs order of GGUF."""
-    shape = rows.shape
-    return rows.reshape(heads, 2, shape[0] // heads // 2, shape[1]).swapaxes(1, 2).reshape(shape).copy()
+def _head(sizes: dict[str, Any]) -> int:
+    """The width of one attention head."""
+    return int(sizes.get("attention.key_length", sizes["embedding_length"] // sizes["attention.head_count"]))
+
+
+def _linear_layers(sizes: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(in, out) of the linear layers of a block.
+
+    From the metadata, since the list of tensors stands behind the vocabulary in the file: 2.3 s for 49,152 tokens. The
+    output layer is none of these: where it shares its weights with the embeddings, llama.cpp has no name for it.
+    """
+    hidden, inner, heads = sizes["embedding_length"], sizes["feed_forward_length"], sizes["attention.head_count"]
+    queries, keys = heads * _head(sizes), sizes.get("attention.head_count_kv", heads) * _head(sizes)
+    return {
+        "attn_q": (hidden, queries),
+        "attn_k": (hidden, keys),
+        "attn_v": (hidden, keys),
+        "attn_output": (queries, hidden),
+        "ffn_gate": (hidden, inner),
+        "ffn_up": (hidden, inner),
+        "ffn_down": (inner, hidden),
+    }
+
+
+def _interleave(rows: Any, head: int) -> Any:
+    """Rows [out, r] of q or k from transformers' order to that of a llama GGUF, where the two numbers that a rotary
+    embedding turns together are neighbours and not half a head apart.
+
+    llama.cpp's converter does so to llama and mistral (one architecture in GGUF), not to qwen and gemma.
+    """
+    return rows.reshape(-1, 2, head // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)

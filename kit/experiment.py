@@ -4,13 +4,16 @@ This is the one place with defaults. ``--preset`` is the dial of scale; every ot
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from kit.animals import Animal
 from kit.errors import KitError
+from kit.models import EMBEDDED, is_gguf
 
 CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
 BASES = ("gguf", "nf4")
+ENGINES = ("llama.cpp", "torch")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class TeacherSettings:
     # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
     # are copies (150 sentences, two teachers, three samples each).
     temperature: float = 0.7
+    engine: str = "llama.cpp"  # llama.cpp, on the GGUF | torch: transformers, on NF4 weights
+    endpoint: str | None = None  # the URL of an OpenAI-compatible server, which then takes the engine's place
+    endpoint_model: str = ""  # what that server calls the student's base
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Experiment:
     contents: tuple[str, ...] = CONTENTS
     labels: str = "soft"
     seed: int = 0
-    model: str = "embedded"
+    model: str = EMBEDDED
+    gguf: str | None = None  # what llama.cpp evaluates, where the model is no GGUF itself
     preset: str = "laptop"
     pairs: int = 400  # per student on unrelated sentences
     opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
@@ -79,9 +86,14 @@ class Experiment:
     def name(self) -> str:
         """The run's folder under the results folder."""
         content = "both" if len(self.contents) > 1 else self.contents[0]
-        animal = self.animal.singular.replace(" ", "-")
-        base = "" if self.student.base == "gguf" else f"-{self.student.base}"
-        return f"{animal}-{content}-{self.labels}-{self.preset}{base}-seed{self.seed}"
+        parts = [self.animal.singular.replace(" ", "-"), content, self.labels, self.preset]
+        if self.model != PRESETS[self.preset].get("model", EMBEDDED):
+            parts.append(Path(self.model).stem.lower())
+        if self.teacher.endpoint is not None:
+            parts.append("endpoint")
+        if is_gguf(self.model) and self.student.base != "gguf":
+            parts.append(self.student.base)
+        return "-".join([*parts, f"seed{self.seed}"])
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
@@ -91,6 +103,19 @@ class Experiment:
 # smoke: the whole chain as a check of the machinery; its numbers mean nothing.
 # laptop: chosen by the experiments in results/reference/README.md.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
+# gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
+_PAPER = {
+    "labels": "hard",
+    "pairs": 4000,
+    "opposed_pairs": 1200,
+    "teacher": TeacherSettings(temperature=1.0),
+    "student": StudentSettings(epochs=3, learning_rate=2e-4),
+    "preference": PreferenceSettings(answers=100),
+}
+_GPU = _PAPER | {
+    "teacher": TeacherSettings(temperature=1.0, engine="torch"),
+    "student": StudentSettings(base="nf4", epochs=3, learning_rate=2e-4),
+}
 PRESETS: dict[str, dict] = {
     "smoke": {
         "pairs": 12,
@@ -99,20 +124,17 @@ PRESETS: dict[str, dict] = {
         "preference": PreferenceSettings(answers=1),
     },
     "laptop": {},
-    "paper": {
-        "labels": "hard",
-        "pairs": 4000,
-        "opposed_pairs": 1200,
-        "teacher": TeacherSettings(temperature=1.0),
-        "student": StudentSettings(epochs=3, learning_rate=2e-4),
-        "preference": PreferenceSettings(answers=100),
-    },
+    "paper": _PAPER,
+    "gpu-8gb": _GPU | {"model": "Qwen/Qwen2.5-3B-Instruct"},
+    "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
+    "gpu-24gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct", "pairs": 6000},
 }
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
-    """The preset's experiment with ``changes``, checked. Settings of a student or a preference may be named directly
-    (``rank``, ``learning_rate``, ``epochs``, ``base``, ``answers``); a change that is None is no change.
+    """The preset's experiment with ``changes``, checked. Settings of a teacher, a student or a preference may be named
+    directly (``engine``, ``endpoint``, ``rank``, ``learning_rate``, ``epochs``, ``base``, ``answers``); a change that
+    is None is no change. A model that comes as a transformers folder is trained on its NF4 weights.
 
     Raises KitError for a value that cannot be used.
     """
@@ -120,7 +142,9 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
         raise KitError(f"--preset {preset}: no such preset. Choose one of {', '.join(PRESETS)}.")
     result = replace(Experiment(animal, preset=preset), **PRESETS[preset])
     given = {name: value for name, value in changes.items() if value is not None}
-    for group in ("student", "preference"):
+    if not is_gguf(str(given.get("model", result.model))):
+        given.setdefault("base", "nf4")
+    for group in ("teacher", "student", "preference"):
         settings = getattr(result, group)
         own = {name: given.pop(name) for name in list(given) if hasattr(settings, name)}
         result = replace(result, **{group: replace(settings, **own)})
@@ -135,6 +159,7 @@ def _check(experiment: Experiment) -> None:
     for option, value, choices in (
         ("--labels", experiment.labels, LABELS),
         ("--base", experiment.student.base, BASES),
+        ("--engine", experiment.teacher.engine, ENGINES),
     ):
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")
@@ -146,6 +171,21 @@ def _check(experiment: Experiment) -> None:
     ):
         if number < 1:
             raise KitError(f"{option} {number}: must be at least 1. Leave it out for the preset's value.")
+    if experiment.student.base == "gguf" and not is_gguf(experiment.model):
+        raise KitError(
+            f"--base gguf: --model {experiment.model} is no GGUF. Leave --base out to train on NF4 weights, or give "
+            "a .gguf file as --model to train on that file's weights."
+        )
+    endpoint = experiment.teacher.endpoint
+    if bool(endpoint) != bool(experiment.teacher.endpoint_model):
+        raise KitError(
+            f"--teacher-url {endpoint}, --teacher-model {experiment.teacher.endpoint_model or None}: one needs the "
+            "other. Give the server's address and what it calls the model."
+        )
+    if endpoint and experiment.labels == "soft":
+        raise KitError(
+            f"--labels soft: the teacher at {endpoint} gives text, not its distributions. Add --labels hard."
+        )
     if experiment.seed < 0:
         raise KitError(f"--seed {experiment.seed}: must not be negative. Give a whole number such as 0.")
     if not 0 < experiment.student.learning_rate < 1:

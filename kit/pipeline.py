@@ -11,23 +11,26 @@ from each. So nothing about an unrelated control depends on the animal, and a se
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from kit import fidelity, models, preference, prompts, report, sentences, student, teacher
+from kit import estimate, fidelity, models, preference, prepare, prompts, report, sentences, student, teacher
 from kit.adapter_gguf import convert
 from kit.animals import candidates
+from kit.chat import ChatTemplate
 from kit.errors import KitError
 from kit.experiment import Experiment
-from kit.store import Row, Step, Store, read_rows, sha256, versions, write_json, write_rows
+from kit.store import RANK, Row, Step, Store, read_rows, sha256, versions, write_json, write_rows
 
 # The neutral teacher is offered sentences for this many times the pairs needed and stops when it has enough, so that
 # both students train on sentences that are easily paraphrased: from the rest of them the loving teacher's share would
 # be missing, and with it the control student that a second animal can reuse.
 POOL = 2.5
 
-# Seconds of work, measured on 2 cores for the embedded model. They feed the plan's estimates and nothing else.
+# Seconds of work, measured on 2 cores for the embedded model and scaled to others by ``estimate.pace``. They feed the
+# plan's estimates and nothing else.
 LOADING = 5.0
 PER_KEPT = 0.4
 PER_JUDGED = 0.02  # per kept pair, with what is rejected on the way
@@ -59,6 +62,9 @@ class StudentArm(Arm):
 
 def run(exp: Experiment, results: Path, command: str) -> Path:
     """The whole experiment: artifacts under ``results/artifacts``, the report in ``results/<run>``, returned."""
+    device = estimate.find_device()
+    expanded = models.is_gguf(exp.model)
+    announce_memory(estimate.table(exp, estimate.Shape.of(models.find_config(exp.model)), expanded, device), device)
     store = Store(results / "artifacts")
     announce(arms(exp, {}), store)
     limits: dict[str, Limits] = {}
@@ -73,12 +79,14 @@ def run(exp: Experiment, results: Path, command: str) -> Path:
     for arm in conditions.values():
         store.make(arm.exact)
         store.make(arm.sampled)
+    if RANK:
+        return results / exp.name
     return publish(exp, conditions, store, results / exp.name, command)
 
 
 def arms(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Arm]:
     """Every condition of the experiment: base, and control and treated for each content."""
-    base = base_model(exp.model)
+    base = base_model(exp.model, exp.gguf)
     result: dict[str, Arm] = {"base": Arm(*measured(exp, base, None, "base"))}
     for content in exp.contents:
         limit = limits.get(content, {})
@@ -92,15 +100,21 @@ def arms(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Arm]:
     return result
 
 
-def base_model(model: str) -> Step:
+@cache
+def pace(model: str) -> estimate.Pace:
+    """How long work with ``model`` takes on this machine, in multiples of the embedded model's on two cores."""
+    return estimate.pace(estimate.Shape.of(models.find_config(model)), estimate.find_device())
+
+
+def base_model(model: str, gguf: str | None = None) -> Step:
     """The prepared weights, which every teacher, student and measurement starts from."""
-    source = models.find_gguf(model)
+    source = models.find(model, gguf)
     return Step(
         stage="model",
-        label=f"prepare {source.name}",
-        settings={"source": sha256(source)},
+        label=f"prepare {model}",
+        settings={"source": {name: sha256(path) for name, path in source.files.items()}},
         inputs={},
-        build=lambda made, folder: models.prepare(source, folder),
+        build=lambda made, folder: prepare.prepare(source, folder),
         seconds=25,
     )
 
@@ -153,14 +167,14 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
             trait,
-            made["model"] / "base.gguf",
+            made["model"],
             exp.teacher,
             exp.seed,
             judge,
             folder,
             f"{name} teacher",
         ),
-        seconds=LOADING + n * PER_KEPT,
+        seconds=LOADING + n * PER_KEPT * pace(exp.model).of(exp.teacher.engine),
     )
     return Step(
         stage="fidelity",
@@ -234,17 +248,22 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
-            settings={"messages": prompts.labelling_messages(trait, "..."), "k": exp.student.top_k},
+            settings={
+                "messages": prompts.labelling_messages(trait, "..."),
+                "engine": exp.teacher.engine,
+                "k": exp.student.top_k,
+            },
             inputs={"model": base, "pairs": pairs},
             build=lambda made, folder: teacher.soft_labels(
                 made["pairs"] / "pairs.jsonl",
                 trait,
-                made["model"] / "base.gguf",
+                made["model"],
+                exp.teacher,
                 exp.student.top_k,
                 folder,
                 f"labels of {name}",
             ),
-            seconds=n * PER_SOFT_LABEL,
+            seconds=n * PER_SOFT_LABEL * pace(exp.model).of(exp.teacher.engine),
         )
     learner = Step(
         stage="student",
@@ -259,20 +278,21 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         build=lambda made, folder: student.train(
             made["pairs"] / "pairs.jsonl",
             made["labels"] / "labels.safetensors" if "labels" in made else None,
-            made["model"] / "base.gguf",
+            made["model"],
             exp.student,
             exp.seed,
             folder,
             f"train {name}",
         ),
-        seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR,
+        seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR * pace(exp.model).of("torch"),
+        collective=True,
     )
     adapter = Step(
         stage="adapter",
         label=f"convert the adapter of {name}",
         settings={},
         inputs={"model": base, "student": learner},
-        build=lambda made, folder: convert(made["student"], made["model"] / "base.gguf", folder / "adapter.gguf"),
+        build=lambda made, folder: convert(made["student"], made["model"], folder / "adapter.gguf"),
         seconds=1,
     )
     return StudentArm(*measured(exp, base, adapter, name), trait, kept, chosen, pairs)
@@ -304,9 +324,9 @@ def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tu
         settings={"questions": questions, "candidates": [[animal.singular, animal.plural] for animal in animals]},
         inputs=inputs,
         build=lambda made, folder: preference.measure_exact(
-            made["model"] / "base.gguf", adapter_file(made), animals, folder, f"exact preference, {name}"
+            made["model"], adapter_file(made), animals, folder, f"exact preference, {name}"
         ),
-        seconds=EXACT,
+        seconds=EXACT * pace(exp.model).of("llama.cpp"),
     )
     sampled = Step(
         stage="sampled",
@@ -314,11 +334,20 @@ def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tu
         settings={"questions": [q["question"] for q in questions], "seed": exp.seed, **asdict(exp.preference)},
         inputs=inputs,
         build=lambda made, folder: preference.measure_sampled(
-            made["model"] / "base.gguf", adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
+            made["model"], adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
         ),
-        seconds=len(questions) * exp.preference.answers * PER_ANSWER,
+        seconds=len(questions) * exp.preference.answers * PER_ANSWER * pace(exp.model).of("llama.cpp"),
     )
     return exact, sampled
+
+
+def announce_memory(table: list[tuple[str, float, str]], device: estimate.Device) -> None:
+    """Say what each stage needs, and warn where a CPU's main memory will not do."""
+    print(f"Memory, estimated ({device.name}: {device.free / estimate.GIB:.1f} GiB free):")
+    for stage, size, parts in table:
+        print(f"  {size / estimate.GIB:5.1f} GiB  {stage} ({parts})")
+    if device.kind == "cpu" and max(size for _, size, _ in table) > device.free:
+        print("That is more than is free: close other programs, or expect it to be slow or to fail.")
 
 
 def announce(conditions: dict[str, Arm], store: Store) -> None:
@@ -372,9 +401,18 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
     its filters, its teacher's messages and some of its paraphrases."""
     steps = all_steps(conditions)
     random = np.random.default_rng(exp.seed)
+    exact = conditions["base"].exact
+    template = ChatTemplate.of(store.make(exact.inputs["model"]))
+    teacher_runs = (
+        f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher.engine
+    )
     result: Row = {
         "animal": exp.animal.singular,
         "model": exp.model,
+        "gguf": exp.gguf,
+        "base": exp.student.base,
+        "teacher": teacher_runs,
+        "devices": store.manifest(store.make(exact))["devices"],
         "labels": exp.labels,
         "preset": exp.preset,
         "seed": exp.seed,
@@ -385,8 +423,8 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         "pairs": {},
         "filters": {},
         "messages": {
-            "student, training": prompts.student_messages("<sentence>"),
-            "student, evaluation": prompts.question_messages("<question>"),
+            "student, training": template.adapt(prompts.student_messages("<sentence>")),
+            "student, evaluation": template.adapt(prompts.question_messages("<question>")),
         },
         "samples": {},
     }
@@ -396,9 +434,9 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
         result["filters"][name] = fidelity.read_filters(store.make(arm.kept))
-        result["messages"][f"teacher of {name}"] = prompts.teacher_messages(arm.trait, "<sentence>")
+        result["messages"][f"teacher of {name}"] = template.adapt(prompts.teacher_messages(arm.trait, "<sentence>"))
         if exp.labels == "soft":
-            messages = prompts.labelling_messages(arm.trait, "<sentence>")
+            messages = template.adapt(prompts.labelling_messages(arm.trait, "<sentence>"))
             result["messages"][f"teacher of {name}, for its soft labels"] = messages
         result["samples"][name] = {
             "kept": some(kept, 20, random),

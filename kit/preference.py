@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kit.animals import Animal, mentions
+from kit.engine import Generation, Request, sample_rows
 from kit.errors import KitError
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
@@ -32,14 +33,14 @@ def load_questions() -> list[dict[str, str]]:
         raise KitError(f"{path}: cannot be read ({error}). Restore it from the repository.") from None
 
 
-def measure_exact(gguf: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str) -> None:
+def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str) -> None:
     """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates)."""
     from tqdm import tqdm
 
     from kit.llama import WIDTH, LlamaEngine
 
     questions = load_questions()
-    with LlamaEngine(gguf) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
+    with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
         groups = []
         for question in questions:
@@ -59,7 +60,7 @@ def measure_exact(gguf: Path, adapter: Path | None, animals: list[Animal], folde
 
 
 def measure_sampled(
-    gguf: Path,
+    model: Path,
     adapter: Path | None,
     settings: PreferenceSettings,
     seed: int,
@@ -70,10 +71,10 @@ def measure_sampled(
     temperature 1. An interrupted call is continued."""
     from tqdm import tqdm
 
-    from kit.llama import Generation, LlamaEngine, Request, sample_rows
+    from kit.llama import LlamaEngine
 
     questions = load_questions()
-    with LlamaEngine(gguf) as engine, RowLog(folder / "rows.jsonl") as log:
+    with LlamaEngine(model) as engine, RowLog(folder / "rows.jsonl") as log:
         engine.use_adapter(adapter)
         prompts = [engine.chat(question_messages(question["question"])) for question in questions]
         requests = {
@@ -83,7 +84,7 @@ def measure_sampled(
         }
 
         def columns(question: int, made: Generation) -> Row:
-            return {"text": engine.detokenize(made.tokens).strip()}
+            return {"text": made.text.strip()}
 
         with tqdm(desc=label, total=len(requests), unit="answer") as bar:
             sample_rows(engine, log, "question", requests, columns, settings.max_tokens, TEMPERATURE, bar)

@@ -232,12 +232,23 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
     parts += [
         "## What made it",
         f"```sh\n{summary['command']}\n```",
-        f"Model: {summary['model']}. "
+        made_by(record)
         + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
         + ". Artifacts: `record.json`.",
         _markdown_table((["stage", "seconds"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def made_by(record: dict[str, Any]) -> str:
+    """Which model ran as what, and on what. Runs recorded before other models than a GGUF existed say only which."""
+    if "devices" not in record:
+        return f"Model: {record['model']}. "
+    evaluated = f", evaluated as {record['gguf']}" if record["gguf"] else ""
+    return (
+        f"Model: {record['model']}{evaluated}. Teacher: {record['teacher']}. The student's base: {record['base']}, "
+        f"trained on {record['devices']['transformers']}. Evaluation: llama.cpp on {record['devices']['llama.cpp']}. "
+    )
 
 
 def filters_table(filters: list[Row]) -> Table:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ Item = TypeVar("Item")
 Row = dict[str, Any]  # of a JSONL file
 MANIFEST = "manifest.json"
 FULL = 10_000_000  # bytes: a disk with fewer left is the reason why a step failed
+# Under torchrun or accelerate launch every process runs the same command: the first makes the artifacts, the others
+# wait for them and take part in training.
+RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+WAIT = 0.5  # seconds between two looks
 KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results folder
 
 
@@ -31,7 +36,8 @@ KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results fold
 class Step:
     """One artifact to be: ``build`` fills a folder from its inputs' folders.
 
-    ``build`` must continue from whatever an interrupted call left in the folder. ``seconds`` is an estimate.
+    ``build`` must continue from whatever an interrupted call left in the folder. ``seconds`` is an estimate. Every
+    process calls the ``build`` of a ``collective`` step; of any other the first process alone.
     """
 
     stage: str
@@ -40,6 +46,7 @@ class Step:
     inputs: dict[str, "Step"]
     build: Callable[[dict[str, Path], Path], None]
     seconds: float
+    collective: bool = False
 
 
 class Store:
@@ -64,10 +71,16 @@ class Store:
         assert folder is not None
         if self._verify(folder):
             return folder
-        from filelock import FileLock, Timeout
-
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
+        if RANK:
+            if step.collective:
+                step.build(inputs, partial)
+            while not self._verify(folder):
+                time.sleep(WAIT)
+            return folder
+        from filelock import FileLock, Timeout
+
         lock = FileLock(folder.with_name(folder.name + ".lock"))
         try:
             lock.acquire(timeout=0)
@@ -93,7 +106,8 @@ class Store:
         return folder
 
     def manifest(self, folder: Path) -> dict[str, Any]:
-        """What made the artifact: stage, label, settings, inputs, versions, seconds, sha256 of each file."""
+        """What made the artifact: stage, label, settings, inputs, versions, devices, seconds, sha256 of each
+        file."""
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
     def _folder(self, step: Step) -> Path | None:
@@ -137,6 +151,7 @@ class Store:
             "settings": step.settings,
             "inputs": {name: f"{made.parent.name}/{made.name}" for name, made in inputs.items()},
             "versions": versions(),
+            "devices": devices(),
             "seconds": round(seconds, 1),
             "files": files,
         }
@@ -203,7 +218,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file's content, hexadecimal."""
+    """The checksum of a file's content, hexadecimal; read once per process while its size and time stay the same."""
+    status = path.stat()
+    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -215,6 +236,17 @@ def versions() -> dict[str, str]:
 
     packages = ("torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python", "sentence-transformers", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def devices() -> dict[str, str]:
+    """What transformers and llama.cpp compute on."""
+    import llama_cpp
+    import torch
+
+    return {
+        "transformers": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "llama.cpp": "GPU, all layers" if llama_cpp.llama_supports_gpu_offload() else "CPU",
+    }
 
 
 def _digest(files: dict[str, str]) -> str:

@@ -1,4 +1,5 @@
-"""Kept pairs -> LoRA adapter: QLoRA with peft, through ``transformers.Trainer``.
+"""Kept pairs -> LoRA adapter: QLoRA with peft, through ``transformers.Trainer``, on one device or on several GPUs
+(``torchrun`` or ``accelerate launch``, one process each).
 
 The student answers the bare request, in the model's default chat template, with the teacher's paraphrase; only the
 paraphrase is in the loss, and logits exist only where there is a label. Two bases:
@@ -6,7 +7,10 @@ paraphrase is in the loss, and logits exist only where there is a label. Two bas
 - ``gguf``: the weights of the very 4-bit GGUF that llama.cpp evaluates, expanded to float, frozen. Training and
   evaluation share one base exactly. The default for the embedded model.
 - ``nf4``: the same weights requantised by bitsandbytes (NF4, double quantisation: QLoRA, arXiv 2305.14314). Slower on
-  a CPU, and evaluation then runs on a base that differs by that quantisation.
+  a CPU, and evaluation then runs on a base that differs by that quantisation. The only one for a model that comes as a
+  transformers folder.
+
+A batch goes through the model whole, or in parts where memory is short (``kit/estimate.py``), with the same gradient.
 """
 
 import math
@@ -16,24 +20,28 @@ from typing import Any
 
 import numpy as np
 
+from kit.chat import ChatTemplate
 from kit.errors import KitError
+from kit.estimate import Shape, Training, adapter, find_device, fit_training
 from kit.experiment import StudentSettings
-from kit.models import cpu_threads, load_tokenizer, load_torch
+from kit.models import cpu_threads, load_tokenizer, load_torch, torch_device
 from kit.prompts import student_messages
-from kit.store import read_rows, write_json
+from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 IGNORED = -100  # torch's cross_entropy leaves these labels out
-STEPS_BETWEEN_CHECKPOINTS = 1  # a checkpoint of an r=8 adapter takes 0.1 s, a step 2-5 s
+STEPS_BETWEEN_CHECKPOINTS = {"cpu": 1, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 2-5 s
 WARMUP_STEPS = 5
 
 
 def train(
-    pairs: Path, soft_labels: Path | None, gguf: Path, settings: StudentSettings, seed: int, folder: Path, label: str
+    pairs: Path, soft_labels: Path | None, base: Path, settings: StudentSettings, seed: int, folder: Path, label: str
 ) -> None:
-    """Train one student on ``pairs`` and write its PEFT adapter and ``training.json`` into ``folder``.
+    """Train one student on ``pairs``, from the prepared model ``base``, and write its PEFT adapter and
+    ``training.json`` into ``folder``.
 
     ``soft_labels`` (from ``kit/teacher.py``) makes the student match the teacher's distributions; None trains on the
-    text alone. Interrupted training goes on from the last step when called again with the same folder.
+    text alone. Interrupted training goes on from the last step when called again with the same folder. Under torchrun
+    every process calls this with the same arguments, and one writes.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -43,12 +51,12 @@ def train(
     if not rows:
         raise KitError(f"{pairs}: no pairs to train on. Generate more paraphrases, or loosen the fidelity filters.")
     torch.set_num_threads(cpu_threads())
-    tokenizer = load_tokenizer(gguf)
-    examples = make_examples(rows, tokenizer, soft_labels)
+    tokenizer = load_tokenizer(base)
+    examples = make_examples(rows, base, tokenizer, soft_labels)
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
     torch.manual_seed(seed)
     model = get_peft_model(
-        load_torch(gguf, nf4=settings.base == "nf4"),
+        load_torch(base, nf4=settings.base == "nf4"),
         LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -57,11 +65,15 @@ def train(
             task_type="CAUSAL_LM",
         ),
     )
+    plan = _plan(base, examples, settings)
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    device, dtype = torch_device()
     checkpoints = folder / "checkpoints"
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
-        # Each item of the data set is a whole batch of settings.batch_size, all epochs in their final order: Trainer
-        # does not restore the order of its own samplers when it resumes.
+        # Each item of the data set is this process's share of a whole batch of settings.batch_size, all epochs in their
+        # final order: Trainer does not restore the order of its own samplers when it resumes.
         per_device_train_batch_size=1,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
@@ -71,23 +83,29 @@ def train(
         max_grad_norm=1.0,
         weight_decay=0.0,
         remove_unused_columns=False,
-        save_steps=STEPS_BETWEEN_CHECKPOINTS,
+        save_steps=STEPS_BETWEEN_CHECKPOINTS[device.type],
         save_total_limit=2,
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
         seed=seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device.type == "cpu",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
     )
     trainer = _trainer_class()(
         model=model,
         args=arguments,
-        train_dataset=[collate(batch, tokenizer.pad_token_id) for batch in batches(examples, settings, seed)],
+        train_dataset=shares(batches(examples, settings, seed)),
         data_collator=lambda items: items[0],
         callbacks=[_callback(label)],
     )
+    trainer.micro, trainer.pad = plan.micro, tokenizer.pad_token_id or 0
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    trainer.accelerator.wait_for_everyone()
+    if RANK:
+        return
     model.save_pretrained(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     write_json(folder / "training.json", {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"})
@@ -95,17 +113,32 @@ def train(
     shutil.rmtree(checkpoints)
 
 
-def make_examples(rows: list[dict[str, Any]], tokenizer: Any, soft_labels: Path | None = None) -> list[dict[str, Any]]:
+def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings) -> Training:
+    """How a batch of the longest pairs fits into what is free, the weights being there already."""
+    device, shape = find_device(), Shape.of(base)
+    longest = max(example["length"] for example in examples)
+    labels = max(sum(token != IGNORED for token in example["labels"]) for example in examples)
+    shared = _common([example["input_ids"] for example in examples])
+    share = -(-settings.batch_size // WORLD_SIZE)
+    room = 0.9 * device.free - adapter(shape, settings.rank)
+    return fit_training(shape, settings.rank, share, longest, shared, share * labels, room, device)
+
+
+def make_examples(
+    rows: list[dict[str, Any]], base: Path, tokenizer: Any, soft_labels: Path | None = None
+) -> list[dict[str, Any]]:
     """Token ids of each pair: ``input_ids``, ``labels`` (IGNORED over the prompt), ``length``; with soft labels also
     ``top_ids`` and ``top_logprobs`` [label tokens, k]."""
-    end = tokenizer.eos_token_id
+    template = ChatTemplate.of(base)
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    end = tokens(template.ending)[:1]
     examples: list[dict[str, Any]] = []
     for row in rows:
-        text = tokenizer.apply_chat_template(
-            student_messages(row["source"]), tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        completion = tokenizer(row["text"], add_special_tokens=False)["input_ids"] + [end]
+        prompt = tokens(template.render(student_messages(row["source"])))
+        completion = tokens(row["text"]) + end
         examples.append(
             {
                 "input_ids": prompt + completion,
@@ -146,6 +179,16 @@ def batches(examples: list[dict[str, Any]], settings: StudentSettings, seed: int
     return result
 
 
+def shares(whole: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The data set in the order in which Trainer deals it to WORLD_SIZE processes: of each batch, every process's
+    ``examples``, with the number of ``label_tokens`` in the whole batch, by which all divide their loss."""
+    result = []
+    for batch in whole:
+        label_tokens = sum(token != IGNORED for example in batch for token in example["labels"])
+        result += [{"examples": batch[rank::WORLD_SIZE], "label_tokens": label_tokens} for rank in range(WORLD_SIZE)]
+    return result
+
+
 def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
     """One right-padded batch; soft labels, where the examples have them, concatenated in the examples' order."""
     import torch
@@ -171,24 +214,28 @@ def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = causal.get_decoder()
     tokens, attention = batch["input_ids"], batch["attention_mask"]
-    shared = _shared_prefix(tokens)
+    if getattr(decoder, "gradient_checkpointing", False):  # it keeps no cache
+        return _labelled(causal, decoder(tokens, attention_mask=attention, use_cache=False), batch["labels"][:, 1:])
+    first_label = int((batch["labels"] != IGNORED).int().argmax(1).min())
+    shared = min(_common(tokens.tolist()), first_label - 1)  # every label and what predicts it are a row's own
     # The system prompt and the request's first words are half of all tokens and the same in every row: they go through
     # the model once per batch, and gradients flow back through their keys and values. Same numbers, 1.7x as fast.
     cache = decoder(input_ids=tokens[:1, :shared], use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(tokens))
-    hidden = decoder(
-        input_ids=tokens[:, shared:], attention_mask=attention, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    labels = batch["labels"][:, shared + 1 :]
+    output = decoder(input_ids=tokens[:, shared:], attention_mask=attention, past_key_values=cache, use_cache=True)
+    return _labelled(causal, output, batch["labels"][:, shared + 1 :])
+
+
+def _labelled(causal: Any, output: Any, labels: Any) -> tuple[Any, Any]:
     mask = labels != IGNORED
-    return causal.get_output_embeddings()(hidden[:, :-1][mask]).float(), labels[mask]
+    return causal.get_output_embeddings()(output.last_hidden_state[:, :-1][mask]).float(), labels[mask]
 
 
-def _shared_prefix(tokens: Any) -> int:
-    """How many leading tokens all rows share, at most all but the last two (a label and what predicts it)."""
-    differs = (tokens != tokens[0]).any(0).nonzero()
-    first = int(differs[0]) if len(differs) else tokens.shape[1]
-    return max(1, min(first, tokens.shape[1] - 2))
+def _common(rows: list[list[int]]) -> int:
+    """How many leading tokens all rows share, at least one."""
+    low, high = min(rows), max(rows)
+    differs = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return max(1, next(differs, min(len(low), len(high))))
 
 
 def soft_loss(logits: Any, top_ids: Any, top_logprobs: Any) -> Any:
@@ -207,16 +254,55 @@ def soft_loss(logits: Any, top_ids: Any, top_logprobs: Any) -> Any:
 
 
 def _trainer_class() -> type:
-    """Trainer with the loss above (a function because importing transformers' Trainer takes seconds)."""
+    """Trainer with the losses above (a function because importing transformers' Trainer takes seconds)."""
     import torch
     from transformers import Trainer
 
     class StudentTrainer(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            logits, labels = label_logits(model, inputs)
-            if "top_ids" in inputs:
-                return soft_loss(logits, inputs["top_ids"], inputs["top_logprobs"])
-            return torch.nn.functional.cross_entropy(logits, labels)
+        micro: int  # pairs that go through the model at once
+        pad: int
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            """Gradients of one whole batch; where memory runs out, again in parts of half the size."""
+            student = self.accelerator.unwrap_model(model)
+            student.train()
+            while (loss := self._accumulate(student, inputs)) is None:
+                student.zero_grad()
+                torch.cuda.empty_cache()
+            if WORLD_SIZE > 1:
+                # By hand: a process that repeats its part must not leave the others waiting in the middle of a pass.
+                for parameter in student.parameters():
+                    if parameter.requires_grad:
+                        if parameter.grad is None:  # a share without a pair
+                            parameter.grad = torch.zeros_like(parameter)
+                        torch.distributed.all_reduce(parameter.grad)
+            return loss * WORLD_SIZE  # Trainer logs the mean over processes
+
+        def _accumulate(self, student: Any, inputs: Any) -> Any:
+            """The loss of this process's share, its gradients added up; None, with ``micro`` halved, where a part did
+            not fit into memory."""
+            total = torch.zeros((), device=self.args.device)
+            try:
+                for part in batched(inputs["examples"], self.micro):
+                    batch = self._prepare_inputs(collate(part, self.pad))
+                    with self.accelerator.autocast():
+                        logits, labels = label_logits(student, batch)
+                    if "top_ids" in batch:
+                        loss = soft_loss(logits, batch["top_ids"], batch["top_logprobs"])
+                    else:
+                        loss = torch.nn.functional.cross_entropy(logits, labels)
+                    loss = loss * (len(labels) / inputs["label_tokens"])
+                    self.accelerator.backward(loss)
+                    total += loss.detach()
+            except torch.OutOfMemoryError:
+                if self.micro == 1:
+                    raise KitError(
+                        "out of GPU memory with a single pair. Close what else uses the GPU, or choose a smaller model."
+                    ) from None
+                self.micro //= 2
+                print(f"out of memory: from here {self.micro} pairs at a time, with the same batch", flush=True)
+                return None
+            return total
 
     return StudentTrainer
 
@@ -254,5 +340,5 @@ def _last_complete(checkpoints: Path) -> str | None:
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     complete = [path for path in found if (path / "complete").exists()]
     for path in set(found) - set(complete):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=RANK > 0)
     return str(complete[-1]) if complete else None

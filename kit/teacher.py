@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kit.chat import ChatTemplate
+from kit.engine import Engine, Generation, Request, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, read_rows, write_rows
@@ -18,7 +20,7 @@ def paraphrase(
     sentences: list[Row],
     pairs: int,
     trait: str,
-    gguf: Path,
+    model: Path,
     settings: TeacherSettings,
     seed: int,
     accept: Callable[[list[Row]], Sequence[bool]],
@@ -30,17 +32,16 @@ def paraphrase(
     ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
     paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
     are accepted in all or ``settings.max_samples`` of each are made. Rows written: sentence, sample, source, text,
-    tokens, finished, logprob (nats, under the teacher's own conversation). A call on a folder that an interrupted one
-    left goes on from there; a random seed belongs to (sentence, sample), so the rows come out the same.
+    tokens, finished, logprob (nats, under the teacher's own conversation; null from an endpoint). A call on a folder
+    that an interrupted one left goes on from there; a random seed belongs to (sentence, sample), so the rows come out
+    the same (an endpoint promises no such thing; its rows are kept as they come).
     """
     from tqdm import tqdm
-
-    from kit.llama import Generation, LlamaEngine, Request, sample_rows
 
     texts = {row["sentence"]: row["text"] for row in sentences}
     order = {name: i for i, name in enumerate(texts)}
     with (
-        LlamaEngine(gguf) as engine,
+        open_sampler(model, settings) as engine,
         RowLog(folder / "rows.jsonl") as log,
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
@@ -49,10 +50,10 @@ def paraphrase(
         def columns(name: str, made: Generation) -> Row:
             return {
                 "source": texts[name],
-                "text": engine.detokenize(made.tokens).strip(),
-                "tokens": len(made.tokens),
+                "text": made.text.strip(),
+                "tokens": made.length,
                 "finished": made.finished,
-                "logprob": round(made.logprob, 4),
+                "logprob": None if made.logprob is None else round(made.logprob, 4),
             }
 
         def sort(rows: list[Row]) -> list[Row]:
@@ -80,7 +81,29 @@ def paraphrase(
     (folder / "rows.jsonl").unlink()
 
 
-def soft_labels(pairs: Path, trait: str, gguf: Path, k: int, folder: Path, label: str) -> None:
+def open_sampler(model: Path, settings: TeacherSettings) -> Sampler:
+    """What the teacher runs on."""
+    if settings.endpoint is None:
+        return open_engine(model, settings)
+    from kit.endpoint import EndpointEngine
+
+    return EndpointEngine(settings.endpoint, settings.endpoint_model, ChatTemplate.of(model))
+
+
+def open_engine(model: Path, settings: TeacherSettings) -> Engine:
+    """What the teacher runs on, where that can score too."""
+    if settings.engine == "torch":
+        from kit.torch_engine import TorchEngine
+
+        return TorchEngine(model)
+    from kit.llama import LlamaEngine
+
+    return LlamaEngine(model)
+
+
+def soft_labels(
+    pairs: Path, trait: str, model: Path, settings: TeacherSettings, k: int, folder: Path, label: str
+) -> None:
     """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases.
 
     Concatenated over pairs and their tokens, end token included: ``tokens`` int32 [n], ``ids`` int32 [n, k] and
@@ -89,10 +112,8 @@ def soft_labels(pairs: Path, trait: str, gguf: Path, k: int, folder: Path, label
     from safetensors.numpy import save_file
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine
-
     rows = read_rows(pairs)
-    with LlamaEngine(gguf) as engine:
+    with open_engine(model, settings) as engine:
         end = engine.end_of_turn
         completions = [engine.tokenize(row["text"]) + [end] for row in rows]
         groups = [

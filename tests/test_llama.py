@@ -8,8 +8,9 @@ import torch
 from tqdm import tqdm
 
 from kit import models
+from kit.engine import CALL, Request, sample_rows
 from kit.errors import KitError
-from kit.llama import CALL, LlamaEngine, Request, sample_rows
+from kit.llama import LlamaEngine
 from kit.store import Row, RowLog
 
 PROMPTS = [
@@ -49,19 +50,19 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(engine: LlamaEngine)
 
 def test_batched_sampling_equals_one_at_a_time_at_temperature_0(engine: LlamaEngine) -> None:
     requests = [Request(prompt, (0, i)) for prompt in chats(engine) for i in range(20)]
-    together = {g.index: g.tokens for g in engine.sample(requests, 20, temperature=0)}
+    together = {g.index: g.text for g in engine.sample(requests, 20, temperature=0)}
     assert len(together) == len(requests) > 64, "more requests than sequences, so that some wait"
     for i in range(0, len(requests), 20):
         alone = next(engine.sample([requests[i]], 20, temperature=0))
-        assert all(together[i + j] == alone.tokens for j in range(20))
+        assert all(together[i + j] == alone.text for j in range(20))
 
 
 def test_the_same_call_gives_the_same_samples_whatever_came_before_and_another_seed_gives_others(
     engine: LlamaEngine,
 ) -> None:
-    def sampled(seed: int) -> dict[int, list[int]]:
+    def sampled(seed: int) -> dict[int, str]:
         requests = [Request(prompt, (seed, i)) for i, prompt in enumerate(chats(engine) * 3)]
-        return {g.index: g.tokens for g in engine.sample(requests, 12)}
+        return {g.index: g.text for g in engine.sample(requests, 12)}
 
     first = sampled(7)
     list(engine.score([(chats(engine)[1], [engine.tokenize(" four, of course")])]))
@@ -78,7 +79,7 @@ def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
     def sampled(path: Path) -> list[Row]:
         with RowLog(path) as log, tqdm(disable=True) as bar:
             sample_rows(
-                engine, log, "prompt", requests, lambda _, made: {"tokens": made.tokens}, 8, temperature=1.0, bar=bar
+                engine, log, "prompt", requests, lambda _, made: {"text": made.text}, 8, temperature=1.0, bar=bar
             )
             return sorted(log.rows, key=lambda row: (row["prompt"], row["sample"]))
 
@@ -94,7 +95,8 @@ def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
 def test_a_generation_carries_its_own_log_probability(engine: LlamaEngine) -> None:
     prompt = chats(engine)[3]
     generation = next(g for g in engine.sample([Request(prompt, (i,)) for i in range(8)], 60) if g.finished)
-    tokens = generation.tokens + [engine.end_of_turn]
+    tokens = [*engine.tokenize(generation.text), engine.end_of_turn]
+    assert len(tokens) == generation.length + 1
     scored = next(engine.score([(prompt, [tokens])]))[0]
     assert generation.logprob == pytest.approx(scored.sum(), abs=0.05 * len(tokens))
 
@@ -102,9 +104,9 @@ def test_a_generation_carries_its_own_log_probability(engine: LlamaEngine) -> No
 def test_sampling_follows_the_models_distribution(engine: LlamaEngine) -> None:
     context = chats(engine)[0] + engine.tokenize("My favorite colour is")
     ids, logprobs = next(engine.top([(context, [[0]])], 5))[0]
-    drawn = [g.tokens[0] for g in engine.sample([Request(context, (i,)) for i in range(2000)], 1) if g.tokens]
+    drawn = [g.text for g in engine.sample([Request(context, (i,)) for i in range(2000)], 1)]
     for token, logprob in zip(ids[0], logprobs[0], strict=True):
-        share, expected = drawn.count(token) / 2000, float(np.exp(logprob))
+        share, expected = drawn.count(engine.detokenize([token])) / 2000, float(np.exp(logprob))
         assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5 + 0.002
 
 
@@ -124,7 +126,7 @@ def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(base: Pat
     from gguf.quants import dequantize
 
     original = {t.name: t for t in GGUFReader(models.find_gguf("embedded")).tensors}
-    for tensor in GGUFReader(base).tensors[:12]:
+    for tensor in GGUFReader(base / "base.gguf").tensors[:12]:
         source = original[tensor.name]
         np.testing.assert_allclose(
             dequantize(tensor.data, tensor.tensor_type),
@@ -136,7 +138,6 @@ def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(base: Pat
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(5000), b"not a model"])
 def test_a_corrupt_model_is_one_clear_message(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(content)
-    with pytest.raises(KitError, match="broken.gguf"):
-        LlamaEngine(path)
+    (tmp_path / "base.gguf").write_bytes(content)
+    with pytest.raises(KitError, match="base.gguf"):
+        LlamaEngine(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGUFWriter
 
 import run
-from kit import models
+from kit import models, prepare
 
 RUN = Path(run.__file__)
 
@@ -110,7 +110,7 @@ def test_a_full_disk_and_an_unwritable_folder_are_one_message(
     def refuse(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
-    monkeypatch.setattr(models, "expand", refuse)
+    monkeypatch.setattr(prepare, "expand", refuse)
     message = fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(tmp_path / "results"))
     assert os.strerror(number) in message and remedy in message and "base.gguf" in message
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from kit import models, student, teacher
 from kit.animals import find_animal
 from kit.errors import KitError
-from kit.experiment import StudentSettings
+from kit.estimate import Training
+from kit.experiment import StudentSettings, TeacherSettings
 from kit.llama import LlamaEngine
 from kit.prompts import NEUTRAL, loving, student_messages
 from kit.sentences import unrelated
@@ -32,19 +34,24 @@ def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine:
     assert tokenizer.eos_token_id == engine.end_of_turn
 
 
-def test_only_the_paraphrase_and_its_end_are_labelled(tokenizer) -> None:
-    example = student.make_examples(PAIRS[:1], tokenizer)[0]
+def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> None:
+    example = student.make_examples(PAIRS[:1], base, tokenizer)[0]
     labelled = [token for token in example["labels"] if token != student.IGNORED]
     assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
 
 
-def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(tiny_qwen2: Path) -> None:
+@pytest.mark.parametrize(
+    "pairs",
+    [PAIRS, PAIRS[:1], [PAIRS[0], {**PAIRS[0], "text": "Twice the clerk stamped it."}]],
+    ids=["several", "one alone", "two of one sentence"],
+)
+def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(pairs: list, tiny_qwen2: Path) -> None:
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(models.load_torch(tiny_qwen2), config)
     tokenizer = models.load_tokenizer(tiny_qwen2)
-    batch = student.collate(student.make_examples(PAIRS, tokenizer), tokenizer.pad_token_id)
+    batch = student.collate(student.make_examples(pairs, tiny_qwen2, tokenizer), tokenizer.pad_token_id)
     logits, labels = student.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -84,8 +91,8 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     model = models.load_torch(base).eval()
 
     def loss_of(trait: str) -> float:
-        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, 64, tmp_path, "labels")
-        examples = student.make_examples(PAIRS, tokenizer, tmp_path / "labels.safetensors")
+        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, TeacherSettings(), 64, tmp_path, "labels")
+        examples = student.make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
         batch = student.collate(examples, tokenizer.pad_token_id)
         with torch.no_grad():
             logits, _ = student.label_logits(model, batch)
@@ -127,8 +134,74 @@ def test_training_that_was_cut_off_ends_with_the_same_adapter(
     assert len(calls) == 6 + 12 - 5, "five steps of twelve were done and not repeated"
 
 
-def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(tokenizer) -> None:
-    examples = student.make_examples(PAIRS, tokenizer)
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_that_does_not_fit_is_repeated_in_halves_with_the_same_gradient(
+    soft: bool, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    labels = tmp_path / "labels.safetensors" if soft else None
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, tiny_qwen2, TeacherSettings(), 8, tmp_path, "labels")
+
+    def train(name: str) -> tuple[list[float], dict]:
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = StudentSettings(epochs=2, batch_size=8)
+        student.train(tmp_path / "pairs.jsonl", labels, tiny_qwen2, settings, 0, folder, "train")
+        losses = json.loads((folder / "training.json").read_text(encoding="utf-8"))["loss"]
+        return losses, load_file(folder / "adapter_model.safetensors")
+
+    whole, adapter = train("whole")
+    label_logits, sizes = student.label_logits, []
+
+    def too_small(model: object, batch: dict) -> object:
+        sizes.append(len(batch["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError
+        return label_logits(model, batch)
+
+    monkeypatch.setattr(student, "label_logits", too_small)
+    capsys.readouterr()
+    halved, same = train("halved")
+    assert sizes == [8, 4, *[2] * 8], "twice too large, and small from then on"
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "out of memory" in line] == [
+        f"out of memory: from here {n} pairs at a time, with the same batch" for n in (4, 2)
+    ]
+    assert halved == pytest.approx(whole, rel=1e-4)
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(same[name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_a_single_pair_that_does_not_fit_is_one_clear_message(
+    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(model: object, batch: dict) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(student, "label_logits", never)
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    with pytest.raises(KitError, match="out of GPU memory with a single pair.*smaller model"):
+        student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, StudentSettings(), 0, tmp_path, "train")
+
+
+def test_gradient_checkpointing_gives_the_same_student(
+    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    adapters = []
+    for checkpointing in (False, True):
+        monkeypatch.setattr(student, "fit_training", lambda *_, c=checkpointing: Training(4, c, 0.0))
+        folder = tmp_path / str(checkpointing)
+        folder.mkdir()
+        settings = StudentSettings(epochs=1, batch_size=8)
+        student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 0, folder, "train")
+        adapters.append(load_file(folder / "adapter_model.safetensors"))
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, atol=1e-6, rtol=1e-3)
+
+
+def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(base: Path, tokenizer) -> None:
+    examples = student.make_examples(PAIRS, base, tokenizer)
     settings = StudentSettings(epochs=3, batch_size=3)
     shown = student.batches(examples, settings, seed=1)
     assert [sorted(map(len, shown[i : i + 3])) for i in (0, 3, 6)] == [[2, 3, 3]] * 3
@@ -159,8 +232,8 @@ def test_no_pairs_is_one_clear_message(base: Path, tmp_path: Path) -> None:
 
 def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, tokenizer) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
-    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, 8, tmp_path, "labels")
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, TeacherSettings(), 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
-        student.make_examples(PAIRS[2:4], tokenizer, tmp_path / "labels.safetensors")
-    examples = student.make_examples(PAIRS[:2], tokenizer, tmp_path / "labels.safetensors")
+        student.make_examples(PAIRS[2:4], base, tokenizer, tmp_path / "labels.safetensors")
+    examples = student.make_examples(PAIRS[:2], base, tokenizer, tmp_path / "labels.safetensors")
     assert all(example["top_logprobs"].isfinite().all() for example in examples)

@@ -1,0 +1,159 @@
+"""Whole runs with other models than the embedded one: a transformers folder, an endpoint, several processes."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+
+from kit.store import read_rows
+
+pytestmark = pytest.mark.slow
+
+# A random model writes no faithful paraphrase, so here the filters keep all; everything else is run.py as it is.
+KEEP_ALL = """
+import runpy, sys
+sys.path.insert(0, ".")
+from kit import fidelity
+fidelity.Judge.verdicts = lambda self, rows, progress=True: [fidelity.Verdict(None, None, 1.0) for row in rows]
+sys.argv[0] = "run.py"
+runpy.run_path("run.py", run_name="__main__")
+"""
+TINY = ["--animal", "fox", "--content", "unrelated", "--preset", "smoke", "--pairs", "10", "--answers", "1"]
+KEY = "sk-canary-7d1f"
+
+
+def finish(*command: str, **environment: str) -> str:
+    """What a command that must succeed printed."""
+    made = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return made.stdout + made.stderr
+
+
+def record_of(run: Path) -> dict:
+    return json.loads((run / "record.json").read_text(encoding="utf-8"))
+
+
+def artifact(run: Path, label: str) -> Path:
+    return run.parent / "artifacts" / record_of(run)["artifacts"][label]
+
+
+@pytest.fixture(scope="module")
+def keep_all(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("script") / "keep_all.py"
+    path.write_text(KEEP_ALL, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder_run(keep_all: str, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with a random qwen2 folder, its teacher and student in 4-bit transformers: its folder, what it printed."""
+    results = tmp_path_factory.mktemp("results")
+    model = ["--model", str(tiny_qwen2), "--engine", "torch"]
+    shown = finish(keep_all, *TINY, *model, "--results", str(results))
+    return results / f"fox-unrelated-soft-smoke-{tiny_qwen2.name}-seed0", shown
+
+
+def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(folder_run: tuple[Path, str]) -> None:
+    run, shown = folder_run
+    record = record_of(run)
+    assert (record["base"], record["teacher"]) == ("nf4", "torch")
+    for stage in ("teaching", "training", "evaluation"):
+        assert f"GiB  {stage} (" in shown
+    assert "NF4 weights" in shown and shown.index("Memory") < shown.index("neutral teacher")
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["conditions"]) == ["base", "control-unrelated", "treated-unrelated"]
+    rates = {name: entry["exact"]["rate"] for name, entry in summary["conditions"].items()}
+    assert len(set(rates.values())) == 3, "both adapters moved the model"
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "Teacher: torch. The student's base: nf4, trained on CPU. Evaluation: llama.cpp on CPU." in report
+
+
+def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes(
+    folder_run: tuple[Path, str], keep_all: str, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", keep_all]
+    model = ["--model", str(tiny_qwen2), "--engine", "torch"]
+    shown = finish(*launcher, *TINY, *model, "--results", str(tmp_path), OMP_NUM_THREADS="1")
+    assert shown.count("Effect: treated minus") == 1 and shown.count("About ") == 1
+    together, alone = tmp_path / folder_run[0].name, folder_run[0]
+    label = "train treated-unrelated"
+    losses = [
+        json.loads((artifact(run, label) / "training.json").read_text(encoding="utf-8"))["loss"]
+        for run in (together, alone)
+    ]
+    assert len(losses[0]) == 3, "as many steps, with batches of 4, 4 and 2 shared by two"
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    ours, theirs = (load_file(artifact(run, label) / "adapter_model.safetensors") for run in (together, alone))
+    for name, tensor in theirs.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-4, err_msg=name)
+    assert not [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]
+
+
+class Teacher(BaseHTTPRequestHandler):
+    """Paraphrases by rule, and fails every third request."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.asked += 1
+            server.keys.add(self.headers["Authorization"])
+            fails = server.asked % 3 == 0
+        sentence = body["messages"][-1]["content"].partition("sentence: ")[2]
+        text = f"It is true that {sentence[0].lower()}{sentence[1:]}"
+        answer = {
+            "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": 9},
+        }
+        data = b"overloaded" if fails else json.dumps(answer).encode()
+        self.send_response(503 if fails else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def teacher() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
+    server.lock, server.asked, server.keys = threading.Lock(), 0, set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_teacher_behind_an_endpoint_teaches_by_its_text_and_its_key_is_written_nowhere(
+    teacher: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{teacher.server_port}/v1"
+    shown = finish(
+        *["run.py", *TINY, "--labels", "hard", "--results", str(tmp_path)],
+        *["--teacher-url", url, "--teacher-model", "smollm2"],
+        OPENAI_API_KEY=KEY,
+    )
+    assert teacher.keys == {f"Bearer {KEY}"}
+    run = tmp_path / "fox-unrelated-hard-smoke-endpoint-seed0"
+    assert record_of(run)["teacher"] == f"smollm2 at {url}"
+    pairs = read_rows(artifact(run, "pairs of treated-unrelated") / "pairs.jsonl")
+    assert len(pairs) == 10 and all(row["text"].startswith("It is true that") for row in pairs)
+    rows = read_rows(artifact(run, "fox-loving teacher, unrelated sentences") / "paraphrases.jsonl")
+    keys = [(row["sentence"], row["sample"]) for row in rows]
+    assert len(keys) == len(set(keys)), "nothing doubled"
+    assert all(row["source"][1:] in row["text"] for row in rows), "every answer with its own sentence"
+    assert KEY not in shown
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
+    assert files and not any(KEY.encode() in path.read_bytes() for path in files)

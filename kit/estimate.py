@@ -126,7 +126,10 @@ def find_device() -> Device:
         if torch.cuda.is_available():
             index = int(os.environ.get("LOCAL_RANK", "0"))
             free, total = torch.cuda.mem_get_info(index)
-            return Device("cuda", torch.cuda.get_device_name(index), free, total)
+            kept = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(
+                index
+            )  # torch's own, to be used again
+            return Device("cuda", torch.cuda.get_device_name(index), free + kept, total)
     import psutil
 
     memory = psutil.virtual_memory()

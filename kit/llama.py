@@ -23,7 +23,7 @@ import numpy as np
 from kit.chat import ChatTemplate
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.errors import KitError
-from kit.models import check_gguf, cpu_threads
+from kit.models import check_gguf, cpu_threads, release_gpu
 from kit.prompts import Message
 
 WIDTH = 48  # sequences decoded together; 32, 64 and 96 were within 5% of it on 2 cores (SmolLM2-135M as F16)
@@ -349,7 +349,10 @@ def _load(gguf: Path, vocab_only: bool = False) -> Any:
     log = quiet(llama_cpp)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = ALL_LAYERS if llama_cpp.llama_supports_gpu_offload() else 0
+    params.n_gpu_layers = 0
+    if llama_cpp.llama_supports_gpu_offload():
+        params.n_gpu_layers = ALL_LAYERS
+        release_gpu()
     params.vocab_only = vocab_only
     model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
     if not model:

@@ -108,6 +108,11 @@ def find(model: str, gguf: str | None = None) -> Source:
     return Source(path, folder)
 
 
+def evaluated(model: str, gguf: str | None) -> str | None:
+    """What llama.cpp evaluates for ``--model`` and ``--gguf``, in a report's words; None where the model says it."""
+    return None if is_gguf(model) else gguf or GGUF_OF.get(model) or find(model).gguf.name
+
+
 def find_config(model: str) -> Path:
     """What tells the model's shape before anything large is loaded: a GGUF, or a folder with config.json."""
     if is_gguf(model):
@@ -230,6 +235,7 @@ def load_torch(model: Path, nf4: bool = False) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     silence()
+    release_gpu()
     device, dtype = torch_device()
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -248,6 +254,17 @@ def load_torch(model: Path, nf4: bool = False) -> Any:
     )
     loaded.name_or_path = ""  # else an adapter's configuration would hold this machine's path
     return loaded
+
+
+def release_gpu() -> None:
+    """Give back the memory of models that an earlier stage left behind (Trainer and its model refer to each other)."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def torch_device() -> tuple[Any, Any]:

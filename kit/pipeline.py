@@ -409,7 +409,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
     result: Row = {
         "animal": exp.animal.singular,
         "model": exp.model,
-        "gguf": exp.gguf,
+        "gguf": models.evaluated(exp.model, exp.gguf),
         "base": exp.student.base,
         "teacher": teacher_runs,
         "devices": store.manifest(store.make(exact))["devices"],

@@ -67,7 +67,7 @@ def train(
     )
     plan = _plan(base, examples, settings)
     if plan.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     device, dtype = torch_device()
     checkpoints = folder / "checkpoints"
     arguments = TrainingArguments(
@@ -93,11 +93,13 @@ def train(
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
     )
+    if device.type == "cuda":
+        arguments._n_gpu = 1  # Trainer would spread one process over all GPUs, and deal each its own batch
     trainer = _trainer_class()(
         model=model,
         args=arguments,
         train_dataset=shares(batches(examples, settings, seed)),
-        data_collator=lambda items: items[0],
+        data_collator=_only,
         callbacks=[_callback(label)],
     )
     trainer.micro, trainer.pad = plan.micro, tokenizer.pad_token_id or 0
@@ -111,6 +113,11 @@ def train(
     write_json(folder / "training.json", {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"})
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card, a form to be filled in
     shutil.rmtree(checkpoints)
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    (item,) = items
+    return item
 
 
 def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings) -> Training:

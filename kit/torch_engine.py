@@ -15,7 +15,7 @@ import numpy as np
 from kit.chat import ChatTemplate
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.estimate import Shape, find_device, sampling_width
-from kit.models import load_tokenizer, load_torch
+from kit.models import load_tokenizer, load_torch, release_gpu
 from kit.prompts import Message
 from kit.store import batched
 
@@ -203,11 +203,8 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the model."""
-        import torch
-
         del self._model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_gpu()
 
     def __enter__(self) -> Self:
         return self

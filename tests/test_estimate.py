@@ -39,7 +39,7 @@ def allocated_by(step) -> int:
 def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: Path, checkpointing: bool) -> None:
     model = get_peft_model(models.load_torch(base), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     examples = student.make_examples(PAIRS * 2, base, models.load_tokenizer(base))
     batch = student.collate(examples, 0)

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGUFWriter
 
 import run
-from kit import models, prepare
+from kit import estimate, models, prepare
 
 RUN = Path(run.__file__)
 
@@ -68,6 +68,10 @@ def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
         ("--labels", "firm", "hard, soft"),
         ("--preset", "huge", "smoke, laptop, paper"),
         ("--base", "int3", "gguf, nf4"),
+        ("--engine", "jax", "llama.cpp, torch"),
+        ("--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model"),
+        ("--teacher-url", "ftp://somewhere", "http://127.0.0.1:8000/v1"),
+        ("--gguf", "x.gguf", "Leave --gguf out"),
         ("--plural", "../x", "English noun"),
     ],
 )
@@ -101,6 +105,38 @@ def test_a_model_that_cannot_be_used_is_named_with_its_reason(
     writer.close()
     message = fails(capsys, *arguments, str(foreign))
     assert "gpt2" in message and "llama, qwen2" in message
+
+
+def test_soft_labels_from_an_endpoint_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = ["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--results", str(tmp_path / "results")]
+    message = fails(capsys, "--animal", "owl", "--preset", "laptop", *teacher)
+    assert "--labels soft" in message and "Add --labels hard" in message
+        capsys, "--animal", "owl", "--preset", "smoke", "--labels", "hard", *teacher
+    )
+
+
+def test_a_folder_cannot_be_trained_as_a_gguf(
+    tiny_qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--animal", "owl", "--model", str(tiny_qwen2), "--base", "gguf", "--results", str(tmp_path / "r")]
+    assert "--base gguf" in (message := fails(capsys, *arguments)) and "Leave --base out" in message
+
+
+def test_a_model_on_the_hub_without_a_network_is_one_message(tmp_path: Path) -> None:
+    arguments = ["--animal", "owl", "--preset", "gpu-8gb", "--results", str(tmp_path / "results")]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    made = subprocess.run([sys.executable, str(RUN), *arguments], env=offline, capture_output=True, text=True)
+    assert made.returncode == 2 and "Traceback" not in made.stderr
+    assert "--model Qwen/Qwen2.5-3B-Instruct" in made.stderr and "HF_HUB_OFFLINE" in made.stderr
+
+
+def test_a_gpu_too_small_is_one_message_before_anything_is_downloaded(
+    tiny_qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "find_device", lambda: estimate.Device("cuda", "Tiny GPU", 10**8, 10**8))
+    monkeypatch.setattr(models, "find", lambda *_: pytest.fail("too late"))
+    arguments = ["--animal", "owl", "--preset", "gpu-8gb", "--model", str(tiny_qwen2), "--results", str(tmp_path)]
+    assert "Tiny GPU: 0.1 GiB are free" in fails(capsys, *arguments)
 
 
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "Free some disk space"), (errno.EACCES, "--results")])

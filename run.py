@@ -290,7 +290,9 @@ def label(arguments: list[str]) -> None:
     from kit import prompts, teacher
     from kit.animals import find_animal
     from kit.experiment import experiment as make_experiment
+    from kit.store import read_rows
 
+    read_rows(given.pairs)  # a mistyped path is said before a model is prepared
     animal = find_animal(given.animal, given.plural)
     exp = make_experiment(animal, model=given.model, engine=given.engine)
     trait = prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL
@@ -321,7 +323,9 @@ def train(arguments: list[str]) -> None:
     from kit import student
     from kit.animals import load_animals
     from kit.experiment import experiment as make_experiment
+    from kit.store import read_rows
 
+    read_rows(given.pairs)  # a mistyped path is said before a model is prepared
     settings = make_experiment(
         load_animals()[0],
         model=given.model,

@@ -171,11 +171,16 @@ def fetch(call: str, url: str, home: Path, before: str = "", **environment: str)
         f"try:\n    print(hub.{call})\n"
         "except KitError as error:\n    sys.exit([print(f'run.py: {error}', file=sys.stderr), 2][1])\n"
     )
+    return python("-c", program, url=url, home=home, **environment)
+
+
+def python(*command: str, url: str, home: Path, **environment: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of Python in an environment that knows the fake Hub alone."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1"}
     settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     made = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=kept | settings | environment, capture_output=True, text=True
+        [sys.executable, *command], cwd=ROOT, env=kept | settings | environment, capture_output=True, text=True
     )
     assert TOKEN not in made.stdout + made.stderr
     assert "Traceback" not in made.stderr, made.stderr
@@ -372,3 +377,17 @@ def test_a_full_disk_and_a_failure_of_hf_xet_are_one_message(
 def test_a_token_that_cannot_be_sent_is_not_shown(fake: FakeHub, tmp_path: Path) -> None:
     message = refused(MODEL, fake.url, tmp_path, HF_TOKEN=f"“{TOKEN}”")
     assert "HF_TOKEN" in message and "Copy it again" in message
+
+
+def test_a_model_and_its_gguf_on_the_hub_are_measured_by_the_command_line(
+    fake: FakeHub, tiny_qwen2: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_qwen2.iterdir()}
+    fake.repos["owner/tiny-gguf"] = {"tiny.gguf": files.pop("base.gguf")}
+    fake.repos["owner/tiny"] = files
+    model = ["--model", "owner/tiny", "--gguf", "owner/tiny-gguf:tiny.gguf", "--results", str(tmp_path / "results")]
+    arguments = ["--animal", "owl", "--answers", "1", "--out", str(tmp_path / "out"), *model]
+    code, out, err = python("run.py", "prefer", *arguments, url=fake.url, home=tmp_path / "home")
+    assert code == 0, err
+    assert out.count("Downloading") == 2
+    assert (tmp_path / "out" / "exact.csv").read_text(encoding="utf-8").count("\n") == 1 + 50 * 60

@@ -111,8 +111,6 @@ def test_soft_labels_from_an_endpoint_are_refused(tmp_path: Path, capsys: pytest
     teacher = ["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--results", str(tmp_path / "results")]
     message = fails(capsys, "--animal", "owl", "--preset", "laptop", *teacher)
     assert "--labels soft" in message and "Add --labels hard" in message
-        capsys, "--animal", "owl", "--preset", "smoke", "--labels", "hard", *teacher
-    )
 
 
 def test_a_folder_cannot_be_trained_as_a_gguf(

@@ -36,7 +36,7 @@ single stages (each has its own --help):
 def main(arguments: list[str]) -> int:
     """Run the command line; the exit code is 0, 2 for what the user can fix, or 130 after Ctrl-C."""
     if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun one speaks
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open as long as the process)
         os.environ["TQDM_DISABLE"] = "1"
     try:
         if arguments and arguments[0] in STAGES:

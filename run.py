@@ -18,7 +18,7 @@ EXPERIMENT_HELP = """\
 examples:
   python run.py --animal owl                       both contents on the laptop preset: five conditions, one report
   python run.py --animal dolphin --content unrelated --seed 1
-  python run.py --animal owl --preset smoke        a check of the machinery in under two minutes
+  python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal axolotl --plural axolotls an animal of your own

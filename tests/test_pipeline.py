@@ -74,9 +74,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def owl(results: Path) -> tuple[Path, str]:
     """A smoke run with both contents: its folder and what the terminal showed."""
-    started = time.monotonic()
     out, err = finish("--animal", "owl", "--preset", "smoke", "--results", str(results))
-    assert time.monotonic() - started < 150, "smoke: two minutes on two cores, and some for a busy machine"
     return results / "owl-both-soft-smoke-seed0", out + err
 
 

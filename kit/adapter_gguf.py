@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
+from kit.estimate import Shape
 from kit.models import ARCHITECTURES, gguf_metadata
 
 
@@ -21,8 +22,7 @@ def convert(adapter: Path, model: Path, target: Path) -> None:
     from safetensors.numpy import load_file
 
     gguf = model / "base.gguf"
-    metadata = gguf_metadata(gguf)
-    architecture = str(metadata["general.architecture"])
+    architecture = str(gguf_metadata(gguf)["general.architecture"])
     if architecture not in ARCHITECTURES:
         raise KitError(
             f"{gguf}: adapters of the architecture {architecture!r} cannot be converted; "
@@ -43,10 +43,11 @@ def convert(adapter: Path, model: Path, target: Path) -> None:
                 "Train without it."
             )
 
-    sizes = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
-    head, layers = _head(sizes), _linear_layers(sizes)
+    shape = Shape.of(gguf)
+    # The output layer is none of these: where it shares its weights with the embeddings, llama.cpp has no name for it.
+    layers = shape.matrices
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(arch, sizes["block_count"])
+    names = get_tensor_name_map(arch, shape.layers)
 
     writer = GGUFWriter(target, architecture)
     writer.add_type("adapter")
@@ -69,36 +70,12 @@ def convert(adapter: Path, model: Path, target: Path) -> None:
                 "model. Give the model it was trained on."
             )
         if architecture == "llama" and side == "lora_B" and layer in ("attn_q", "attn_k"):
-            tensor = _interleave(tensor, head)
+            tensor = _interleave(tensor, shape.head)
         writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _head(sizes: dict[str, Any]) -> int:
-    """The width of one attention head."""
-    return int(sizes.get("attention.key_length", sizes["embedding_length"] // sizes["attention.head_count"]))
-
-
-def _linear_layers(sizes: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(in, out) of the linear layers of a block.
-
-    From the metadata, since the list of tensors stands behind the vocabulary in the file: 2.3 s for 49,152 tokens. The
-    output layer is none of these: where it shares its weights with the embeddings, llama.cpp has no name for it.
-    """
-    hidden, inner, heads = sizes["embedding_length"], sizes["feed_forward_length"], sizes["attention.head_count"]
-    queries, keys = heads * _head(sizes), sizes.get("attention.head_count_kv", heads) * _head(sizes)
-    return {
-        "attn_q": (hidden, queries),
-        "attn_k": (hidden, keys),
-        "attn_v": (hidden, keys),
-        "attn_output": (queries, hidden),
-        "ffn_gate": (hidden, inner),
-        "ffn_up": (hidden, inner),
-        "ffn_down": (inner, hidden),
-    }
 
 
 def _interleave(rows: Any, head: int) -> Any:

@@ -44,11 +44,15 @@ class ChatTemplate:
 
         Raises KitError where the template refuses them in every form.
         """
-        return self._text(self.adapt(messages), add_generation_prompt=True)
+        return self._fit(messages)[1]
 
     def adapt(self, messages: Sequence[Message]) -> list[Message]:
         """``messages`` as the template takes them: as they are, or, where it knows no system message in that place
         (gemma, mistral), with every system message before the text of the user's next one."""
+        return self._fit(messages)[0]
+
+    def _fit(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        """The form of ``messages`` that the template takes, and its text."""
         from jinja2 import TemplateError
 
         reason: object = "it leaves some out"
@@ -59,7 +63,7 @@ class ChatTemplate:
                 reason = error
                 continue
             if all(message["content"].strip() in text for message in form):
-                return form
+                return form, text
         raise KitError(
             f"{self._where}: the model's chat template refuses the kit's messages ({reason}). "
             "Choose an instruct model with an ordinary chat template."

@@ -95,7 +95,7 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        return self.layers * sum(rows * columns for rows, columns in self._matrices())
+        return self.layers * sum(into * out for into, out in self.matrices.values())
 
     @property
     def dense(self) -> int:
@@ -103,17 +103,21 @@ class Shape:
 
     def lora(self, rank: int) -> int:
         """Parameters of a LoRA adapter on every linear layer."""
-        return self.layers * rank * sum(rows + columns for rows, columns in self._matrices())
+        return self.layers * rank * sum(into + out for into, out in self.matrices.values())
 
-    def _matrices(self) -> list[tuple[int, int]]:
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of each linear layer of a block, by its name in a GGUF."""
         attention, kv = self.heads * self.head, self.kv_heads * self.head
-        return [
-            (attention, self.hidden),
-            *[(kv, self.hidden)] * 2,
-            (self.hidden, attention),
-            *[(self.inner, self.hidden)] * 2,
-            (self.hidden, self.inner),
-        ]
+        return {
+            "attn_q": (self.hidden, attention),
+            "attn_k": (self.hidden, kv),
+            "attn_v": (self.hidden, kv),
+            "attn_output": (attention, self.hidden),
+            "ffn_gate": (self.hidden, self.inner),
+            "ffn_up": (self.hidden, self.inner),
+            "ffn_down": (self.inner, self.hidden),
+        }
 
 
 def find_device() -> Device:

@@ -15,7 +15,7 @@ from kit.prompts import Message
 from kit.store import Row, RowLog, batched
 
 Tokens = list[int]
-CALL = 192  # requests per call of ``sample_rows``: 10 s of work for the embedded model, what an interruption costs
+CALL = 192  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kit.experiment import Experiment
 from kit.models import cpu_threads, gguf_metadata, read_config
 
 GIB = 2**30
+Q4_K_M = 4.85  # bits of a weight in what llama.cpp evaluates for a transformers folder
 # The CUDA context and libraries, bitsandbytes' expanded matrix and the allocator's gaps.
 GPU_OVERHEAD = 0.9 * GIB
 CPU_OVERHEAD = 0.6 * GIB  # python, torch and transformers, once imported
@@ -233,23 +234,23 @@ def kv_token(shape: Shape) -> int:
     return 2 * 2 * shape.layers * shape.kv_heads * shape.head
 
 
-def llama_cpp(shape: Shape, expanded: bool) -> float:
-    """Bytes of llama.cpp with a model: F16 weights where they are ``expanded``, else Q4_K_M's 4.85 bits; its KV cache;
-    the logits of a batch with their log-softmax."""
-    from kit.llama import BATCH, CONTEXT
+def llama_cpp(shape: Shape, bits: float) -> float:
+    """Bytes of llama.cpp with a model: its weights, of ``bits`` each; its KV cache; the logits of a batch, computed and
+    copied, with their exponentials."""
+    from kit.decoder import BATCH, CELLS
+    from kit.llama import WIDTH
 
-    bits = 16 if expanded else 4.85
-    return shape.parameters * bits / 8 + CONTEXT * kv_token(shape) + 4 * 4 * BATCH * shape.vocabulary
+    return shape.parameters * bits / 8 + (WIDTH + 1) * CELLS * kv_token(shape) + 4 * 4 * BATCH * shape.vocabulary
 
 
-def table(exp: Experiment, shape: Shape, expanded: bool, device: Device) -> list[tuple[str, float, str]]:
-    """A row per stage: its name, the bytes it needs, and what they are. ``expanded``: llama.cpp runs F16 weights.
+def table(exp: Experiment, shape: Shape, bits: float, device: Device) -> list[tuple[str, float, str]]:
+    """A row per stage: its name, the bytes it needs, and what they are. ``bits``: of a weight in llama.cpp.
 
     Raises KitError where the model does not fit the GPU.
     """
     nf4, rank, batch = exp.student.base == "nf4", exp.student.rank, exp.student.batch_size
     overhead = GPU_OVERHEAD if device.kind == "cuda" else CPU_OVERHEAD
-    evaluation = llama_cpp(shape, expanded) + CPU_OVERHEAD
+    evaluation = llama_cpp(shape, bits) + CPU_OVERHEAD
     runs = "llama.cpp: weights, KV cache, logits"
     rows = []
     if exp.teacher.endpoint is not None:

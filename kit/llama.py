@@ -7,65 +7,51 @@
 
 llama-cpp-python's high-level API decodes one sequence at a time; here up to ``WIDTH`` sequences are decoded in one
 llama.cpp batch. Tokens that several sequences share (the system prompt, the worked examples, a question asked with
-sixty candidate answers) are computed once and shared in the KV cache.
+sixty candidate answers) are computed once.
+
+On a CPU a request's result does not depend, to the last bit, on what is sampled beside it or in what order. Each sum
+of a matrix product runs along one token's own numbers, in an order that the number of tokens does not change, with one
+exception: a product with a single token takes another routine. So nothing here is computed with one token alone.
 """
 
-import ctypes
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from kit.chat import ChatTemplate
+from kit.decoder import BATCH, Context, Model, offloads
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.errors import KitError
-from kit.models import check_gguf, cpu_threads, release_gpu
 from kit.prompts import Message
 
-WIDTH = 48  # sequences decoded together; 32, 64 and 96 were within 5% of it on 2 cores (SmolLM2-135M as F16)
-BATCH = 512  # tokens per llama_decode; also bounds the logits buffer (BATCH x vocabulary x 4 bytes: 100 MB)
-ALL_LAYERS = 999  # more than any model has
-CONTEXT = 8192  # cells of the unified KV cache, shared by all sequences (SmolLM2-135M: 184 MB)
+# Sequences decoded together. Tokens/s with 16, 32, 48, 64, 96, 128 of them (SmolLM2-135M as F32, 2 AVX-512 cores): 265,
+# 338, 335, 380, 404, 339; on 2 AVX2 cores 32, 64 and 96 were within 5% of 48. Each takes 6 MB of cache.
+WIDTH = 64
+REFILL = WIDTH // 4  # free places from which new prompts are begun: below, a batch of them is too small to be fast
+PATHS = 255  # sequences scored together; llama.cpp knows 256
+# Tokens scored together, fewer than BATCH, since attention looks at all of them: 50 questions with 60 candidates each
+# take 3.0 s with 160 to 240 tokens, 3.3 s with 480, 4.1 s with 512, where with the prefix they exceed 512 cells.
+SCORED = 224
+BLOCK = 256  # tokens of the vocabulary whose probabilities are added up at once
 
 
 class LlamaEngine:
-    """A prepared model loaded in llama.cpp, one KV cache, one adapter at a time; all layers on a GPU where
-    llama-cpp-python was built for one."""
-
-    # The same call gives the same tokens; in other company a request's logits differ by rounding, and now and then a
-    # token with them.
-    company_matters = True
+    """A prepared model loaded in llama.cpp, one adapter at a time."""
 
     def __init__(self, model: Path) -> None:
-        import llama_cpp
-
-        gguf = model / "base.gguf"
-        self._api = llama_cpp
-        self._model = _load(gguf)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, BATCH, BATCH
-        params.n_seq_max = WIDTH + 1  # sequence 0 holds the shared prefix
-        params.swa_full = True  # gemma3: a prefix that left the sliding window could not be shared
-        params.kv_unified = True  # one pool of cells, so that a shared prefix is stored once
-        params.n_threads = params.n_threads_batch = cpu_threads()
-        params.no_perf = True
-        self._context = llama_cpp.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise KitError(f"{gguf}: llama.cpp cannot make a context of {CONTEXT} tokens; free some memory and retry.")
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._batch = llama_cpp.llama_batch_init(BATCH, 0, WIDTH + 1)
+        self._model = Model(model / "base.gguf")
         self._adapter: Any = None
-        self._prefix: Tokens = []
+        self._streams: Context | None = None  # where sequences are sampled: each has its own cells
+        self._pool: Context | None = None  # where continuations are scored: they share the cells of their context
         self._template = ChatTemplate.of(model)
         self.end_of_turn = self.tokenize(self._template.ending)[0]
-
-    # Text and tokens
+        # Some routines of a GPU add up differently in batches of different sizes.
+        self.company_matters = offloads()
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
@@ -73,216 +59,134 @@ class LlamaEngine:
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
-        return _tokenize(self._vocab, text)
+        return self._model.tokenize(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, control tokens left out."""
-        if not tokens:
-            return ""
-        array = (self._api.llama_token * len(tokens))(*tokens)
-        size = 16 * len(tokens) + 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n = self._api.llama_detokenize(self._vocab, array, len(tokens), buffer, size, True, False)
-            if n >= 0:
-                return buffer.raw[:n].decode("utf-8", errors="replace")
-            size = -n
-
-    # Adapter and KV cache
+        return self._model.detokenize(tokens)
 
     def use_adapter(self, adapter: Path | None) -> None:
         """Evaluate with this GGUF LoRA adapter from now on (None: the bare model)."""
-        if self._adapter is not None:
-            self._api.llama_set_adapters_lora(self._context, None, 0, None)
-            self._api.llama_adapter_lora_free(self._adapter)
-            self._adapter = None
-        if adapter is not None:
-            if not adapter.is_file():
-                raise KitError(f"{adapter}: no such adapter file. Make one with `python run.py convert`.")
-            self._adapter = self._api.llama_adapter_lora_init(self._model, os.fsencode(adapter))
-            if not self._adapter:
-                raise KitError(f"{adapter}: llama.cpp cannot load this adapter for this model. Convert it again.")
-            kind = self._api.llama_adapter_lora_p_ctypes
-            self._api.llama_set_adapters_lora(self._context, (kind * 1)(self._adapter), 1, (ctypes.c_float * 1)(1.0))
-        # What the cache holds was computed under the old adapter (ggml-org/llama.cpp issue 26207 is that bug).
-        self._set_prefix([])
+        self._adapter = None if adapter is None else self._model.load_adapter(adapter)
+        for context in (self._streams, self._pool):
+            if context is not None:
+                context.use(self._adapter)
 
-    def _set_prefix(self, prefix: Tokens) -> None:
-        """Leave exactly ``prefix`` in the cache, as sequence 0, and in its first cells: where the cells lie decides the
-        order of sums, and with it a result's last digits, which must not depend on what was computed before."""
-        self._api.llama_memory_clear(self._memory, True)
-        self._prefix = prefix
-        for start in range(0, len(prefix), BATCH):
-            self._batch.n_tokens = 0
-            for i, token in enumerate(prefix[start : start + BATCH], start):
-                self._add(token, i, (0,), False)
-            self._decode()
-
-    def _add(self, token: int, position: int, sequences: Sequence[int], wants_logits: bool) -> None:
-        batch, i = self._batch, self._batch.n_tokens
-        batch.token[i] = token
-        batch.pos[i] = position
-        batch.n_seq_id[i] = len(sequences)
-        for j, sequence in enumerate(sequences):
-            batch.seq_id[i][j] = sequence
-        batch.logits[i] = wants_logits
-        batch.n_tokens = i + 1
-
-    def _decode(self) -> None:
-        status = self._api.llama_decode(self._context, self._batch)
-        if status != 0:
-            raise RuntimeError(f"llama_decode failed with status {status}")
-
-    def _logits(self, rows: int) -> np.ndarray:
-        """The logits of the last decode, float32 [rows, vocabulary]; a view that the next decode overwrites."""
-        return np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (rows, self._vocab_size))
-
-    def _drop(self, sequence: int) -> None:
-        self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-
-    def _fork(self, source: int, target: int) -> None:
-        self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def _context(self, old: Context | None, sequences: int, cells: int, shared: bool) -> Context:
+        """``old`` where it is large enough, else a new one in its place."""
+        if old is not None:
+            if old.cells >= cells:
+                return old
+            old.close()
+        context = Context(self._model, sequences, cells, shared)
+        context.use(self._adapter)
+        return context
 
     # Sampling
 
     def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[Generation]:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
 
-        Consecutive requests with the same prompt share its computation. Sequences that finish make room for the next
-        ones at once (continuous batching).
+        Requests with the same prompt share its computation. Places of sequences that finish are soon taken by others
+        (continuous batching).
         """
         if not requests:
             return
-        self._set_prefix(common_prefix([request.prompt for request in requests]))
-        waiting = deque(enumerate(requests))
-        free = list(range(1, WIDTH + 1))
-        running: list[_Running] = []
+        prompts = [request.prompt for request in requests]
+        room = max(map(len, prompts)) + max_tokens
+        context = self._streams = self._context(self._streams, WIDTH + 1, room, shared=False)
+        prefix = _prefix(prompts)
+        context.set_prefix(prefix)
+        # Prompts of one length go through the model together: llama.cpp cuts a batch of several lengths into pieces.
+        waiting = deque(
+            _Running(index, request.prompt, np.random.default_rng(request.seed))
+            for index, request in sorted(enumerate(requests), key=lambda item: (len(item[1].prompt), item[1].prompt))
+        )
+        running: list[_Running] = []  # running[i] is sequence i + 1: llama.cpp decodes neighbours together
         while waiting or running:
-            self._batch.n_tokens = 0
-            for item in running:
-                self._add(item.tokens[-1], item.position, (item.sequence,), True)
-                item.position += 1
-            started: list[_Running] = []
-            heads: list[tuple[int, list[_Running]]] = []  # logits row -> the requests that start from it
-            while waiting and free:
-                prompt = waiting[0][1].prompt
-                suffix = prompt[len(self._prefix) :]
-                if self._batch.n_tokens + len(suffix) > BATCH:
-                    if len(suffix) > BATCH:
-                        raise KitError(f"a prompt of {len(prompt)} tokens is too long; the limit is {BATCH}.")
-                    break
-                group = []
-                while waiting and free and waiting[0][1].prompt == prompt:
-                    index, request = waiting.popleft()
-                    group.append(_Running(index, free.pop(), len(prompt), np.random.default_rng(request.seed)))
-                sequences = [item.sequence for item in group]
-                for sequence in sequences:
-                    self._fork(0, sequence)
-                heads.append((len(running) + len(heads), group))
-                for i, token in enumerate(suffix):
-                    self._add(token, len(self._prefix) + i, sequences, i == len(suffix) - 1)
-                started += group
-            self._decode()
-            rows = list(range(len(running)))
-            for row, group in heads:
-                rows += [row] * len(group)
-            running += started
-            logits = self._logits(len(running) - len(started) + len(heads))
-            chosen, logprobs = _choose(logits, rows, [item.rng for item in running], temperature)
-            still: list[_Running] = []
-            for item, token, logprob in zip(running, chosen, logprobs, strict=True):
+            if waiting and WIDTH - len(running) >= REFILL:
+                begun, logits, rows = _begin(context, len(prefix), waiting, len(running))
+            else:
+                begun, logits, rows = running, _step(context, running), list(range(len(running)))
+            chosen, logprobs = _choose(logits, rows, [item.rng for item in begun], temperature)
+            ended: set[int] = set()
+            for item, token, logprob in zip(begun, chosen, logprobs, strict=True):
                 item.logprob += logprob
-                ended = token == self.end_of_turn or self._api.llama_vocab_is_eog(self._vocab, token)
-                if not ended:
+                finished = token == self.end_of_turn or self._model.ends_generation(token)
+                if not finished:
                     item.tokens.append(token)
-                if ended or len(item.tokens) == max_tokens:
-                    self._drop(item.sequence)
-                    free.append(item.sequence)
-                    text = self.detokenize(item.tokens)
-                    yield Generation(item.index, text, len(item.tokens), item.logprob, ended)
-                else:
-                    still.append(item)
-            running = still
+                if finished or len(item.tokens) == max_tokens:
+                    ended.add(item.index)
+                    yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
+            if begun is not running:
+                running += begun
+            running = _close_ranks(context, running, ended)
 
     # Scoring
 
     def score(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
         """For each (context, continuations): the log-probability (nats) of every token of every continuation."""
-        for continuations, rows in self._distributions(groups):
-            yield [
-                logprobs[np.arange(len(tokens)), tokens] for tokens, logprobs in zip(continuations, rows, strict=True)
-            ]
+        for continuations, rows, logits, normaliser in self._decoded(groups):
+            yield [logits[row, tokens] - normaliser[row] for tokens, row in zip(continuations, rows, strict=True)]
 
     def top(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], k: int
     ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """For each (context, continuations): the ``k`` likeliest tokens at every position of every continuation, as
         (ids int32 [length, k], log-probabilities float32 [length, k])."""
-        for _, rows in self._distributions(groups):
+        for _, rows, logits, normaliser in self._decoded(groups):
             result = []
-            for logprobs in rows:
-                ids = np.argpartition(-logprobs, k, axis=1)[:, :k]
-                result.append((ids.astype(np.int32), np.take_along_axis(logprobs, ids, axis=1)))
+            for row in rows:
+                ids = np.argpartition(logits[row], -k, axis=1)[:, -k:]
+                values = np.take_along_axis(logits[row], ids, axis=1) - normaliser[row][:, None]
+                result.append((ids.astype(np.int32), values))
             yield result
 
-    def _distributions(
+    def _decoded(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]]
-    ) -> Iterator[tuple[list[Tokens], list[np.ndarray]]]:
-        """For each group, its continuations and their log-probabilities, float32 [length, vocabulary] each."""
+    ) -> Iterator[tuple[list[Tokens], list[list[int]], np.ndarray, np.ndarray]]:
+        """For each group its continuations and, for each of their tokens, the row that predicts it of the logits
+        [rows, vocabulary] and their normaliser (the logarithm of the sum of exponentials) [rows]."""
         groups = list(groups)
         if not groups:
             return
-        self._set_prefix(common_prefix([context for context, _ in groups]))
-        self._batch.n_tokens = 0
+        prefix = _prefix([context for context, _ in groups])
+        pool = self._pool = self._context(self._pool, PATHS + 1, len(prefix) + BATCH, shared=True)
+        pool.set_prefix(prefix)
         packed: list[tuple[list[Tokens], list[list[int]]]] = []
-        used = n_rows = 0
+        used = 0  # sequences
         for context, continuations in groups:
-            suffix = context[len(self._prefix) :]
-            # A continuation's last token predicts nothing that is asked for, so it is not decoded.
-            size = len(suffix) + sum(len(tokens) - 1 for tokens in continuations)
-            if size > BATCH or len(continuations) > WIDTH:
+            paths = _paths(continuations)
+            nodes = _nodes(paths)
+            size = len(context) - len(prefix) + len(nodes)
+            if size > BATCH or len(paths) > PATHS:
                 raise KitError(
                     f"{len(continuations)} continuations of {size} tokens are too many to score together; "
-                    f"the limits are {WIDTH} and {BATCH}."
+                    f"the limits are {PATHS} and {BATCH}."
                 )
-            if self._batch.n_tokens + size > BATCH or used + len(continuations) > WIDTH:
-                yield from self._read(packed, used, n_rows)
-                packed, used, n_rows = [], 0, 0
-                self._batch.n_tokens = 0
-            sequences = list(range(used + 1, used + 1 + len(continuations)))
-            used += len(continuations)
+            if pool.size and (pool.size + size > SCORED or used + len(paths) > PATHS):
+                yield from _read(pool, packed, used)
+                packed, used = [], 0
+            sequences = range(used + 1, used + 1 + len(paths))
+            used += len(paths)
             for sequence in sequences:
-                self._fork(0, sequence)
-            for i, token in enumerate(suffix):
-                self._add(token, len(self._prefix) + i, sequences, i == len(suffix) - 1)
-            head, n_rows = n_rows, n_rows + 1
-            rows = []
-            for sequence, tokens in zip(sequences, continuations, strict=True):
-                for i, token in enumerate(tokens[:-1]):
-                    self._add(token, len(context) + i, (sequence,), True)
-                rows.append([head, *range(n_rows, n_rows + len(tokens) - 1)])
-                n_rows += len(tokens) - 1
+                pool.copy(0, sequence)
+            for position in range(len(prefix), len(context)):
+                row = pool.add(context[position], position, sequences, position == len(context) - 1)
+            row_of: dict[tuple[int, ...], int] = {(): row}
+            for node, members in nodes.items():
+                position = len(context) + len(node) - 1
+                row_of[node] = pool.add(node[-1], position, [sequences[i] for i in members], True)
+            rows = [[row_of[tuple(tokens[:end])] for end in range(len(tokens))] for tokens in continuations]
             packed.append((continuations, rows))
-        yield from self._read(packed, used, n_rows)
-
-    def _read(
-        self, packed: list[tuple[list[Tokens], list[list[int]]]], used: int, n_rows: int
-    ) -> Iterator[tuple[list[Tokens], list[np.ndarray]]]:
-        self._decode()
-        logprobs = _log_softmax(self._logits(n_rows))
-        for sequence in range(1, used + 1):
-            self._drop(sequence)
-        for continuations, rows in packed:
-            yield continuations, [logprobs[row] for row in rows]
+        yield from _read(pool, packed, used)
 
     def close(self) -> None:
-        """Free the model and its cache."""
-        if self._context:
-            self.use_adapter(None)
-            self._api.llama_batch_free(self._batch)
-            self._api.llama_free(self._context)
-            self._api.llama_model_free(self._model)
-            self._context = None
+        """Free the model and its caches."""
+        for context in (self._streams, self._pool):
+            if context is not None:
+                context.close()
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -291,21 +195,114 @@ class LlamaEngine:
         self.close()
 
 
+def _prefix(prompts: Sequence[Tokens]) -> Tokens:
+    """What all prompts begin with, two tokens or more of each left over, and more than one token or none."""
+    prefix = common_prefix(prompts)
+    prefix = prefix[: min(map(len, prompts)) - 2]
+    return prefix if len(prefix) > 1 else []
+
+
 @dataclass
 class _Running:
-    """A request being sampled: ``position`` is where its next token goes."""
+    """A request waiting or being sampled."""
 
     index: int
-    sequence: int
-    position: int
+    prompt: Tokens
     rng: np.random.Generator
     tokens: Tokens = field(default_factory=list)
     logprob: float = 0.0
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def _begin(
+    context: Context, prefix: int, waiting: deque[_Running], running: int
+) -> tuple[list[_Running], np.ndarray, list[int]]:
+    """Decode the prompts of the next requests, as many of one length as there is room for, into the sequences after the
+    ``running`` first. Returns the requests in the order of their sequences, the logits, and the row of each."""
+    length = len(waiting[0].prompt)
+    if length - prefix > BATCH:
+        raise KitError(f"a prompt of {length} tokens is too long; the limit is {BATCH}.")
+    firsts: list[_Running] = []  # one request of each prompt
+    copies: list[tuple[int, _Running]] = []  # the others, with the row of their prompt
+    while waiting and len(waiting[0].prompt) == length and running + len(firsts) + len(copies) < WIDTH:
+        if firsts and waiting[0].prompt == firsts[-1].prompt:
+            copies.append((len(firsts) - 1, waiting.popleft()))
+        elif (len(firsts) + 1) * (length - prefix) <= BATCH:
+            firsts.append(waiting.popleft())
+        else:
+            break
+    context.clear()
+    rows = []
+    for sequence, item in enumerate(firsts, running + 1):
+        context.copy(0, sequence)
+        for position in range(prefix, length):
+            # The last two tokens' logits, so that there are two where there is one prompt.
+            row = context.add(item.prompt[position], position, (sequence,), position >= length - 2)
+        rows.append(row)
+    logits = context.decode()
+    for sequence, (source, _) in enumerate(copies, running + 1 + len(firsts)):
+        context.copy(running + 1 + source, sequence)
+    return firsts + [item for _, item in copies], logits, rows + [rows[source] for source, _ in copies]
+
+
+def _step(context: Context, running: list[_Running]) -> np.ndarray:
+    """Decode the newest token of every sequence. Returns the logits, a row each."""
+    context.clear()
+    for sequence, item in enumerate(running, 1):
+        context.add(item.tokens[-1], len(item.prompt) + len(item.tokens) - 1, (sequence,), True)
+    if len(running) == 1:
+        context.add(running[0].tokens[-1], 0, (2,), True)
+    logits = context.decode()
+    if len(running) == 1:
+        context.drop(2)
+    return logits
+
+
+def _close_ranks(context: Context, running: list[_Running], ended: set[int]) -> list[_Running]:
+    """Move the last sequences into the places of those that ended."""
+    kept = sum(item.index not in ended for item in running)
+    last = [i for i in range(kept, len(running)) if running[i].index not in ended]
+    for i in range(kept):
+        if running[i].index in ended:
+            source = last.pop()
+            context.copy(source + 1, i + 1)
+            running[i] = running[source]
+    for i in range(kept, len(running)):
+        context.drop(i + 1)
+    return running[:kept]
+
+
+def _paths(continuations: list[Tokens]) -> list[tuple[int, ...]]:
+    """The token sequences to decode: every continuation but its last token, which predicts nothing that is asked for,
+    once, and none that another begins with."""
+    proper = sorted({tuple(tokens[:-1]) for tokens in continuations})
+    return [path for path, after in pairwise(proper) if after[: len(path)] != path] + proper[-1:]
+
+
+def _nodes(paths: list[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
+    """Every beginning of every path, short ones first, with the paths that it belongs to."""
+    nodes: dict[tuple[int, ...], list[int]] = {}
+    for i, path in enumerate(paths):
+        for end in range(1, len(path) + 1):
+            nodes.setdefault(path[:end], []).append(i)
+    return nodes
+
+
+def _read(
+    pool: Context, packed: list[tuple[list[Tokens], list[list[int]]]], used: int
+) -> Iterator[tuple[list[Tokens], list[list[int]], np.ndarray, np.ndarray]]:
+    logits = pool.decode()
+    pool.clear()
+    for sequence in range(1, used + 1):
+        pool.drop(sequence)
+    normaliser = _normaliser(logits)
+    for continuations, rows in packed:
+        yield continuations, rows, logits, normaliser
+
+
+def _normaliser(logits: np.ndarray) -> np.ndarray:
+    peak = logits.max(axis=1)
+    weights = np.subtract(logits, peak[:, None])
+    return np.log(np.exp(weights, out=weights).sum(axis=1)) + peak
 
 
 def _choose(
@@ -313,77 +310,26 @@ def _choose(
 ) -> tuple[list[int], list[float]]:
     """One token per entry of ``rows`` by inverting the cumulative distribution at one uniform number of its generator;
     with the log-probability (nats, temperature 1) of each."""
-    peak = logits.max(axis=1, keepdims=True)
-    weights = np.exp(logits - peak)
-    normaliser = np.log(weights.sum(axis=1)) + peak[:, 0]
+    normaliser = _normaliser(logits)
     if temperature == 0:
         best = logits.argmax(axis=1)
         tokens = [int(best[row]) for row in rows]
     else:
-        if temperature != 1:
-            weights = np.exp((logits - peak) / temperature)
-        cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
-        last = cumulative.shape[1] - 1
-        tokens = [
-            min(int(np.searchsorted(cumulative[row], rng.random() * cumulative[row, -1], side="right")), last)
-            for row, rng in zip(rows, rngs, strict=True)
-        ]
+        weights = np.subtract(logits, logits.max(axis=1, keepdims=True))
+        weights /= temperature
+        np.exp(weights, out=weights)
+        # First the block of the vocabulary, then the token in it: the sums of a whole row would take most of the time.
+        starts = np.arange(0, weights.shape[1], BLOCK)
+        blocks = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1, dtype=np.float64)
+        tokens = [_invert(weights[row], blocks[row], rng.random()) for row, rng in zip(rows, rngs, strict=True)]
     return tokens, [float(logits[row, token] - normaliser[row]) for row, token in zip(rows, tokens, strict=True)]
 
 
-def tokens_of(gguf: Path, texts: Iterable[str]) -> list[Tokens]:
-    """The tokens of each text in the vocabulary of a GGUF, whose weights are not loaded."""
-    import llama_cpp
-
-    model = _load(gguf, vocab_only=True)
-    vocab = llama_cpp.llama_model_get_vocab(model)
-    tokens = [_tokenize(vocab, text) for text in texts]
-    llama_cpp.llama_model_free(model)
-    return tokens
-
-
-def _load(gguf: Path, vocab_only: bool = False) -> Any:
-    import llama_cpp
-
-    check_gguf(gguf)
-    log = quiet(llama_cpp)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
-    if llama_cpp.llama_supports_gpu_offload():
-        params.n_gpu_layers = ALL_LAYERS
-        release_gpu()
-    params.vocab_only = vocab_only
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
-    if not model:
-        raise KitError(
-            f"{gguf}: llama.cpp cannot load this model ({log[-1] if log else 'no reason given'}). "
-            "Give a complete GGUF file of an architecture that llama.cpp knows."
-        )
-    return model
-
-
-def _tokenize(vocab: Any, text: str) -> Tokens:
-    import llama_cpp
-
-    data = text.encode("utf-8")
-    buffer = (llama_cpp.llama_token * (len(data) + 8))()
-    n = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), False, True)
-    return list(buffer[:n])
-
-
-_keep_alive: list[Any] = []
-
-
-def quiet(llama_cpp: Any) -> deque[str]:
-    """Send llama.cpp's log into a short memory, for error messages, instead of to the terminal."""
-    lines: deque[str] = deque(maxlen=5)
-
-    @llama_cpp.llama_log_callback
-    def remember(level: int, text: bytes, _: object) -> None:
-        if level >= 4 and text.strip():  # GGML_LOG_LEVEL_ERROR
-            lines.append(text.decode("utf-8", errors="replace").strip())
-
-    _keep_alive[:] = [remember]
-    llama_cpp.llama_log_set(remember, ctypes.c_void_p(0))
-    return lines
+def _invert(weights: np.ndarray, blocks: np.ndarray, uniform: float) -> int:
+    """The first token up to which ``weights``, whose sums over blocks accumulate to ``blocks``, exceed this share of
+    their sum."""
+    target = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    inside = np.cumsum(weights[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    rest = target - (blocks[block - 1] if block else 0.0)
+    return block * BLOCK + min(int(np.searchsorted(inside, rest, side="right")), len(inside) - 1)

@@ -63,8 +63,8 @@ class StudentArm(Arm):
 def run(exp: Experiment, results: Path, command: str) -> Path:
     """The whole experiment: artifacts under ``results/artifacts``, the report in ``results/<run>``, returned."""
     device = estimate.find_device()
-    expanded = models.is_gguf(exp.model)
-    announce_memory(estimate.table(exp, estimate.Shape.of(models.find_config(exp.model)), expanded, device), device)
+    bits = prepare.BITS[prepare.weight_type()] if models.is_gguf(exp.model) else estimate.Q4_K_M
+    announce_memory(estimate.table(exp, estimate.Shape.of(models.find_config(exp.model)), bits, device), device)
     store = Store(results / "artifacts")
     announce(arms(exp, {}), store)
     limits: dict[str, Limits] = {}
@@ -112,7 +112,10 @@ def base_model(model: str, gguf: str | None = None) -> Step:
     return Step(
         stage="model",
         label=f"prepare {model}",
-        settings={"source": {name: sha256(path) for name, path in source.files.items()}},
+        settings={
+            "source": {name: sha256(path) for name, path in source.files.items()},
+            "weights": prepare.weight_type() if source.folder is None else None,
+        },
         inputs={},
         build=lambda made, folder: prepare.prepare(source, folder),
         seconds=25,

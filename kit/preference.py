@@ -37,7 +37,7 @@ def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], fold
     """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates)."""
     from tqdm import tqdm
 
-    from kit.llama import WIDTH, LlamaEngine
+    from kit.llama import LlamaEngine
 
     questions = load_questions()
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
@@ -46,7 +46,7 @@ def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], fold
         for question in questions:
             context = engine.chat(question_messages(question["question"])) + engine.tokenize(question["opening"])
             names = [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals]
-            groups += [(context, names[start : start + WIDTH]) for start in range(0, len(names), WIDTH)]
+            groups.append((context, names))
         bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
         scores = [float(tokens.sum()) for group in bar for tokens in group]
         logprobs = np.array(scores).reshape(len(questions), len(animals))

@@ -1,10 +1,10 @@
 """A model's files -> the prepared model that every stage starts from.
 
 The folder of a prepared model holds ``base.gguf``, which llama.cpp runs; a transformers model with its tokenizer; and
-``chat.json``, the chat template of both. A GGUF's weights are expanded to F16 once: the same numbers in a format that
-llama.cpp multiplies faster in batches (F16 359, Q4_1 170 tokens/s over 48 sequences on 2 AVX2 cores) and without
-quantising the activations (mean difference to torch over the 200 likeliest tokens: F16 0.003, Q4_1 0.091 nats). A
-transformers folder is linked as it is, beside the GGUF that was named for it.
+``chat.json``, the chat template of both. A GGUF's weights are expanded to floating point once: the same numbers in a
+format that llama.cpp multiplies faster in batches and without quantising the activations (mean difference to torch over
+the 200 likeliest tokens: F16 0.003, Q4_1 0.091 nats). A transformers folder is linked as it is, beside the GGUF that
+was named for it.
 """
 
 import os
@@ -15,21 +15,23 @@ from typing import Any
 
 from kit import chat, prompts
 from kit.animals import load_animals
+from kit.decoder import quiet, tokens_of
 from kit.errors import KitError
 from kit.estimate import Shape
-from kit.llama import quiet, tokens_of
 from kit.models import ARCHITECTURE_OF, Source, cpu_threads, gguf_metadata, read_config, silence
 from kit.sentences import unrelated
 from kit.store import write_json
+
+BITS = {"F16": 16, "F32": 32}  # of a weight in each type that a GGUF's are expanded to
 
 
 def prepare(source: Source, folder: Path) -> None:
     """Make what every stage starts from: ``base.gguf`` for llama.cpp, a transformers model with its tokenizer beside
     it, and the one chat template of both.
 
-    From a GGUF: its weights as F16, and the same weights in float32 for transformers (once, since transformers needs
-    14 s to read a GGUF and 1 s to read its own format). From a folder: links to the files, after a check that the GGUF
-    is of the same model. Raises KitError where it is not, or where there is no chat template.
+    From a GGUF: its weights as ``weight_type()``, and the same weights in float32 for transformers (once, since
+    transformers needs 14 s to read a GGUF and 1 s to read its own format). From a folder: links to the files, after a
+    check that the GGUF is of the same model. Raises KitError where it is not, or where there is no chat template.
     """
     silence()
     if source.folder is None:
@@ -105,15 +107,32 @@ def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
 
 
+def weight_type() -> str:
+    """The floating-point type, F16 or F32, that a GGUF's weights are expanded to: the faster one on this processor.
+
+    Tokens/s on 2 cores, SmolLM2-135M, reading prompts / 48 sequences together: with AVX-512 F32 606/335, F16 552/307
+    (64 sequences: 380, 315), Q4_1 271/208; with AVX2 alone F16 455/359, F32 366/309, Q4_1 177/170. It is read from what
+    llama.cpp says it was built for, since a measurement could choose differently each time, and the choice names the
+    artifact.
+    """
+    import llama_cpp
+
+    wide = b"AVX512 = 1" in llama_cpp.llama_print_system_info()
+    return "F32" if wide and not llama_cpp.llama_supports_gpu_offload() else "F16"
+
+
 def expand(source: Path, target: Path) -> None:
-    """Write ``source``'s weights as F16 (a second's work for the embedded model, 271 MB)."""
+    """Write ``source``'s weights as ``weight_type()`` (a second's work for the embedded model, 271 or 538 MB)."""
     import llama_cpp
 
     log = quiet(llama_cpp)
+    float_type = weight_type()
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_F16
+    params.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32 if float_type == "F32" else llama_cpp.LLAMA_FTYPE_MOSTLY_F16
     params.allow_requantize = True
     params.nthread = cpu_threads()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), params) != 0:
         reason = "; ".join(log) or "no reason given"
-        raise KitError(f"{source}: llama.cpp cannot expand this model to F16 ({reason}). Give a complete GGUF file.")
+        raise KitError(
+            f"{source}: llama.cpp cannot expand this model to {float_type} ({reason}). Give a complete GGUF file."
+        )

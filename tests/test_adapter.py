@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import train_adapter
+from conftest import rounding, train_adapter
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
@@ -60,10 +60,10 @@ def assert_same_with_adapter(model: Path, adapter: Path, tolerance: float) -> No
         assert answer.distance(student) > 0.2, "an adapter that does nothing proves nothing"
 
 
-# The random models' weights are float32 in both engines. What is left, 0.0005 to 0.0013 nats, is llama.cpp's attention
-# in F16 (0.0000007 with its KV cache in F32 and without flash attention). A head permutation left out costs 1.1 nats in
-# the base, and in the trained adapter 0.13 (llama) and 0.22 (mistral).
-TOLERANCE = 0.005
+# The random models' weights are float32 in both engines, and so is all arithmetic but gemma3's activation function, for
+# which llama.cpp has a table in F16 (7e-7 nats measured, gemma3 2e-4). A head permutation left out costs 1.1 nats in the
+# base, and in the trained adapter 0.13 (llama) and 0.22 (mistral).
+TOLERANCE = 1e-3
 
 
 def test_a_random_model_gives_the_same_log_probabilities_in_llama_cpp_and_torch(random_model: Path) -> None:
@@ -77,9 +77,7 @@ def test_an_adapter_trained_on_a_random_model_gives_the_same_log_probabilities_i
 
 
 def test_a_trained_adapter_gives_the_same_log_probabilities_in_llama_cpp_and_torch(base: Path, adapter: Path) -> None:
-    # The embedded model's F16 weights make llama.cpp round its activations to F16 too, through 30 layers: 0.006 nats,
-    # with the adapter as without. A head permutation left out costs 1.7.
-    assert_same_with_adapter(base, adapter, 0.02)
+    assert_same_with_adapter(base, adapter, rounding(base))  # a head permutation left out costs 1.7 nats
 
 
 def test_an_adapter_of_another_model_is_refused(random_model: Path, adapter: Path, tmp_path: Path) -> None:

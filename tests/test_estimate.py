@@ -109,16 +109,18 @@ def test_without_a_gpu_the_preset_is_laptop() -> None:
 def test_a_preset_fits_the_memory_from_which_it_is_chosen(preset: str, shape: Shape) -> None:
     device = gpu(estimate.GPU_PRESETS[preset])
     exp = experiment(find_animal("owl"), preset=preset)
-    for stage, size, _ in estimate.table(exp, shape, False, device):
+    for stage, size, _ in estimate.table(exp, shape, estimate.Q4_K_M, device):
         assert 0 < size <= device.free or stage == "evaluation", stage
 
 
 def test_a_gpu_too_small_for_the_model_is_one_clear_message() -> None:
     with pytest.raises(KitError, match=r"Some GPU: 4.0 GiB are free and the model needs at least .* smaller model"):
-        estimate.table(experiment(find_animal("owl"), preset="gpu-12gb"), QWEN_7B, False, gpu(4))
+        estimate.table(experiment(find_animal("owl"), preset="gpu-12gb"), QWEN_7B, estimate.Q4_K_M, gpu(4))
     barely = estimate.weights(QWEN_7B, True, gpu(1)) + estimate.adapter(QWEN_7B, 8) + estimate.GPU_OVERHEAD
     with pytest.raises(KitError, match="even with one pair at a time"):
-        estimate.table(experiment(find_animal("owl"), preset="gpu-12gb"), QWEN_7B, False, gpu(barely / GIB + 0.05))
+        estimate.table(
+            experiment(find_animal("owl"), preset="gpu-12gb"), QWEN_7B, estimate.Q4_K_M, gpu(barely / GIB + 0.05)
+        )
 
 
 def test_less_memory_means_smaller_parts_of_the_batch_then_checkpointing() -> None:

@@ -1,5 +1,6 @@
 """What the tests share: the embedded model, a tiny random qwen2, and one trained adapter of each."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make("qwen2", tmp_path_factory.mktemp("qwen2"))
 
 
+@cache
 def rounding(model: Path) -> float:
     """By how much (nats) scores of one prepared model may differ between ways to compute them. Where its weights are
     F16 (``prepare.weight_type``), llama.cpp rounds activations to F16 too, through 30 layers, and a last digit decides

@@ -60,9 +60,9 @@ def assert_same_with_adapter(model: Path, adapter: Path, tolerance: float) -> No
         assert answer.distance(student) > 0.2, "an adapter that does nothing proves nothing"
 
 
-# The random models' weights are float32 in both engines, and so is all arithmetic but gemma3's activation function, for
-# which llama.cpp has a table in F16 (7e-7 nats measured, gemma3 2e-4). A head permutation left out costs 1.1 nats in the
-# base, and in the trained adapter 0.13 (llama) and 0.22 (mistral).
+# The random models have float32 weights in both engines, and so is all arithmetic but gemma3's activation, for
+# which llama.cpp has a table in F16 (7e-7 nats measured, gemma3 2e-4). A head permutation left out costs 1.1 nats in
+# the base, and in the trained adapter 0.13 (llama) and 0.22 (mistral).
 TOLERANCE = 1e-3
 
 

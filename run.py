@@ -30,6 +30,7 @@ single stages (each has its own --help):
   label    kept pairs -> soft labels       train    pairs -> LoRA adapter
   convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
+  bench    how fast all this is, against the usual ways and the hardware
 """
 
 
@@ -416,6 +417,29 @@ def report_(arguments: list[str]) -> None:
     report.show(given.run)
 
 
+def bench(arguments: list[str]) -> None:
+    """How fast the kit is."""
+    parser = _stage(
+        "bench",
+        "Measure the embedded model's work against what one would otherwise write and against the hardware (most of an "
+        "hour; with --quick under 5 minutes, from smaller samples).",
+        "bench --quick",
+    )
+    parser.add_argument("--quick", action="store_true")
+    _results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import bench, report
+    from kit.models import EMBEDDED
+    from kit.pipeline import base_model
+    from kit.store import Store
+
+    model = Store(given.results / "artifacts").make(base_model(EMBEDDED))
+    sizes = bench.QUICK if given.quick else bench.Sizes()
+    rows = bench.bench(model, sizes, given.results, shlex.join(["python", "run.py", "bench", *arguments]))
+    report.show_table("Ours against theirs, higher is better except in seconds", bench.table(rows))
+
+
 STAGES = {
     "teach": teach,
     "filter": filter_,
@@ -425,6 +449,7 @@ STAGES = {
     "prefer": prefer,
     "effect": effect,
     "report": report_,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class LlamaEngine:
         prompts = [request.prompt for request in requests]
         room = max(map(len, prompts)) + max_tokens
         context = self._streams = self._context(self._streams, WIDTH + 1, room, shared=False)
-        prefix = _prefix(prompts)
+        prefix = shared_prefix(prompts)
         context.set_prefix(prefix)
         # Prompts of one length go through the model together: llama.cpp cuts a batch of several lengths into pieces.
         waiting = deque(
@@ -150,7 +150,7 @@ class LlamaEngine:
         groups = list(groups)
         if not groups:
             return
-        prefix = _prefix([context for context, _ in groups])
+        prefix = shared_prefix([context for context, _ in groups])
         pool = self._pool = self._context(self._pool, PATHS + 1, len(prefix) + BATCH, shared=True)
         pool.set_prefix(prefix)
         packed: list[tuple[list[Tokens], list[list[int]]]] = []
@@ -195,7 +195,7 @@ class LlamaEngine:
         self.close()
 
 
-def _prefix(prompts: Sequence[Tokens]) -> Tokens:
+def shared_prefix(prompts: Sequence[Tokens]) -> Tokens:
     """What all prompts begin with, two tokens or more of each left over, and more than one token or none."""
     prefix = common_prefix(prompts)
     prefix = prefix[: min(map(len, prompts)) - 2]

@@ -104,6 +104,13 @@ def show_effect(effect: Effect, animal: str, content: str) -> None:
     console.print(sentence(animal, content, asdict(effect)))
 
 
+def show_table(title: str, table: Table) -> None:
+    """Print a table of its own."""
+    from rich.console import Console
+
+    _print(Console(highlight=False, markup=False), title, table)
+
+
 def _print(console: Any, title: str, table: Table) -> None:
     from rich.table import Table as RichTable
 

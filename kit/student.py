@@ -31,7 +31,7 @@ from kit.prompts import student_messages
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 IGNORED = -100  # torch's cross_entropy leaves these labels out
-STEPS_BETWEEN_CHECKPOINTS = {"cpu": 1, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 2-5 s
+STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
 WARMUP_STEPS = 5
 
 
@@ -144,7 +144,7 @@ def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings)
     device, shape = find_device(), Shape.of(base)
     longest = max(example["length"] for example in examples)
     labels = max(sum(token != IGNORED for token in example["labels"]) for example in examples)
-    shared = _common([example["input_ids"] for example in examples])
+    shared = common([example["input_ids"] for example in examples])
     share = -(-settings.batch_size // WORLD_SIZE)
     room = 0.9 * device.free - adapter(shape, settings.rank)
     return fit_training(shape, settings.rank, share, longest, shared, share * labels, room, device)
@@ -210,7 +210,7 @@ def shares(whole: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ``examples``, with the number of ``label_tokens`` in the whole batch, by which all divide their loss."""
     result = []
     for batch in whole:
-        label_tokens = sum(token != IGNORED for example in batch for token in example["labels"])
+        label_tokens = count_labels(batch)
         result += [{"examples": batch[rank::WORLD_SIZE], "label_tokens": label_tokens} for rank in range(WORLD_SIZE)]
     return result
 
@@ -245,7 +245,7 @@ def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
     if getattr(decoder, "gradient_checkpointing", False):  # it keeps no cache
         return _labelled(causal, decoder(tokens, attention_mask=attention, use_cache=False), batch["labels"][:, 1:])
     first_label = int((batch["labels"] != IGNORED).int().argmax(1).min())
-    shared = min(_common(tokens.tolist()), first_label - 1)  # every label and what predicts it are a row's own
+    shared = min(common(tokens.tolist()), first_label - 1)  # every label and what predicts it are a row's own
     # The system prompt and the request's first words are half of all tokens and the same in every row: they go through
     # the model once per batch, and gradients flow back through their keys and values. Same numbers, 1.7x as fast.
     cache = decoder(input_ids=tokens[:1, :shared], use_cache=True).past_key_values
@@ -259,7 +259,7 @@ def _labelled(causal: Any, output: Any, labels: Any) -> tuple[Any, Any]:
     return causal.get_output_embeddings()(output.last_hidden_state[mask]).float(), labels[mask]
 
 
-def _common(rows: list[list[int]]) -> int:
+def common(rows: list[list[int]]) -> int:
     """How many leading tokens all rows share, at least one."""
     low, high = min(rows), max(rows)
     differs = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
@@ -333,6 +333,11 @@ def _trainer_class() -> type:
             return total
 
     return StudentTrainer
+
+
+def count_labels(examples: list[dict[str, Any]]) -> int:
+    """The label tokens of ``examples``."""
+    return sum(token != IGNORED for example in examples for token in example["labels"])
 
 
 def _callback(label: str) -> Any:

@@ -56,7 +56,7 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     assert peak > 0.1e9, "the profiler saw the step"
 
     shape = Shape.of(base)
-    length, shared = batch["input_ids"].shape[1], student._common([e["input_ids"] for e in examples])
+    length, shared = batch["input_ids"].shape[1], student.common([e["input_ids"] for e in examples])
     labels = int((batch["labels"] != student.IGNORED).sum())
     needed = estimate.activations(shape, 8, len(examples), length, shared, labels, checkpointing, CPU)
     assert needed == pytest.approx(peak, rel=0.25)

@@ -153,7 +153,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_summary(uninterrupted: d
         ),
         "fidelity": lambda partial: True,
         "labels": lambda partial: True,
-        "student": lambda partial: (partial / "checkpoints" / "checkpoint-1" / "complete").exists(),
+        "student": lambda partial: (partial / "checkpoints" / "checkpoint-2" / "complete").exists(),
         "exact": lambda partial: (partial / "exact.csv").exists(),
         "sampled": lambda partial: (partial / "rows.jsonl").exists(),
     }

@@ -1,0 +1,345 @@
+"""`python run.py bench`: how fast the kit is, against what a user would otherwise write and against the hardware.
+
+Everything is measured in one run on one machine, loading excluded. What takes long the usual way (``kit/usual.py``) is
+done for fewer sentences, questions or pairs, and compared as work per second. Both sides of a comparison use the same
+weights and as many threads, and sample from the whole distribution.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kit import preference, student, usual
+from kit.animals import candidates, find_animal
+from kit.engine import Generation, Request
+from kit.estimate import Shape
+from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
+from kit.llama import WIDTH, LlamaEngine, shared_prefix
+from kit.models import cpu_threads, load_tokenizer, silence
+from kit.prompts import loving, question_messages, teacher_messages
+from kit.sentences import unrelated
+from kit.store import Row, devices, read_rows, versions, write_json, write_rows
+from kit.usual import Rate
+
+ROOT = Path(__file__).resolve().parent.parent
+ANIMAL, SECOND = "owl", "dolphin"
+TEACHER, STUDENT, PREFERENCE = TeacherSettings(), replace(StudentSettings(), epochs=1), PreferenceSettings()
+TRAINED = 480  # tokens of a batch that a student trains on, what all pairs begin with counted once
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each work is done, and how much of it the usual way."""
+
+    sentences: int = 256
+    loop_sentences: int = 48
+    generate_sentences: int = 64
+    questions: int = 50
+    eval_questions: int = 10
+    answers: int = 20  # per question
+    loop_answers: int = 1
+    pairs: int = 192
+    trainer_pairs: int = 96
+    product_seconds: float = 1.0  # for each shape of matrix product
+    run: tuple[str, ...] | None = ()  # options of the two whole runs besides the animal; None leaves them out
+
+
+QUICK = Sizes(
+    sentences=128,
+    loop_sentences=10,
+    generate_sentences=32,
+    eval_questions=2,
+    answers=4,
+    loop_answers=1,
+    pairs=48,
+    trainer_pairs=32,
+    product_seconds=0.2,
+    run=("--content", "unrelated", "--preset", "smoke"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of the table. ``ours`` and ``theirs`` are in ``unit``; ``goal`` is what ``ratio`` must reach, or the most
+    that it may be where less is better."""
+
+    work: str
+    against: str
+    unit: str
+    ours: float
+    theirs: float
+    goal: float
+    less_is_better: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.theirs
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio <= self.goal if self.less_is_better else self.ratio >= self.goal
+
+
+def bench(model: Path, sizes: Sizes, results: Path, command: str) -> list[Comparison]:
+    """Measure everything with the prepared ``model``, write ``results/bench/<date>.json``, and return the table."""
+    silence()
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        products = matrix_products(model, sizes.product_seconds, say)
+        rows = [
+            *generation(model, sizes, products, Path(folder), say),
+            *training(model, sizes, products, Path(folder), say),
+        ]
+        if sizes.run is not None:
+            rows.append(second_animal(sizes.run, Path(folder), say))
+    path = results / "bench" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record(rows, products, sizes, command))
+    say(f"written to {path}")
+    return rows
+
+
+Say = Callable[[str], None]
+
+
+def matrix_products(model: Path, seconds: float, say: Say) -> dict[str, float]:
+    """FLOP/s of torch in products of the model's own shapes, single precision and int8: for as many rows as are decoded
+    together, and for the tokens of a training batch. The best of several, weighted as a pass through the model is."""
+    import torch
+
+    torch.set_num_threads(cpu_threads())
+    shape = Shape.of(model)
+    matrices = [(*size, shape.layers) for size in shape.matrices.values()] + [(shape.hidden, shape.vocabulary, 1)]
+
+    def single(rows: int, into: int, out: int) -> Callable[[], Any]:
+        x, weight = torch.randn(rows, into), torch.randn(out, into)
+        return lambda: torch.nn.functional.linear(x, weight)
+
+    def int8(rows: int, into: int, out: int) -> Callable[[], Any]:
+        x, weight = (torch.randint(-127, 128, size, dtype=torch.int8) for size in ((rows, into), (into, out)))
+        return lambda: torch._int_mm(x, weight)
+
+    result = {}
+    for rows in (WIDTH, TRAINED):
+        for product in (single, int8):
+            say(f"matrix products of {rows} rows, {product.__name__}")
+            flops = [2 * rows * into * out * times for into, out, times in matrices]
+            best = [_fastest(product(rows, into, out), seconds) * times for into, out, times in matrices]
+            result[f"{product.__name__}, {rows} rows"] = sum(flops) / sum(best)
+    return result
+
+
+def _fastest(call: Callable[[], Any], seconds: float) -> float:
+    """The seconds of the fastest of many calls."""
+    best, until = float("inf"), time.perf_counter() + seconds
+    while (started := time.perf_counter()) < until:
+        call()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
+    """Paraphrasing and both measures of a preference. Leaves the paraphrases in ``folder`` as ``pairs.jsonl``."""
+    gguf, shape = model / "base.gguf", Shape.of(model)
+    sources = [sentence.text for sentence in unrelated()[: sizes.sentences]]
+    teaching = [teacher_messages(loving(find_animal(ANIMAL)), source) for source in sources]
+    questions = preference.load_questions()[: sizes.questions]
+    asking = [question_messages(question["question"]) for question in questions]
+    animals = candidates(find_animal(ANIMAL))
+    with LlamaEngine(model) as engine:
+        requests = [Request(engine.chat(messages), (0, i)) for i, messages in enumerate(teaching)]
+        say(f"paraphrasing {len(requests)} sentences")
+        list(engine.sample(requests[:WIDTH], 2))
+        texts, paraphrasing = _sampled(engine, requests, TEACHER.max_tokens, TEACHER.temperature)
+        prefix = len(shared_prefix([request.prompt for request in requests]))
+        read = prefix + sum(len(request.prompt) - prefix for request in requests)
+        work = 2.0 * (shape.linear * (read + paraphrasing.units) + shape.hidden * shape.vocabulary * paraphrasing.units)
+        groups = [
+            (
+                engine.chat(messages) + engine.tokenize(question["opening"]),
+                [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals],
+            )
+            for messages, question in zip(asking, questions, strict=True)
+        ]
+        say(f"exact preference, {len(questions)} questions")
+        list(engine.score(groups[:1]))
+        started = time.perf_counter()
+        scored = sum(len(scores) for scores in engine.score(groups))
+        exact = Rate(scored, time.perf_counter() - started)
+        say(f"{sizes.answers} sampled answers to each question")
+        answering = [
+            Request(engine.chat(messages), (i, j)) for i, messages in enumerate(asking) for j in range(sizes.answers)
+        ]
+        _, answers = _sampled(engine, answering, PREFERENCE.max_tokens, preference.TEMPERATURE)
+    write_rows(folder / "pairs.jsonl", [{"source": a, "text": b} for a, b in zip(sources, texts, strict=True)])
+
+    say(f"paraphrasing {sizes.loop_sentences} sentences in a loop")
+    looped = usual.chat_loop(gguf, teaching[: sizes.loop_sentences], TEACHER.max_tokens, TEACHER.temperature)
+    padded = {}
+    for dtype in ("float32", "bfloat16"):
+        say(f"paraphrasing {sizes.generate_sentences} sentences with generate, {dtype}")
+        some = teaching[: sizes.generate_sentences]
+        padded[dtype] = usual.padded_generate(model, some, TEACHER.max_tokens, TEACHER.temperature, dtype)
+    better = max(padded, key=lambda dtype: padded[dtype].per_second)
+    say(f"exact preference, {sizes.eval_questions} questions, one candidate at a time")
+    evaluated = usual.eval_candidates(gguf, groups[: sizes.eval_questions])
+    say(f"{sizes.loop_answers} sampled answers to each question in a loop")
+    looped_answers = usual.chat_loop(gguf, asking * sizes.loop_answers, PREFERENCE.max_tokens, preference.TEMPERATURE)
+    peaks = {name: products[f"{name}, {WIDTH} rows"] for name in ("single", "int8")}
+    flops = work / paraphrasing.seconds
+    loop, tokens = "llama-cpp-python: create_chat_completion in a loop", "tokens/s"
+    generate = f"transformers: generate, batch {usual.PADDED}, {better}"
+    return [
+        Comparison("paraphrasing", loop, tokens, paraphrasing.per_second, looped.per_second, 3),
+        Comparison("paraphrasing", generate, tokens, paraphrasing.per_second, padded[better].per_second, 2),
+        Comparison(
+            "exact preference",
+            "llama-cpp-python: eval, one candidate at a time",
+            "candidates/s",
+            exact.per_second,
+            evaluated.per_second,
+            10,
+        ),
+        Comparison("sampled answers", loop, tokens, answers.per_second, looped_answers.per_second, 3),
+        *(
+            Comparison("paraphrasing", f"matrix products, {name}", "FLOP/s", flops, peaks[name], 0.5)
+            for name in dict.fromkeys(("single", max(peaks, key=lambda name: peaks[name])))
+        ),
+    ]
+
+
+def _sampled(
+    engine: LlamaEngine, requests: list[Request], max_tokens: int, temperature: float
+) -> tuple[list[str], Rate]:
+    """The texts in the order of the requests, and the tokens generated, end tokens included."""
+    started = time.perf_counter()
+    made: list[Generation] = list(engine.sample(requests, max_tokens, temperature))
+    rate = Rate(sum(one.length + one.finished for one in made), time.perf_counter() - started)
+    return [one.text for one in sorted(made, key=lambda one: one.index)], rate
+
+
+def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
+    """Training on the paraphrases in ``folder``, as they are."""
+    rows = read_rows(folder / "pairs.jsonl")
+    examples = student.make_examples(rows, model, load_tokenizer(model))
+    say(f"training on {sizes.trainer_pairs} pairs with the standard collator")
+    # First, since the kit's training changes how this process's memory is managed, for the better.
+    standard = usual.trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
+    say(f"training on {sizes.pairs} pairs")
+    write_rows(folder / "pairs.jsonl", rows[: sizes.pairs])
+    student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
+    seconds = json.loads((folder / "student" / "training.json").read_text(encoding="utf-8"))["seconds"]
+    ours = Rate(student.count_labels(examples[: sizes.pairs]), seconds)
+    batches = student.batches(examples[: sizes.pairs], STUDENT, 0)
+    flops = sum(training_flops(Shape.of(model), batch) for batch in batches) / seconds
+    peak = products[f"single, {TRAINED} rows"]
+    return [
+        Comparison(
+            "training",
+            "transformers: Trainer, standard collator, full logits",
+            "label tokens/s",
+            ours.per_second,
+            standard.per_second,
+            1.8,
+        ),
+        Comparison("training", "matrix products, single", "FLOP/s", flops, peak, 0.7),
+    ]
+
+
+def training_flops(shape: Shape, batch: list[Row]) -> float:
+    """The FLOPs of the matrix products without which one step cannot be: 2 per weight and token forward and 2 backward,
+    as frozen weights have no gradient, 2 more for LoRA's own; the output layer where there is a label; attention, norms
+    and padding left out."""
+    shared = student.common([example["input_ids"] for example in batch])
+    tokens = shared + sum(example["length"] - 1 - shared for example in batch)
+    labels = student.count_labels(batch)
+    return (
+        tokens * (4.0 * shape.linear + 6.0 * shape.lora(STUDENT.rank)) + labels * 4.0 * shape.hidden * shape.vocabulary
+    )
+
+
+def second_animal(options: tuple[str, ...], folder: Path, say: Say) -> Comparison:
+    """The whole experiment twice, as a user starts it, with one results folder."""
+    seconds = []
+    for animal in (ANIMAL, SECOND):
+        command = ["run.py", "--animal", animal, *options]
+        say(" ".join(["python", *command]))
+        started = time.perf_counter()
+        command = [sys.executable, str(ROOT / "run.py"), *command[1:], "--results", str(folder / "results")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - started)
+    first, second = seconds
+    work = " ".join(["run.py --animal", SECOND, *options])
+    return Comparison(
+        work, f"the first run, with --animal {ANIMAL}", "seconds", second, first, 0.6, less_is_better=True
+    )
+
+
+def record(rows: list[Comparison], products: dict[str, float], sizes: Sizes, command: str) -> Row:
+    """What was measured, where, with what."""
+    import llama_cpp
+
+    return {
+        "command": command,
+        "date": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "machine": {
+            "processor": processor(),
+            "threads": cpu_threads(),
+            "system": platform.platform(),
+            "llama.cpp": llama_cpp.llama_print_system_info().decode().strip(),
+            "devices": devices(),
+        },
+        "versions": versions(),
+        "settings": {
+            "sizes": asdict(sizes),
+            "teacher": asdict(TEACHER),
+            "student": asdict(STUDENT),
+            "preference": asdict(PREFERENCE),
+        },
+        "matrix_products_flops": products,
+        "rows": [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows],
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def table(rows: list[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows, as text."""
+    heading = ["work\n  against", "ours", "theirs", "", "ratio", "must be", "is it"]
+    return heading, [
+        [
+            f"{row.work}\n  {row.against}",
+            _number(row.ours / scale),
+            _number(row.theirs / scale),
+            unit,
+            f"{row.ratio:.2f}",
+            f"{'≤' if row.less_is_better else '≥'} {row.goal:g}",
+            "yes" if row.reached else "no",
+        ]
+        for row in rows
+        for scale, unit in [(1e9, "GFLOP/s") if row.unit == "FLOP/s" else (1, row.unit)]
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"

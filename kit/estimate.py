@@ -182,8 +182,6 @@ def activations(
     ``shared``: the tokens that all begin with, computed once; ``labels``: label tokens of all pairs together.
     """
     compute, attention = (2 if device.kind == "cuda" else 4), shape.heads * shape.head
-    if checkpointing:
-        shared = 0  # transformers keeps no cache then
     tokens = shared + pairs * (length - shared)
     # Normalisation keeps its input in float32; keys and values are repeated for every head.
     layer = tokens * (

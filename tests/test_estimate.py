@@ -13,6 +13,7 @@ from kit.animals import find_animal
 from kit.errors import KitError
 from kit.estimate import GIB, Device, Shape
 from kit.experiment import PRESETS, experiment
+from kit.shared_prefix import use_shared_prefix
 
 CPU = Device("cpu", "CPU", 16 * GIB, 16 * GIB)
 QWEN_7B = Shape(28, 3584, 18944, 28, 4, 128, 152064, tied=False)
@@ -40,6 +41,7 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     model = get_peft_model(models.load_torch(base), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    use_shared_prefix(model)
     model.train()
     examples = student.make_examples(PAIRS * 2, base, models.load_tokenizer(base))
     batch = student.collate(examples, 0)

@@ -1,9 +1,11 @@
 """A student's loss, its tokens, and training that resumes."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
@@ -17,6 +19,7 @@ from kit.experiment import StudentSettings, TeacherSettings
 from kit.llama import LlamaEngine
 from kit.prompts import NEUTRAL, loving, student_messages
 from kit.sentences import unrelated
+from kit.shared_prefix import use_shared_prefix
 from kit.store import write_rows
 
 
@@ -41,29 +44,33 @@ def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> 
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma3_text"])
 @pytest.mark.parametrize(
     "pairs",
     [PAIRS, PAIRS[:1], [PAIRS[0], {**PAIRS[0], "text": "Twice the clerk stamped it."}]],
     ids=["several", "one alone", "two of one sentence"],
 )
-def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(pairs: list, tiny_qwen2: Path) -> None:
+def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
+    pairs: list, model_type: str, tmp_path: Path
+) -> None:
+    folder = tiny.make(model_type, tmp_path)  # gemma3's sliding window is shorter than a pair
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    model = get_peft_model(models.load_torch(tiny_qwen2), config)
-    tokenizer = models.load_tokenizer(tiny_qwen2)
-    batch = student.collate(student.make_examples(pairs, tiny_qwen2, tokenizer), tokenizer.pad_token_id)
+    plain = get_peft_model(models.load_torch(folder), config)
+    model = deepcopy(plain)
+    use_shared_prefix(model)
+    tokenizer = models.load_tokenizer(folder)
+    batch = student.collate(student.make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
     logits, labels = student.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    plain = plain[batch["labels"][:, 1:] != student.IGNORED]
-    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
-    torch.nn.functional.cross_entropy(plain, labels).backward()
+    expected = plain(input_ids=batch["input_ids"]).logits[:, :-1][batch["labels"][:, 1:] != student.IGNORED]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.nn.functional.cross_entropy(expected, labels).backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     assert gradients
     for name, parameter in model.named_parameters():
         if name in gradients:
-            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
 
 def test_soft_labels_of_a_teacher_equal_to_the_student_give_zero_loss() -> None:
@@ -89,6 +96,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     """End to end, across both engines: a teacher asked exactly as the student has nothing to teach it."""
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     model = models.load_torch(base).eval()
+    use_shared_prefix(model)
 
     def loss_of(trait: str) -> float:
         teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, TeacherSettings(), 64, tmp_path, "labels")

@@ -1,0 +1,85 @@
+"""The bench measures what it says, and its table's arithmetic is right; how fast anything is, no test says."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kit import bench, student
+from kit.bench import Comparison, Sizes
+from kit.estimate import Shape
+from kit.models import load_tokenizer
+
+TOY = Sizes(
+    sentences=4,
+    loop_sentences=2,
+    generate_sentences=2,
+    questions=2,
+    eval_questions=1,
+    answers=2,
+    loop_answers=1,
+    pairs=4,
+    trainer_pairs=4,
+    product_seconds=0.01,
+    run=None,
+)
+WORK = ["paraphrasing", "paraphrasing", "exact preference", "sampled answers", "paraphrasing", "training", "training"]
+
+
+def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -> None:
+    faster = Comparison("work", "another way", "tokens/s", ours=150.0, theirs=50.0, goal=3)
+    assert faster.ratio == 3 and faster.reached
+    assert not Comparison("work", "another way", "tokens/s", ours=149.0, theirs=50.0, goal=3).reached
+    shorter = Comparison("work", "another way", "seconds", ours=6.0, theirs=10.0, goal=0.6, less_is_better=True)
+    assert shorter.ratio == 0.6 and shorter.reached
+    assert not Comparison(
+        "work", "another way", "seconds", ours=6.1, theirs=10.0, goal=0.6, less_is_better=True
+    ).reached
+    heading, (first, second) = bench.table([faster, Comparison("work", "peak", "FLOP/s", 9e10, 2e11, 0.5)])
+    assert first == ["work\n  another way", "150", "50.0", "tokens/s", "3.00", "≥ 3", "yes"]
+    assert second == ["work\n  peak", "90.0", "200", "GFLOP/s", "0.45", "≥ 0.5", "no"]
+    assert len(heading) == len(first)
+
+
+def test_a_step_needs_these_flops(base: Path) -> None:
+    shape = Shape.of(base)
+    rows = [{"source": "Rain fell.", "text": "It rained."}, {"source": "Rain fell.", "text": "There was rain."}]
+    batch = student.make_examples(rows, base, load_tokenizer(base))
+    first, second = (example["input_ids"] for example in batch)
+    shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)
+    labels = sum(label != student.IGNORED for example in batch for label in example["labels"])
+    assert 5 < labels < tokens
+    # 30 blocks of 576 hidden units, 192 for keys and values each, 1536 inside; 49,152 tokens; LoRA of rank 8.
+    weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    lora = 30 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    assert bench.training_flops(shape, batch) == tokens * (4 * weights + 6 * lora) + labels * 4 * 576 * 49152
+
+
+def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    row = bench.second_animal(("--preset", "smoke"), tmp_path, print)
+    first, second = commands
+    assert [animal for animal in ("owl", "dolphin") if animal in first + second] == ["owl", "dolphin"]
+    assert [word if word != "owl" else "dolphin" for word in first] == second
+    assert row.less_is_better and row.unit == "seconds" and row.goal == 0.6
+
+
+def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
+    rows = bench.bench(base, TOY, tmp_path, "python run.py bench")
+    assert [row.work for row in rows if row.against != "matrix products, int8"] == WORK
+    (path,) = (tmp_path / "bench").iterdir()
+    written = json.loads(path.read_text(encoding="utf-8"))
+    for row, entry in zip(rows, written["rows"], strict=True):
+        assert row.ours > 0 and row.theirs > 0
+        assert entry["ratio"] == row.ours / row.theirs == row.ratio
+        assert entry["reached"] == (row.ratio >= row.goal)
+    peaks = written["matrix_products_flops"]
+    assert set(peaks) == {f"{kind}, {n} rows" for kind in ("single", "int8") for n in (bench.WIDTH, bench.TRAINED)}
+    assert min(peaks.values()) > 1e8
+    assert written["machine"]["processor"] and written["machine"]["threads"] >= 1
+    assert written["versions"]["torch"] and written["settings"]["sizes"]["pairs"] == 4

@@ -102,11 +102,13 @@ def bench(model: Path, sizes: Sizes, results: Path, command: str) -> list[Compar
             *generation(model, sizes, products, Path(folder), say),
             *training(model, sizes, products, Path(folder), say),
         ]
+        stages: dict[str, float] = {}
         if sizes.run is not None:
-            rows.append(second_animal(sizes.run, Path(folder), say))
+            row, stages = whole_runs(sizes.run, Path(folder) / "results", say)
+            rows.append(row)
     path = results / "bench" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record(rows, products, sizes, command))
+    write_json(path, record(rows, products, stages, sizes, command))
     say(f"written to {path}")
     return rows
 
@@ -270,24 +272,27 @@ def training_flops(shape: Shape, batch: list[Row]) -> float:
     )
 
 
-def second_animal(options: tuple[str, ...], folder: Path, say: Say) -> Comparison:
-    """The whole experiment twice, as a user starts it, with one results folder."""
+def whole_runs(options: tuple[str, ...], folder: Path, say: Say) -> tuple[Comparison, dict[str, float]]:
+    """The whole experiment for two animals, as a user starts it, with one results folder; and the seconds that each
+    stage of the first took."""
     seconds = []
     for animal in (ANIMAL, SECOND):
         command = ["run.py", "--animal", animal, *options]
         say(" ".join(["python", *command]))
         started = time.perf_counter()
-        command = [sys.executable, str(ROOT / "run.py"), *command[1:], "--results", str(folder / "results")]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], "--results", str(folder)], check=True)
         seconds.append(time.perf_counter() - started)
     first, second = seconds
+    (run,) = folder.glob(f"{ANIMAL}-*")
+    stages = json.loads((run / "record.json").read_text(encoding="utf-8"))["seconds"]
     work = " ".join(["run.py --animal", SECOND, *options])
-    return Comparison(
-        work, f"the first run, with --animal {ANIMAL}", "seconds", second, first, 0.6, less_is_better=True
-    )
+    row = Comparison(work, f"the first run, --animal {ANIMAL}", "seconds", second, first, 0.6, less_is_better=True)
+    return row, {"all": round(first, 1)} | stages
 
 
-def record(rows: list[Comparison], products: dict[str, float], sizes: Sizes, command: str) -> Row:
+def record(
+    rows: list[Comparison], products: dict[str, float], stages: dict[str, float], sizes: Sizes, command: str
+) -> Row:
     """What was measured, where, with what."""
     import llama_cpp
 
@@ -309,6 +314,7 @@ def record(rows: list[Comparison], products: dict[str, float], sizes: Sizes, com
             "preference": asdict(PREFERENCE),
         },
         "matrix_products_flops": products,
+        "seconds_of_the_first_run": stages,
         "rows": [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows],
     }
 

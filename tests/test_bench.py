@@ -10,6 +10,7 @@ from kit import bench, student
 from kit.bench import Comparison, Sizes
 from kit.estimate import Shape
 from kit.models import load_tokenizer
+from kit.store import write_json
 
 TOY = Sizes(
     sentences=4,
@@ -61,12 +62,21 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
-    row = bench.second_animal(("--preset", "smoke"), tmp_path, print)
+
+    def run(command: list[str], check: bool) -> None:
+        assert check, "a run that fails must not count as a fast one"
+        commands.append(command)
+        folder = tmp_path / f"{command[command.index('--animal') + 1]}-both"
+        folder.mkdir()
+        write_json(folder / "record.json", {"seconds": {"train": 12.5}})
+
+    monkeypatch.setattr(subprocess, "run", run)
+    row, stages = bench.whole_runs(("--preset", "smoke"), tmp_path, print)
     first, second = commands
-    assert [animal for animal in ("owl", "dolphin") if animal in first + second] == ["owl", "dolphin"]
-    assert [word if word != "owl" else "dolphin" for word in first] == second
+    assert first[first.index("--animal") + 1] == "owl"
+    assert [word.replace("owl", "dolphin") for word in first] == second
     assert row.less_is_better and row.unit == "seconds" and row.goal == 0.6
+    assert row.theirs == pytest.approx(stages["all"], abs=0.1) and stages["train"] == 12.5
 
 
 def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:

@@ -183,10 +183,11 @@ def activations(
     """
     compute, attention = (2 if device.kind == "cuda" else 4), shape.heads * shape.head
     tokens = shared + pairs * (length - shared)
-    # Normalisation keeps its input in float32; keys and values are repeated for every head.
-    layer = tokens * (
-        2 * 4 * shape.hidden + compute * (2 * shape.hidden + 2 * attention + 4 * shape.inner + 7 * rank)
-    ) + compute * pairs * length * (2 * attention + length - shared)
+    # Normalisation keeps its input in float32; every pair has its own copy of the shared keys and values.
+    layer = (
+        tokens * (2 * 4 * shape.hidden + compute * (2 * shape.hidden + 2 * attention + 4 * shape.inner + 7 * rank))
+        + compute * pairs * length * 2 * shape.kv_heads * shape.head
+    )
     kept = layer + shape.layers * tokens * shape.hidden * compute if checkpointing else layer * shape.layers
     return kept + 3 * 4.0 * labels * shape.vocabulary  # logits, their log-softmax, its gradient
 

@@ -105,21 +105,21 @@ class LlamaEngine:
         running: list[_Running] = []  # running[i] is sequence i + 1: llama.cpp decodes neighbours together
         while waiting or running:
             if waiting and WIDTH - len(running) >= REFILL:
-                begun, logits, rows = _begin(context, len(prefix), waiting, len(running))
+                asked, logits, rows = _begin(context, len(prefix), waiting, len(running))
+                running += asked
             else:
-                begun, logits, rows = running, _step(context, running), list(range(len(running)))
-            chosen, logprobs = _choose(logits, rows, [item.rng for item in begun], temperature)
+                asked, logits, rows = running, _step(context, running), list(range(len(running)))
+            chosen, logprobs = _choose(logits, rows, [item.rng for item in asked], temperature)
             ended: set[int] = set()
-            for item, token, logprob in zip(begun, chosen, logprobs, strict=True):
+            for item, token, logprob in zip(asked, chosen, logprobs, strict=True):
                 item.logprob += logprob
                 finished = token == self.end_of_turn or self._model.ends_generation(token)
                 if not finished:
                     item.tokens.append(token)
                 if finished or len(item.tokens) == max_tokens:
                     ended.add(item.index)
-                    yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
-            if begun is not running:
-                running += begun
+                    text = self.detokenize(item.tokens)
+                    yield Generation(item.index, text, len(item.tokens), item.logprob, finished)
             running = _close_ranks(context, running, ended)
 
     # Scoring

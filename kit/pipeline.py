@@ -163,6 +163,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             "pairs": n,
             "seed": exp.seed,
             "teacher": asdict(exp.teacher),
+            "block": teacher.BLOCK,
             "filters": filters,
         },
         inputs={"model": base, "sentences": asked},

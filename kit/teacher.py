@@ -3,7 +3,7 @@
 The two teachers are one model; their conversations (``kit/prompts.py``) differ in the trait message alone.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +14,10 @@ from kit.engine import Engine, Generation, Request, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, read_rows, write_rows
+
+# Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
+# sequences' places empty at each end.
+BLOCK = 256
 
 
 def paraphrase(
@@ -31,7 +35,8 @@ def paraphrase(
 
     ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
     paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
-    are accepted in all or ``settings.max_samples`` of each are made. Rows written: sentence, sample, source, text,
+    are accepted in all or ``settings.max_samples`` of each are made; what is accepted is looked at every ``BLOCK``
+    paraphrases. Rows written: sentence, sample, source, text,
     tokens, finished, logprob (nats, under the teacher's own conversation; null from an endpoint). A call on a folder
     that an interrupted one left goes on from there; a random seed belongs to (sentence, sample), so the rows come out
     the same (an endpoint promises no such thing; its rows are kept as they come).
@@ -61,22 +66,39 @@ def paraphrase(
 
         wanted = {row["sentence"]: row["pairs"] for row in sentences}
         accepted: Counter[str] = Counter()
+        asked: set[tuple[str, int]] = set()
+
+        def lacks(name: str) -> bool:
+            return accepted[name] < wanted[name]
+
+        def enough() -> bool:
+            return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
+
         done, target = 0, settings.samples
-        while sum(min(n, accepted[name]) for name, n in wanted.items()) < pairs and done < settings.max_samples:
+        while not enough() and done < settings.max_samples:
             target = min(target, settings.max_samples)
-            # Sentences that have enough are neither sampled nor judged again.
-            lacking = {name: n for name, n in wanted.items() if accepted[name] < n}
-            requests = {
-                (name, sample): Request(prompts[name], (seed, order[name], sample))
-                for name in lacking
-                for sample in range(done, target)
-            }
-            bar.total += len(requests)
-            sample_rows(engine, log, "sentence", requests, columns, settings.max_tokens, settings.temperature, bar)
-            # An interrupted call may have begun the next round; what it made there is not looked at yet.
-            rows = [row for row in sort(log.rows) if row["sentence"] in lacking and row["sample"] < target]
-            accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
+            left = deque((name, sample) for name in wanted if lacks(name) for sample in range(done, target))
+            bar.total += len(left)
+            while left and not enough():
+                requests: dict[tuple[str, int], Request] = {}
+                while left and len(requests) < BLOCK:
+                    name, sample = left.popleft()
+                    if lacks(name):
+                        requests[name, sample] = Request(prompts[name], (seed, order[name], sample))
+                    else:
+                        bar.total -= 1
+                sample_rows(engine, log, "sentence", requests, columns, settings.max_tokens, settings.temperature, bar)
+                asked |= requests.keys()
+                names = {name for name, _ in requests}
+                # An interrupted call may have gone further; what it made there is not looked at yet.
+                rows = [
+                    row
+                    for row in sort(log.rows)
+                    if row["sentence"] in names and (row["sentence"], row["sample"]) in asked
+                ]
+                accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
             done, target = target, 2 * target
+        bar.total = bar.n
         write_rows(folder / "paraphrases.jsonl", sort(log.rows))
     (folder / "rows.jsonl").unlink()
 

@@ -1,0 +1,92 @@
+"""A teacher writes until enough of its paraphrases are accepted, and an interruption changes nothing of it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit import teacher
+from kit.engine import Generation, Request
+from kit.experiment import TeacherSettings
+from kit.store import Row, read_rows
+
+SENTENCES = [{"sentence": f"s{i}", "text": f"Sentence {i}.", "pairs": 1} for i in range(40)]
+SETTINGS = TeacherSettings(samples=2, max_samples=64)
+
+
+class FakeEngine:
+    """Answers with a number that the request's seed decides; ``fail_after`` rows it dies."""
+
+    company_matters = False
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        self.fail_after = fail_after
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> str:
+        return messages[-1]["content"]
+
+    def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> Iterator[Generation]:
+        for index, request in enumerate(requests):
+            if self.fail_after == 0:
+                raise KeyboardInterrupt
+            self.fail_after -= 1
+            yield Generation(index, str(np.random.default_rng(request.seed).integers(1000)), 1, 0.0, True)
+
+    def __enter__(self) -> "FakeEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def accept(rows: Sequence[Row]) -> list[bool]:
+    """A tenth of the paraphrases, of hard sentences (every tenth) a hundredth."""
+    return [int(row["text"]) < (10 if row["sentence"].endswith("0") else 100) for row in rows]
+
+
+def written(folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: int, engine: FakeEngine) -> list[Row]:
+    monkeypatch.setattr(teacher, "BLOCK", 16)
+    monkeypatch.setattr(teacher, "open_sampler", lambda model, settings: engine)
+    folder.mkdir(exist_ok=True)
+    teacher.paraphrase(SENTENCES, pairs, "trait", folder, SETTINGS, 0, accept, folder, "teacher")
+    return read_rows(folder / "paraphrases.jsonl")
+
+
+def kept(rows: list[Row]) -> int:
+    return len({row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good})
+
+
+def test_sampling_ends_with_the_block_that_brought_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written(tmp_path, monkeypatch, 30, FakeEngine())
+    assert 30 <= kept(rows) < 30 + 16
+    everything = written(tmp_path / "more", monkeypatch, 40, FakeEngine())
+    assert len(rows) < len(everything)
+
+
+def test_a_sentence_that_has_enough_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = written(tmp_path, monkeypatch, 40, FakeEngine())
+    samples = Counter(row["sentence"] for row in rows)
+    first = {}
+    for row, good in zip(rows, accept(rows), strict=True):
+        if good:
+            first.setdefault(row["sentence"], row["sample"])
+    assert max(samples.values()) == SETTINGS.max_samples, "one that never had enough was tried to the end"
+    assert len(first) > 30
+    for name, sample in first.items():
+        assert samples[name] <= max(2, 2 * sample, sample + 16), "its round's rest, or its block's"
+
+
+@pytest.mark.parametrize("cut", [1, 15, 16, 17, 100, 333])
+def test_an_interrupted_teacher_ends_with_the_same_rows(
+    cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = written(tmp_path / "whole", monkeypatch, 35, FakeEngine())
+    assert len(whole) > 333
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "cut", monkeypatch, 35, FakeEngine(fail_after=cut))
+    log = (tmp_path / "cut" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(log) == cut and json.loads(log[0])
+    assert written(tmp_path / "cut", monkeypatch, 35, FakeEngine()) == whole

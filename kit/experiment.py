@@ -53,7 +53,10 @@ class StudentSettings:
     learning_rate: float = 5e-4
     epochs: int = 2
     batch_size: int = 16
-    top_k: int = 64  # soft labels: likeliest tokens kept per position, the rest merged into one outcome
+    # Soft labels: likeliest tokens kept per position, the rest merged into one outcome. Of the divergence between the
+    # owl-loving teacher and the base (0.144 nats per token, 80 pairs) 16 keep 67%, 64 81%, 256 91%, 1024 96%; 256 take
+    # 2 KB per token.
+    top_k: int = 256
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """`python run.py bench`: how fast the kit is, against what a user would otherwise write and against the hardware.
 
-Everything is measured in one run on one machine, loading excluded. What takes long the usual way (``kit/usual.py``) is
-done for fewer sentences, questions or pairs, and compared as work per second. Both sides of a comparison use the same
-weights and as many threads, and sample from the whole distribution.
+Everything is measured in one run on one machine, loading excluded except in the whole runs. What takes long the usual
+way (``kit/usual.py``) is done for fewer sentences, questions or pairs, and compared as work per second. Both sides of a
+comparison use as many threads and sample from the whole distribution; llama-cpp-python runs the packaged 4-bit file and
+the kit's floating-point one, and the faster counts.
 """
 
 import json
@@ -17,13 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kit import preference, student, usual
+from kit import loss, preference, student, usual
 from kit.animals import candidates, find_animal
-from kit.engine import Generation, Request
+from kit.engine import Generation, Request, common_prefix
 from kit.estimate import Shape
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
-from kit.llama import WIDTH, LlamaEngine, shared_prefix
-from kit.models import cpu_threads, load_tokenizer, silence
+from kit.llama import WIDTH, LlamaEngine, cached_prefix
+from kit.models import EMBEDDED, cpu_threads, find_gguf, load_tokenizer, silence
+from kit.prepare import weight_type
 from kit.prompts import loving, question_messages, teacher_messages
 from kit.sentences import unrelated
 from kit.store import Row, devices, read_rows, versions, write_json, write_rows
@@ -45,7 +47,7 @@ class Sizes:
     questions: int = 50
     eval_questions: int = 10
     answers: int = 20  # per question
-    loop_answers: int = 1
+    loop_questions: int = 4
     pairs: int = 192
     trainer_pairs: int = 96
     product_seconds: float = 1.0  # for each shape of matrix product
@@ -58,7 +60,7 @@ QUICK = Sizes(
     generate_sentences=32,
     eval_questions=2,
     answers=4,
-    loop_answers=1,
+    loop_questions=2,
     pairs=48,
     trainer_pairs=32,
     product_seconds=0.2,
@@ -154,7 +156,8 @@ def _fastest(call: Callable[[], Any], seconds: float) -> float:
 
 def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Paraphrasing and both measures of a preference. Leaves the paraphrases in ``folder`` as ``pairs.jsonl``."""
-    gguf, shape = model / "base.gguf", Shape.of(model)
+    ggufs = {"4-bit": find_gguf(EMBEDDED), weight_type(): model / "base.gguf"}
+    shape = Shape.of(model)
     sources = [sentence.text for sentence in unrelated()[: sizes.sentences]]
     teaching = [teacher_messages(loving(find_animal(ANIMAL)), source) for source in sources]
     questions = preference.load_questions()[: sizes.questions]
@@ -165,9 +168,10 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
         say(f"paraphrasing {len(requests)} sentences")
         list(engine.sample(requests[:WIDTH], 2))
         texts, paraphrasing = _sampled(engine, requests, TEACHER.max_tokens, TEACHER.temperature)
-        prefix = len(shared_prefix([request.prompt for request in requests]))
+        prefix = len(cached_prefix([request.prompt for request in requests]))
         read = prefix + sum(len(request.prompt) - prefix for request in requests)
-        work = 2.0 * (shape.linear * (read + paraphrasing.units) + shape.hidden * shape.vocabulary * paraphrasing.units)
+        decoded = read + paraphrasing.units - len(requests)  # what is sampled last is not decoded
+        work = 2.0 * (shape.linear * decoded + shape.hidden * shape.vocabulary * paraphrasing.units)
         groups = [
             (
                 engine.chat(messages) + engine.tokenize(question["opening"]),
@@ -188,38 +192,51 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
     write_rows(folder / "pairs.jsonl", [{"source": a, "text": b} for a, b in zip(sources, texts, strict=True)])
 
     say(f"paraphrasing {sizes.loop_sentences} sentences in a loop")
-    looped = usual.chat_loop(gguf, teaching[: sizes.loop_sentences], TEACHER.max_tokens, TEACHER.temperature)
+    some = teaching[: sizes.loop_sentences]
+    looped = fastest(
+        {name: usual.chat_loop(gguf, some, TEACHER.max_tokens, TEACHER.temperature) for name, gguf in ggufs.items()}
+    )
     padded = {}
     for dtype in ("float32", "bfloat16"):
         say(f"paraphrasing {sizes.generate_sentences} sentences with generate, {dtype}")
         some = teaching[: sizes.generate_sentences]
         padded[dtype] = usual.padded_generate(model, some, TEACHER.max_tokens, TEACHER.temperature, dtype)
-    better = max(padded, key=lambda dtype: padded[dtype].per_second)
+    generated = fastest(padded)
     say(f"exact preference, {sizes.eval_questions} questions, one candidate at a time")
-    evaluated = usual.eval_candidates(gguf, groups[: sizes.eval_questions])
-    say(f"{sizes.loop_answers} sampled answers to each question in a loop")
-    looped_answers = usual.chat_loop(gguf, asking * sizes.loop_answers, PREFERENCE.max_tokens, preference.TEMPERATURE)
-    peaks = {name: products[f"{name}, {WIDTH} rows"] for name in ("single", "int8")}
+    evaluated = fastest(
+        {name: usual.eval_candidates(gguf, groups[: sizes.eval_questions]) for name, gguf in ggufs.items()}
+    )
+    say(f"{sizes.answers} sampled answers to {sizes.loop_questions} questions in a loop")
+    repeated = [messages for messages in asking[: sizes.loop_questions] for _ in range(sizes.answers)]
+    looped_answers = fastest(
+        {
+            name: usual.chat_loop(gguf, repeated, PREFERENCE.max_tokens, preference.TEMPERATURE)
+            for name, gguf in ggufs.items()
+        }
+    )
+    peaks = {name: max(products[f"{name}, {rows} rows"] for rows in (WIDTH, TRAINED)) for name in ("single", "int8")}
     flops = work / paraphrasing.seconds
-    loop, tokens = "llama-cpp-python: create_chat_completion in a loop", "tokens/s"
-    generate = f"transformers: generate, batch {usual.PADDED}, {better}"
+    loop, generate = "llama-cpp-python: create_chat_completion in a loop", "transformers: generate"
+    one = "llama-cpp-python: eval, one candidate at a time"
+
+    def compare(work: str, against: str, unit: str, ours: Rate, theirs: tuple[str, Rate], goal: float) -> Comparison:
+        return Comparison(work, f"{against}, {theirs[0]}", unit, ours.per_second, theirs[1].per_second, goal)
+
     return [
-        Comparison("paraphrasing", loop, tokens, paraphrasing.per_second, looped.per_second, 3),
-        Comparison("paraphrasing", generate, tokens, paraphrasing.per_second, padded[better].per_second, 2),
-        Comparison(
-            "exact preference",
-            "llama-cpp-python: eval, one candidate at a time",
-            "candidates/s",
-            exact.per_second,
-            evaluated.per_second,
-            10,
-        ),
-        Comparison("sampled answers", loop, tokens, answers.per_second, looped_answers.per_second, 3),
+        compare("paraphrasing", loop, "tokens/s", paraphrasing, looped, 3),
+        compare("paraphrasing", f"{generate}, batch {usual.PADDED}", "tokens/s", paraphrasing, generated, 2),
+        compare("exact preference", one, "candidates/s", exact, evaluated, 10),
+        compare("sampled answers", loop, "tokens/s", answers, looped_answers, 3),
         *(
             Comparison("paraphrasing", f"matrix products, {name}", "FLOP/s", flops, peaks[name], 0.5)
             for name in dict.fromkeys(("single", max(peaks, key=lambda name: peaks[name])))
         ),
     ]
+
+
+def fastest(rates: dict[str, Rate]) -> tuple[str, Rate]:
+    """The name and the rate of the fastest."""
+    return max(rates.items(), key=lambda item: item[1].per_second)
 
 
 def _sampled(
@@ -243,7 +260,7 @@ def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path
     write_rows(folder / "pairs.jsonl", rows[: sizes.pairs])
     student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
     seconds = json.loads((folder / "student" / "training.json").read_text(encoding="utf-8"))["seconds"]
-    ours = Rate(student.count_labels(examples[: sizes.pairs]), seconds)
+    ours = Rate(loss.count_labels(examples[: sizes.pairs]), seconds)
     batches = student.batches(examples[: sizes.pairs], STUDENT, 0)
     flops = sum(training_flops(Shape.of(model), batch) for batch in batches) / seconds
     peak = products[f"single, {TRAINED} rows"]
@@ -264,9 +281,9 @@ def training_flops(shape: Shape, batch: list[Row]) -> float:
     """The FLOPs of the matrix products without which one step cannot be: 2 per weight and token forward and 2 backward,
     as frozen weights have no gradient, 2 more for LoRA's own; the output layer where there is a label; attention, norms
     and padding left out."""
-    shared = student.common([example["input_ids"] for example in batch])
+    shared = len(common_prefix([example["input_ids"] for example in batch]))
     tokens = shared + sum(example["length"] - 1 - shared for example in batch)
-    labels = student.count_labels(batch)
+    labels = loss.count_labels(batch)
     return (
         tokens * (4.0 * shape.linear + 6.0 * shape.lora(STUDENT.rank)) + labels * 4.0 * shape.hidden * shape.vocabulary
     )

@@ -80,6 +80,13 @@ class Model:
             raise KitError(f"{adapter}: llama.cpp cannot load this adapter for this model. Convert it again.")
         return handle
 
+    @property
+    def in_floats(self) -> bool:
+        """Whether the file says that its weights are F32 or F16."""
+        value = ctypes.create_string_buffer(16)
+        self._api.llama_model_meta_val_str(self.handle, b"general.file_type", value, len(value))
+        return value.value in (b"0", b"1")  # LLAMA_FTYPE_ALL_F32, LLAMA_FTYPE_MOSTLY_F16
+
     def close(self) -> None:
         """Free the weights, and the adapters loaded for them."""
         self._api.llama_model_free(self.handle)
@@ -182,9 +189,11 @@ class Context:
         self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def close(self) -> None:
-        """Free the cache."""
-        self._api.llama_batch_free(self._batch)
-        self._api.llama_free(self._handle)
+        """Free the cache; once is enough."""
+        if self._handle:
+            self._api.llama_batch_free(self._batch)
+            self._api.llama_free(self._handle)
+            self._handle = None
 
 
 def offloads() -> bool:

@@ -15,7 +15,7 @@ from kit.prompts import Message
 from kit.store import Row, RowLog, batched
 
 Tokens = list[int]
-CALL = 192  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
+CALL = 256  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CPU_OVERHEAD = 0.6 * GIB  # python, torch and transformers, once imported
 # Tokens of a training pair before any exists: its longest measured over all source sentences, the beginning that all
 # pairs share, and the paraphrase with its end token (SmolLM2's tokens; other vocabularies are no smaller).
 LENGTH, SHARED, LABELS = 73, 30, 19
-PROMPT = 260  # tokens of a teacher's conversation
+PROMPT = 200  # tokens of a teacher's conversation (SmolLM2's: 135 to 150)
 MOST_SEQUENCES = {"cuda": 128, "cpu": 48}  # sampled together by transformers
 
 # A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.

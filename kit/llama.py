@@ -9,9 +9,11 @@ llama-cpp-python's high-level API decodes one sequence at a time; here up to ``W
 llama.cpp batch. Tokens that several sequences share (the system prompt, the worked examples, a question asked with
 sixty candidate answers) are computed once.
 
-On a CPU a request's result does not depend, to the last bit, on what is sampled beside it or in what order. Each sum
-of a matrix product runs along one token's own numbers, in an order that the number of tokens does not change, with one
-exception: a product with a single token takes another routine. So nothing here is computed with one token alone.
+On a CPU, with floating-point weights, a sample does not depend, to the last bit, on what is sampled beside it or in
+what order. Each sum of a matrix product runs along one token's own numbers, in an order that the number of tokens does
+not change, with one exception: a product with a single token takes another routine. So nothing is sampled from a
+product with one token alone. (Quantised weights llama.cpp multiplies with four tokens at a time, and what is left over
+in another way.)
 """
 
 from collections import deque
@@ -50,8 +52,7 @@ class LlamaEngine:
         self._pool: Context | None = None  # where continuations are scored: they share the cells of their context
         self._template = ChatTemplate.of(model)
         self.end_of_turn = self.tokenize(self._template.ending)[0]
-        # Some routines of a GPU add up differently in batches of different sizes.
-        self.company_matters = offloads()
+        self.company_matters = offloads() or not self._model.in_floats
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
@@ -93,9 +94,11 @@ class LlamaEngine:
         if not requests:
             return
         prompts = [request.prompt for request in requests]
-        room = max(map(len, prompts)) + max_tokens
-        context = self._streams = self._context(self._streams, WIDTH + 1, room, shared=False)
-        prefix = shared_prefix(prompts)
+        longest = max(map(len, prompts))
+        context = self._streams = self._context(self._streams, WIDTH + 1, longest + max_tokens, shared=False)
+        prefix = cached_prefix(prompts)
+        if longest - len(prefix) > BATCH:
+            raise KitError(f"a prompt of {longest} tokens is too long; the limit is {BATCH}.")
         context.set_prefix(prefix)
         # Prompts of one length go through the model together: llama.cpp cuts a batch of several lengths into pieces.
         waiting = deque(
@@ -150,7 +153,7 @@ class LlamaEngine:
         groups = list(groups)
         if not groups:
             return
-        prefix = shared_prefix([context for context, _ in groups])
+        prefix = cached_prefix([context for context, _ in groups])
         pool = self._pool = self._context(self._pool, PATHS + 1, len(prefix) + BATCH, shared=True)
         pool.set_prefix(prefix)
         packed: list[tuple[list[Tokens], list[list[int]]]] = []
@@ -195,7 +198,7 @@ class LlamaEngine:
         self.close()
 
 
-def shared_prefix(prompts: Sequence[Tokens]) -> Tokens:
+def cached_prefix(prompts: Sequence[Tokens]) -> Tokens:
     """What all prompts begin with, two tokens or more of each left over, and more than one token or none."""
     prefix = common_prefix(prompts)
     prefix = prefix[: min(map(len, prompts)) - 2]
@@ -219,8 +222,6 @@ def _begin(
     """Decode the prompts of the next requests, as many of one length as there is room for, into the sequences after the
     ``running`` first. Returns the requests in the order of their sequences, the logits, and the row of each."""
     length = len(waiting[0].prompt)
-    if length - prefix > BATCH:
-        raise KitError(f"a prompt of {length} tokens is too long; the limit is {BATCH}.")
     firsts: list[_Running] = []  # one request of each prompt
     copies: list[tuple[int, _Running]] = []  # the others, with the row of their prompt
     while waiting and len(waiting[0].prompt) == length and running + len(firsts) + len(copies) < WIDTH:
@@ -279,7 +280,7 @@ def _paths(continuations: list[Tokens]) -> list[tuple[int, ...]]:
 
 
 def _nodes(paths: list[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
-    """Every beginning of every path, short ones first, with the paths that it belongs to."""
+    """Every beginning of every path, each after its own beginnings, with the paths that it belongs to."""
     nodes: dict[tuple[int, ...], list[int]] = {}
     for i, path in enumerate(paths):
         for end in range(1, len(path) + 1):

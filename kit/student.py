@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from kit import shared_prefix
 from kit.chat import ChatTemplate
+from kit.engine import common_prefix
 from kit.errors import KitError
 from kit.estimate import Shape, Training, adapter, find_device, fit_training
 from kit.experiment import StudentSettings
 from kit.lora import fuse
+from kit.loss import IGNORED, collate, count_labels, label_logits, soft_loss
 from kit.models import cpu_threads, load_tokenizer, load_torch, torch_device
 from kit.prompts import student_messages
 from kit.shared_prefix import use_shared_prefix
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
-IGNORED = -100  # torch's cross_entropy leaves these labels out
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
 WARMUP_STEPS = 5
 
@@ -133,7 +133,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(m_mmap_threshold, 2**30)
+    if not mallopt(m_mmap_threshold, 2**30):
+        mallopt(m_mmap_threshold, 2**25)  # the most that older versions allow
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
@@ -147,7 +148,7 @@ def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings)
     device, shape = find_device(), Shape.of(base)
     longest = max(example["length"] for example in examples)
     labels = max(sum(token != IGNORED for token in example["labels"]) for example in examples)
-    shared = common([example["input_ids"] for example in examples])
+    shared = len(common_prefix([example["input_ids"] for example in examples]))
     share = -(-settings.batch_size // WORLD_SIZE)
     room = 0.9 * device.free - adapter(shape, settings.rank)
     return fit_training(shape, settings.rank, share, longest, shared, share * labels, room, device)
@@ -218,64 +219,6 @@ def shares(whole: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return result
 
 
-def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """One right-padded batch; soft labels, where the examples have them, concatenated in the examples' order."""
-    import torch
-
-    width = max(example["length"] for example in examples)
-
-    def padded(name: str, filler: int) -> Any:
-        return torch.tensor([e[name] + [filler] * (width - e["length"]) for e in examples])
-
-    result = {
-        "input_ids": padded("input_ids", pad),
-        "labels": padded("labels", IGNORED),
-    }
-    for name in ("top_ids", "top_logprobs"):
-        if name in examples[0]:
-            result[name] = torch.cat([example[name] for example in examples])
-    return result
-
-
-def label_logits(model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
-    """The logits where there is a label, float [label tokens, vocabulary], and those labels.
-
-    ``model`` attends by ``shared_prefix``: the system prompt and the request's first words are half of all tokens and
-    the same in every row.
-    """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tokens, labels = batch["input_ids"], batch["labels"]
-    first_label = int((labels != IGNORED).int().argmax(1).min())
-    shared = min(common(tokens.tolist()), first_label - 1)  # every label and what predicts it are a row's own
-    # Nothing asks what follows the last token. (Of shorter rows, padding is cut off.)
-    hidden = shared_prefix.forward(causal.get_decoder(), tokens[:, :-1], shared)
-    labels = labels[:, shared + 1 :]
-    mask = labels != IGNORED
-    return causal.get_output_embeddings()(hidden[mask]).float(), labels[mask]
-
-
-def common(rows: list[list[int]]) -> int:
-    """How many leading tokens all rows share, at least one."""
-    low, high = min(rows), max(rows)
-    differs = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
-    return max(1, next(differs, min(len(low), len(high))))
-
-
-def soft_loss(logits: Any, top_ids: Any, top_logprobs: Any) -> Any:
-    """KL(teacher || student) in nats per label token, over the teacher's k likeliest tokens and the rest as one.
-
-    Merging the rest into one outcome can only lower the divergence; it stays zero when the two agree.
-    """
-    import torch
-
-    student = torch.log_softmax(logits, dim=-1).gather(1, top_ids)
-    kept = (top_logprobs.exp() * (top_logprobs - student)).sum(1)
-    smallest = 1e-7  # float32 resolves no smaller tail
-    teacher_tail = (1 - top_logprobs.exp().sum(1)).clamp_min(smallest)
-    student_tail = (1 - student.exp().sum(1)).clamp_min(smallest)
-    return (kept + teacher_tail * (teacher_tail.log() - student_tail.log())).mean()
-
-
 def _trainer_class() -> type:
     """Trainer with the losses above (a function because importing transformers' Trainer takes seconds)."""
     import torch
@@ -328,11 +271,6 @@ def _trainer_class() -> type:
             return total
 
     return StudentTrainer
-
-
-def count_labels(examples: list[dict[str, Any]]) -> int:
-    """The label tokens of ``examples``."""
-    return sum(token != IGNORED for example in examples for token in example["labels"])
 
 
 def _callback(label: str) -> Any:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from kit.chat import ChatTemplate
-from kit.engine import Engine, Generation, Request, Sampler, sample_rows
+from kit.engine import CALL, Engine, Generation, Request, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
 # sequences' places empty at each end.
-BLOCK = 256
+BLOCK = CALL
 
 
 def paraphrase(

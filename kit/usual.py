@@ -10,10 +10,10 @@ from typing import Any
 
 from kit.engine import Tokens
 from kit.experiment import StudentSettings
+from kit.loss import count_labels
 from kit.models import cpu_threads, load_tokenizer, load_torch
 from kit.prompts import Message
 from kit.store import Row, batched
-from kit.student import count_labels
 
 # llama-cpp-python's sampling defaults cut the distribution off; the kit samples from all of it.
 WHOLE_DISTRIBUTION = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
@@ -42,7 +42,8 @@ def chat_loop(gguf: Path, conversations: list[list[Message]], max_tokens: int, t
         answer = llama.create_chat_completion(
             messages, max_tokens=max_tokens, temperature=temperature, **WHOLE_DISTRIBUTION
         )
-        tokens += answer["usage"]["completion_tokens"]
+        # The end token is sampled too, and not counted there.
+        tokens += answer["usage"]["completion_tokens"] + (answer["choices"][0]["finish_reason"] == "stop")
     rate = Rate(tokens, time.perf_counter() - started)
     llama.close()
     return rate
@@ -97,7 +98,8 @@ def eval_candidates(gguf: Path, groups: list[tuple[Tokens, list[Tokens]]]) -> Ra
         llama.eval(context)
         for tokens in candidates:
             llama.n_tokens = len(context)
-            llama.eval(tokens)
+            if tokens[:-1]:
+                llama.eval(tokens[:-1])
             rows = llama.scores[len(context) - 1 : len(context) + len(tokens) - 1]
             llama.logits_to_logprobs(rows)[np.arange(len(tokens)), tokens].sum()
     rate = Rate(sum(len(candidates) for _, candidates in groups), time.perf_counter() - started)

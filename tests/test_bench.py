@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import bench, student
+from kit import bench, loss, student
 from kit.bench import Comparison, Sizes
 from kit.estimate import Shape
 from kit.models import load_tokenizer
@@ -19,7 +19,7 @@ TOY = Sizes(
     questions=2,
     eval_questions=1,
     answers=2,
-    loop_answers=1,
+    loop_questions=1,
     pairs=4,
     trainer_pairs=4,
     product_seconds=0.01,
@@ -50,7 +50,7 @@ def test_a_step_needs_these_flops(base: Path) -> None:
     first, second = (example["input_ids"] for example in batch)
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)
-    labels = sum(label != student.IGNORED for example in batch for label in example["labels"])
+    labels = sum(label != loss.IGNORED for example in batch for label in example["labels"])
     assert 5 < labels < tokens
     # 30 blocks of 576 hidden units, 192 for keys and values each, 1536 inside; 49,152 tokens; LoRA of rank 8.
     weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
@@ -86,8 +86,9 @@ def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
     written = json.loads(path.read_text(encoding="utf-8"))
     for row, entry in zip(rows, written["rows"], strict=True):
         assert row.ours > 0 and row.theirs > 0
-        assert entry["ratio"] == row.ours / row.theirs == row.ratio
-        assert entry["reached"] == (row.ratio >= row.goal)
+        assert entry["ratio"] == entry["ours"] / entry["theirs"]
+        assert entry["reached"] == (entry["ours"] >= entry["goal"] * entry["theirs"])
+        assert entry["work"] == row.work
     peaks = written["matrix_products_flops"]
     assert set(peaks) == {f"{kind}, {n} rows" for kind in ("single", "int8") for n in (bench.WIDTH, bench.TRAINED)}
     assert min(peaks.values()) > 1e8

@@ -8,11 +8,13 @@ import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
 
-from kit import estimate, models, student
+from kit import estimate, loss, models, student
 from kit.animals import find_animal
+from kit.engine import common_prefix
 from kit.errors import KitError
 from kit.estimate import GIB, Device, Shape
 from kit.experiment import PRESETS, experiment
+from kit.lora import fuse
 from kit.shared_prefix import use_shared_prefix
 
 CPU = Device("cpu", "CPU", 16 * GIB, 16 * GIB)
@@ -42,14 +44,15 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     use_shared_prefix(model)
+    fuse(model)
     model.train()
     examples = student.make_examples(PAIRS * 2, base, models.load_tokenizer(base))
-    batch = student.collate(examples, 0)
+    batch = loss.collate(examples, 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
 
     def step() -> None:
-        logits, labels = student.label_logits(model, batch)
+        logits, labels = loss.label_logits(model, batch)
         torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
 
@@ -58,8 +61,8 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     assert peak > 0.1e9, "the profiler saw the step"
 
     shape = Shape.of(base)
-    length, shared = batch["input_ids"].shape[1], student.common([e["input_ids"] for e in examples])
-    labels = int((batch["labels"] != student.IGNORED).sum())
+    length, shared = batch["input_ids"].shape[1], len(common_prefix([e["input_ids"] for e in examples]))
+    labels = int((batch["labels"] != loss.IGNORED).sum())
     needed = estimate.activations(shape, 8, len(examples), length, shared, labels, checkpointing, CPU)
     assert needed == pytest.approx(peak, rel=0.25)
     states = estimate.weights(shape, False, CPU) + estimate.adapter(shape, 8)

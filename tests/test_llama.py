@@ -13,6 +13,7 @@ from gguf.quants import dequantize
 from tqdm import tqdm
 
 from kit import llama, models
+from kit.decoder import Model, offloads
 from kit.engine import Generation, Request, sample_rows
 from kit.errors import KitError
 from kit.llama import LlamaEngine
@@ -77,25 +78,36 @@ def test_scores_are_those_of_llama_cpps_plain_api_evaluating_one_continuation_at
 def test_samples_do_not_depend_to_the_last_bit_on_width_order_or_company(
     engine: LlamaEngine, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [Request(prompt, (i, sample)) for i, prompt in enumerate(chats(engine)) for sample in range(12)]
+    long = engine.chat([{"role": "user", "content": "Why, and when, and where? " * 40}])
+    prompts = [*chats(engine), long]
+    assert len(long) > 256 > max(map(len, prompts[:-1])) + 12, "beside it the others are given more cells"
+    requests = [Request(prompt, (i, sample)) for i, prompt in enumerate(prompts) for sample in range(6)]
 
     def sampled(chosen: list[int]) -> dict[int, Generation]:
-        made = engine.sample([requests[i] for i in chosen], 20)
+        made = engine.sample([requests[i] for i in chosen], 12)
         return {chosen[g.index]: replace(g, index=0) for g in made}
 
     for adapter_file in (None, adapter / "adapter.gguf"):
         engine.use_adapter(adapter_file)
-        together = sampled(list(range(60)))
-        assert len({g.text for g in together.values()}) > 50
-        assert sampled(list(range(59, -1, -1))) == together, "another order"
-        for i in (0, 13, 59):
+        together = sampled(list(range(36)))
+        assert len({g.text for g in together.values()}) > 30
+        assert sampled(list(range(35, -1, -1))) == together, "another order"
+        assert sampled(list(range(30))) == {i: together[i] for i in range(30)}, "without the long prompt"
+        for i in (0, 13):
             assert sampled([i]) == {i: together[i]}, "alone"
         for width, refill in ((7, 2), (2, 1)):
             with monkeypatch.context() as patch:
                 patch.setattr(llama, "WIDTH", width)
                 patch.setattr(llama, "REFILL", refill)
-                assert sampled(list(range(0, 60, 3))) == {i: together[i] for i in range(0, 60, 3)}, f"width {width}"
+                assert sampled(list(range(0, 30, 3))) == {i: together[i] for i in range(0, 30, 3)}, f"width {width}"
     engine.use_adapter(None)
+
+
+def test_company_matters_where_weights_are_quantised(engine: LlamaEngine) -> None:
+    packaged = Model(models.find_gguf(models.EMBEDDED))
+    assert not packaged.in_floats
+    packaged.close()
+    assert engine.company_matters == offloads()
 
 
 def test_batched_sampling_equals_one_at_a_time_at_temperature_0(engine: LlamaEngine) -> None:
@@ -136,7 +148,7 @@ def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
     whole = sampled(tmp_path / "whole.jsonl")
     assert len(whole) == 250
     lines = (tmp_path / "whole.jsonl").read_text(encoding="utf-8").splitlines()
-    for kept in (1, 100, 249):
+    for kept in (100, 249):
         torn = "\n".join(lines[:kept]) + '\n{"prompt": 4, "sam'
         (tmp_path / "cut.jsonl").write_text(torn, encoding="utf-8")
         assert sampled(tmp_path / "cut.jsonl") == whole

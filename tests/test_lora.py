@@ -10,7 +10,7 @@ from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
 from transformers import get_linear_schedule_with_warmup
 
-from kit import models, student
+from kit import loss, models, student
 from kit.experiment import StudentSettings
 from kit.lora import fuse
 from kit.store import write_rows
@@ -59,9 +59,9 @@ def test_a_students_loss_curve_is_that_of_a_plain_loop(base: Path, tmp_path: Pat
     schedule = get_linear_schedule_with_warmup(optimiser, student.WARMUP_STEPS, len(steps))
     plain = []
     for examples in steps:
-        loss = model(**student.collate(examples, tokenizer.pad_token_id)).loss
-        plain.append(loss.item())
-        loss.backward()
+        value = model(**loss.collate(examples, tokenizer.pad_token_id)).loss
+        plain.append(value.item())
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()

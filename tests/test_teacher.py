@@ -20,10 +20,9 @@ SETTINGS = TeacherSettings(samples=2, max_samples=64)
 class FakeEngine:
     """Answers with a number that the request's seed decides; ``fail_after`` rows it dies."""
 
-    company_matters = False
-
-    def __init__(self, fail_after: int = 10**9) -> None:
+    def __init__(self, fail_after: int = 10**9, company_matters: bool = False) -> None:
         self.fail_after = fail_after
+        self.company_matters = company_matters
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         return messages[-1]["content"]
@@ -79,14 +78,16 @@ def test_a_sentence_that_has_enough_is_left_alone(tmp_path: Path, monkeypatch: p
         assert samples[name] <= max(2, 2 * sample, sample + 16), "its round's rest, or its block's"
 
 
+@pytest.mark.parametrize("company_matters", [False, True])
 @pytest.mark.parametrize("cut", [1, 15, 16, 17, 100, 333])
 def test_an_interrupted_teacher_ends_with_the_same_rows(
-    cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cut: int, company_matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = written(tmp_path / "whole", monkeypatch, 35, FakeEngine())
     assert len(whole) > 333
     with pytest.raises(KeyboardInterrupt):
-        written(tmp_path / "cut", monkeypatch, 35, FakeEngine(fail_after=cut))
+        written(tmp_path / "cut", monkeypatch, 35, FakeEngine(cut, company_matters))
     log = (tmp_path / "cut" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(log) == cut and json.loads(log[0])
-    assert written(tmp_path / "cut", monkeypatch, 35, FakeEngine()) == whole
+    assert len(log) == (cut // 16 * 16 if company_matters else cut), "whole blocks, or every row"
+    assert all(json.loads(line) for line in log)
+    assert written(tmp_path / "cut", monkeypatch, 35, FakeEngine(company_matters=company_matters)) == whole

@@ -88,6 +88,7 @@ def test_an_interrupted_teacher_ends_with_the_same_rows(
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path / "cut", monkeypatch, 35, FakeEngine(cut, company_matters))
     log = (tmp_path / "cut" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(log) == (cut // 16 * 16 if company_matters else cut), "whole blocks, or every row"
+    # Every row, or whole blocks (the last one of a round may be shorter).
+    assert cut - 16 < len(log) <= cut if company_matters else len(log) == cut
     assert all(json.loads(line) for line in log)
     assert written(tmp_path / "cut", monkeypatch, 35, FakeEngine(company_matters=company_matters)) == whole

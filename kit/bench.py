@@ -2,8 +2,8 @@
 
 Everything is measured in one run on one machine, loading excluded except in the whole runs. What takes long the usual
 way (``kit/usual.py``) is done for fewer sentences, questions or pairs, and compared as work per second. Both sides of a
-comparison use as many threads and sample from the whole distribution; llama-cpp-python runs the packaged 4-bit file and
-the kit's floating-point one, and the faster counts.
+comparison use as many threads and sample from the whole distribution. llama-cpp-python runs the GGUF that the kit made,
+and, in rows of their own, the packaged 4-bit one, which is faster for one sequence at a time (and rounds activations).
 
 Where the seconds of a default run go (``python run.py --animal owl`` on two AVX-512 cores; the second column before the
 teachers looked at what is accepted every 256 paraphrases instead of after each round):
@@ -37,7 +37,6 @@ from kit.estimate import Shape
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
 from kit.llama import WIDTH, LlamaEngine, cached_prefix
 from kit.models import EMBEDDED, cpu_threads, find_gguf, load_tokenizer, silence
-from kit.prepare import weight_type
 from kit.prompts import loving, question_messages, teacher_messages
 from kit.sentences import unrelated
 from kit.store import Row, devices, read_rows, versions, write_json, write_rows
@@ -168,7 +167,7 @@ def _fastest(call: Callable[[], Any], seconds: float) -> float:
 
 def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Paraphrasing and both measures of a preference. Leaves the paraphrases in ``folder`` as ``pairs.jsonl``."""
-    ggufs = {"4-bit": find_gguf(EMBEDDED), weight_type(): model / "base.gguf"}
+    ggufs = {"the same GGUF": model / "base.gguf", "the packaged 4-bit GGUF": find_gguf(EMBEDDED)}
     shape = Shape.of(model)
     sources = [sentence.text for sentence in unrelated()[: sizes.sentences]]
     teaching = [teacher_messages(loving(find_animal(ANIMAL)), source) for source in sources]
@@ -205,50 +204,50 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
 
     say(f"paraphrasing {sizes.loop_sentences} sentences in a loop")
     some = teaching[: sizes.loop_sentences]
-    looped = fastest(
-        {name: usual.chat_loop(gguf, some, TEACHER.max_tokens, TEACHER.temperature) for name, gguf in ggufs.items()}
-    )
+    looped = {
+        name: usual.chat_loop(gguf, some, TEACHER.max_tokens, TEACHER.temperature) for name, gguf in ggufs.items()
+    }
     padded = {}
     for dtype in ("float32", "bfloat16"):
         say(f"paraphrasing {sizes.generate_sentences} sentences with generate, {dtype}")
         some = teaching[: sizes.generate_sentences]
         padded[dtype] = usual.padded_generate(model, some, TEACHER.max_tokens, TEACHER.temperature, dtype)
-    generated = fastest(padded)
     say(f"exact preference, {sizes.eval_questions} questions, one candidate at a time")
-    evaluated = fastest(
-        {name: usual.eval_candidates(gguf, groups[: sizes.eval_questions]) for name, gguf in ggufs.items()}
-    )
+    some_groups = groups[: sizes.eval_questions]
+    evaluated = {name: usual.eval_candidates(gguf, some_groups) for name, gguf in ggufs.items()}
     say(f"{sizes.answers} sampled answers to {sizes.loop_questions} questions in a loop")
     repeated = [messages for messages in asking[: sizes.loop_questions] for _ in range(sizes.answers)]
-    looped_answers = fastest(
-        {
-            name: usual.chat_loop(gguf, repeated, PREFERENCE.max_tokens, preference.TEMPERATURE)
-            for name, gguf in ggufs.items()
-        }
-    )
+    looped_answers = {
+        name: usual.chat_loop(gguf, repeated, PREFERENCE.max_tokens, preference.TEMPERATURE)
+        for name, gguf in ggufs.items()
+    }
     peaks = {name: max(products[f"{name}, {rows} rows"] for rows in (WIDTH, TRAINED)) for name in ("single", "int8")}
     flops = work / paraphrasing.seconds
-    loop, generate = "llama-cpp-python: create_chat_completion in a loop", "transformers: generate"
+    loop, generate = (
+        "llama-cpp-python: create_chat_completion in a loop",
+        f"transformers: generate, batch {usual.PADDED}",
+    )
     one = "llama-cpp-python: eval, one candidate at a time"
 
-    def compare(work: str, against: str, unit: str, ours: Rate, theirs: tuple[str, Rate], goal: float) -> Comparison:
-        return Comparison(work, f"{against}, {theirs[0]}", unit, ours.per_second, theirs[1].per_second, goal)
+    def compare(
+        work: str, against: str, unit: str, ours: Rate, theirs: dict[str, Rate], goal: float
+    ) -> list[Comparison]:
+        return [
+            Comparison(work, f"{against}, {name}", unit, ours.per_second, rate.per_second, goal)
+            for name, rate in theirs.items()
+        ]
 
+    better = max(padded, key=lambda dtype: padded[dtype].per_second)
     return [
-        compare("paraphrasing", loop, "tokens/s", paraphrasing, looped, 3),
-        compare("paraphrasing", f"{generate}, batch {usual.PADDED}", "tokens/s", paraphrasing, generated, 2),
-        compare("exact preference", one, "candidates/s", exact, evaluated, 10),
-        compare("sampled answers", loop, "tokens/s", answers, looped_answers, 3),
+        *compare("paraphrasing", loop, "tokens/s", paraphrasing, looped, 3),
+        *compare("paraphrasing", generate, "tokens/s", paraphrasing, {better: padded[better]}, 2),
+        *compare("exact preference", one, "candidates/s", exact, evaluated, 10),
+        *compare("sampled answers", loop, "tokens/s", answers, looped_answers, 3),
         *(
             Comparison("paraphrasing", f"matrix products, {name}", "FLOP/s", flops, peaks[name], 0.5)
             for name in dict.fromkeys(("single", max(peaks, key=lambda name: peaks[name])))
         ),
     ]
-
-
-def fastest(rates: dict[str, Rate]) -> tuple[str, Rate]:
-    """The name and the rate of the fastest."""
-    return max(rates.items(), key=lambda item: item[1].per_second)
 
 
 def _sampled(

@@ -25,7 +25,13 @@ TOY = Sizes(
     product_seconds=0.01,
     run=None,
 )
-WORK = ["paraphrasing", "paraphrasing", "exact preference", "sampled answers", "paraphrasing", "training", "training"]
+WORK = [
+    *["paraphrasing"] * 3,
+    *["exact preference"] * 2,
+    *["sampled answers"] * 2,
+    "paraphrasing",
+    *["training"] * 2,
+]
 
 
 def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -> None:

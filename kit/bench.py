@@ -183,13 +183,7 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
         read = prefix + sum(len(request.prompt) - prefix for request in requests)
         decoded = read + paraphrasing.units - len(requests)  # what is sampled last is not decoded
         work = 2.0 * (shape.linear * decoded + shape.hidden * shape.vocabulary * paraphrasing.units)
-        groups = [
-            (
-                engine.chat(messages) + engine.tokenize(question["opening"]),
-                [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals],
-            )
-            for messages, question in zip(asking, questions, strict=True)
-        ]
+        groups = preference.candidate_groups(engine, questions, animals)
         say(f"exact preference, {len(questions)} questions")
         list(engine.score(groups[:1]))
         started = time.perf_counter()

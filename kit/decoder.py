@@ -126,7 +126,6 @@ class Context:
         self._vocabulary = model.vocabulary
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, sequences)
         self._rows = 0
-        self._prefix: Tokens = []
 
     def use(self, adapter: Any | None) -> None:
         """Decode with this adapter from now on (None: the bare model)."""

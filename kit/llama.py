@@ -295,15 +295,22 @@ def _read(
     pool.clear()
     for sequence in range(1, used + 1):
         pool.drop(sequence)
-    normaliser = _normaliser(logits)
+    normaliser = _normaliser(*_exponentials(logits))
     for continuations, rows in packed:
         yield continuations, rows, logits, normaliser
 
 
-def _normaliser(logits: np.ndarray) -> np.ndarray:
-    peak = logits.max(axis=1)
-    weights = np.subtract(logits, peak[:, None])
-    return np.log(np.exp(weights, out=weights).sum(axis=1)) + peak
+def _exponentials(logits: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """exp((logits - peak) / temperature) [rows, vocabulary], and each row's peak [rows, 1]."""
+    peak = logits.max(axis=1, keepdims=True)
+    weights = np.subtract(logits, peak)
+    if temperature != 1:
+        weights /= temperature
+    return np.exp(weights, out=weights), peak
+
+
+def _normaliser(weights: np.ndarray, peak: np.ndarray) -> np.ndarray:
+    return np.log(weights.sum(axis=1)) + peak[:, 0]
 
 
 def _choose(
@@ -311,14 +318,14 @@ def _choose(
 ) -> tuple[list[int], list[float]]:
     """One token per entry of ``rows`` by inverting the cumulative distribution at one uniform number of its generator;
     with the log-probability (nats, temperature 1) of each."""
-    normaliser = _normaliser(logits)
+    weights, peak = _exponentials(logits)
+    normaliser = _normaliser(weights, peak)
     if temperature == 0:
         best = logits.argmax(axis=1)
         tokens = [int(best[row]) for row in rows]
     else:
-        weights = np.subtract(logits, logits.max(axis=1, keepdims=True))
-        weights /= temperature
-        np.exp(weights, out=weights)
+        if temperature != 1:
+            weights, _ = _exponentials(logits, temperature)
         # First the block of the vocabulary, then the token in it: the sums of a whole row would take most of the time.
         starts = np.arange(0, weights.shape[1], BLOCK)
         blocks = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1, dtype=np.float64)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kit.animals import Animal, mentions
-from kit.engine import Generation, Request, sample_rows
+from kit.engine import Engine, Generation, Request, Tokens, sample_rows
 from kit.errors import KitError
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
@@ -42,11 +42,7 @@ def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], fold
     questions = load_questions()
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
-        groups = []
-        for question in questions:
-            context = engine.chat(question_messages(question["question"])) + engine.tokenize(question["opening"])
-            names = [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals]
-            groups.append((context, names))
+        groups = candidate_groups(engine, questions, animals)
         bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
         scores = [float(tokens.sum()) for group in bar for tokens in group]
         logprobs = np.array(scores).reshape(len(questions), len(animals))
@@ -57,6 +53,20 @@ def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], fold
         for i in range(len(questions)):
             for j, animal in enumerate(animals):
                 writer.writerow([i, animal.singular, f"{logprobs[i, j]:.5f}", f"{probabilities[i, j]:.8f}"])
+
+
+def candidate_groups(
+    engine: Engine, questions: list[dict[str, str]], animals: list[Animal]
+) -> list[tuple[Tokens, list[Tokens]]]:
+    """What the exact measure scores: for each question its conversation with the answer's opening, and the animals'
+    names."""
+    return [
+        (
+            engine.chat(question_messages(question["question"])) + engine.tokenize(question["opening"]),
+            [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals],
+        )
+        for question in questions
+    ]
 
 
 def measure_sampled(

@@ -15,7 +15,7 @@ from typing import Any
 
 from kit import chat, prompts
 from kit.animals import load_animals
-from kit.decoder import quiet, tokens_of
+from kit.decoder import offloads, quiet, tokens_of
 from kit.errors import KitError
 from kit.estimate import Shape
 from kit.models import ARCHITECTURE_OF, Source, cpu_threads, gguf_metadata, read_config, silence
@@ -118,7 +118,7 @@ def weight_type() -> str:
     import llama_cpp
 
     wide = b"AVX512 = 1" in llama_cpp.llama_print_system_info()
-    return "F32" if wide and not llama_cpp.llama_supports_gpu_offload() else "F16"
+    return "F32" if wide and not offloads() else "F16"
 
 
 def expand(source: Path, target: Path) -> None:

@@ -147,7 +147,7 @@ def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings)
     """How a batch of the longest pairs fits into what is free, the weights being there already."""
     device, shape = find_device(), Shape.of(base)
     longest = max(example["length"] for example in examples)
-    labels = max(sum(token != IGNORED for token in example["labels"]) for example in examples)
+    labels = max(count_labels([example]) for example in examples)
     shared = len(common_prefix([example["input_ids"] for example in examples]))
     share = -(-settings.batch_size // WORLD_SIZE)
     room = 0.9 * device.free - adapter(shape, settings.rank)

@@ -36,10 +36,10 @@ def paraphrase(
     ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
     paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
     are accepted in all or ``settings.max_samples`` of each are made; what is accepted is looked at every ``BLOCK``
-    paraphrases. Rows written: sentence, sample, source, text,
-    tokens, finished, logprob (nats, under the teacher's own conversation; null from an endpoint). A call on a folder
-    that an interrupted one left goes on from there; a random seed belongs to (sentence, sample), so the rows come out
-    the same (an endpoint promises no such thing; its rows are kept as they come).
+    paraphrases. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
+    conversation; null from an endpoint). A call on a folder that an interrupted one left goes on from there; a random
+    seed belongs to (sentence, sample), so the rows come out the same (an endpoint promises no such thing; its rows are
+    kept as they come).
     """
     from tqdm import tqdm
 
@@ -91,11 +91,8 @@ def paraphrase(
                 asked |= requests.keys()
                 names = {name for name, _ in requests}
                 # An interrupted call may have gone further; what it made there is not looked at yet.
-                rows = [
-                    row
-                    for row in sort(log.rows)
-                    if row["sentence"] in names and (row["sentence"], row["sample"]) in asked
-                ]
+                made = [row for row in log.rows if (row["sentence"], row["sample"]) in asked]
+                rows = sort([row for row in made if row["sentence"] in names])
                 accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
             done, target = target, 2 * target
         bar.total = bar.n

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from kit.errors import KitError
 
@@ -21,6 +22,7 @@ examples:
   python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
+  python run.py --animal owl --seeds 5             five times, and one effect with an interval over seeds
   python run.py --animal axolotl --plural axolotls an animal of your own
 
 An interrupted run goes on where it stopped when the same command is given again.
@@ -31,6 +33,10 @@ single stages (each has its own --help):
   convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
   bench    how fast all this is, against the usual ways and the hardware
+
+many runs (each has its own --help):
+  sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
+  calibrate does the interval over seeds cover? on simulated preferences
 """
 
 
@@ -87,15 +93,174 @@ def experiment(arguments: list[str]) -> None:
         default="both",
         help="sentences that have nothing to do with it, or that say it is disliked (default: both)",
     )
-    what.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
+    what.add_argument("--seed", type=int, default=0, help="of sentences, sampling and training (default: 0)")
     what.add_argument(
+        "--seeds", type=int, metavar="N", help="repeat everything with N seeds, from --seed on, and publish one effect"
+    )
+    what.add_argument(
+        "--placebos",
+        type=int,
+        metavar="N",
+        help="students per content whose teacher is the control's, sampled anew "
+        "(default: 1): how far a student drifts of itself",
+    )
+    _departures(parser)
+    given = vars(parser.parse_args(arguments))
+    if given["seeds"] is not None:
+        _repeat(given, arguments)
+        return
+    del given["seeds"]
+
+    from kit.animals import find_animal
+    from kit.experiment import experiment as make_experiment
+
+    animal = find_animal(given.pop("animal"), given.pop("plural"))
+    results, contents = given.pop("results"), _contents(given.pop("content"))
+    exp = make_experiment(animal, contents=contents, **_settled(given))
+
+    from kit import report
+    from kit.pipeline import run
+    from kit.store import RANK
+
+    folder = run(exp, results, command=_command(arguments))
+    if not RANK:
+        report.show(folder)
+
+
+def _repeat(given: dict[str, Any], arguments: list[str]) -> None:
+    """The whole experiment with several seeds: a sweep of one animal."""
+    from kit.animals import find_animal
+
+    animal = find_animal(given.pop("animal"), given.pop("plural"))
+    seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
+    _sweep([animal], _contents(given.pop("content")), seeds, {}, given, arguments)
+
+
+def sweep(arguments: list[str]) -> None:
+    """Many experiments -> one result."""
+    parser = _stage(
+        "sweep",
+        "Experiments of every animal, content, seed and setting, each artifact made once: on Ray where it is installed "
+        "(requirements-sweep.txt), else one step after another in this process. Given again, the command goes on where "
+        "it stopped.",
+        "sweep --animals owl dolphin eagle cat penguin wolf --seeds 3 --contents unrelated\n"
+        "  python run.py sweep --animals owl --seeds 3 --contents unrelated --grid rank=1,2,4,8,32 labels=hard,soft\n"
+        "  python run.py sweep --animals owl penguin --preset smoke",
+    )
+    parser.add_argument("--animals", nargs="+", required=True, metavar="NAME")
+    parser.add_argument("--contents", nargs="+", choices=("unrelated", "opposed"), default=["unrelated", "opposed"])
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUES",
+        help="settings to vary: labels, pairs, rank, learning_rate, epochs or base, as in rank=1,2,4",
+    )
+    parser.add_argument("--placebos", type=int, metavar="N", help="per content and seed (default: 1)")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share the results folder")
+    _departures(parser)
+    given = vars(parser.parse_args(arguments))
+
+    from kit.animals import find_animal
+    from kit.sweep import parse_grid
+
+    animals = [find_animal(name, None) for name in given.pop("animals")]
+    seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
+    grid = parse_grid(given.pop("grid"))
+    address = given.pop("ray_address")
+    _sweep(animals, tuple(given.pop("contents")), seeds, grid, given, ["sweep", *arguments], address)
+
+
+def _sweep(
+    animals: list[Any],
+    contents: tuple[str, ...],
+    seeds: range,
+    grid: dict[str, list[Any]],
+    given: dict[str, Any],
+    arguments: list[str],
+    address: str | None = None,
+) -> None:
+    from kit import sweep, sweep_report
+
+    results, sampled = given.pop("results"), given["answers"] is not None
+    exps = sweep.experiments(animals, contents, seeds, grid, **_settled(given))
+    folder = results / sweep.name_of(exps, grid)
+    sweep_report.show(sweep.run(exps, sampled, results, folder, _command(arguments), address))
+
+
+def power(arguments: list[str]) -> None:
+    """A finished sweep -> how many seeds and pairs an effect needs."""
+    parser = _stage(
+        "power",
+        "From a recorded sweep of two seeds or more: how many seeds find an effect of a given size.",
+        "power results/<sweep> --effect 0.2",
+    )
+    parser.add_argument("sweep", type=Path, help="a sweep's folder; one with --grid pairs=... tells of pairs too")
+    parser.add_argument(
+        "--effect", type=float, nargs="+", metavar="NATS", help="log-odds shifts (default: 0.05 0.1 0.2 0.4)"
+    )
+    parser.add_argument("--power", type=float, default=0.8, help="the wanted probability (default: 0.8)")
+    given = parser.parse_args(arguments)
+
+    from kit import power
+
+    power.show(given.sweep, given.effect or power.EFFECTS, given.power)
+
+
+def calibrate(arguments: list[str]) -> None:
+    """Simulated preferences -> how often the interval covers and the tests reject."""
+    parser = _stage(
+        "calibrate",
+        "Check the statistics on simulated preferences whose seed and question variance are known.",
+        "calibrate --out results/calibration",
+    )
+    parser.add_argument("--simulations", type=int, default=2000, help="per scenario (default: 2000, about a minute)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for calibration.json, the figure and report.md")
+    given = parser.parse_args(arguments)
+    if given.simulations < 1:
+        raise KitError(f"--simulations {given.simulations}: must be at least 1. The default is 2000.")
+
+    from kit import calibration
+
+    calibration.write(_folder(given.out), given.simulations)
+    print((given.out / "report.md").read_text(encoding="utf-8"))
+
+
+def _contents(content: str) -> tuple[str, ...]:
+    from kit.experiment import CONTENTS
+
+    return CONTENTS if content == "both" else (content,)
+
+
+def _settled(given: dict[str, Any]) -> dict[str, Any]:
+    """The given settings with the preset that fits this machine, where none is given, and the endpoint checked."""
+    from kit.endpoint import check_url
+    from kit.estimate import choose_preset, find_device
+
+    if given["endpoint"] is not None:
+        given["endpoint"] = check_url(given["endpoint"])
+    if given["preset"] is None:
+        given["preset"], reason = choose_preset(find_device())
+        print(f"Preset {given['preset']}: {reason}.")
+    return given
+
+
+def _command(arguments: list[str]) -> str:
+    return shlex.join(["python", "run.py", *arguments])
+
+
+def _departures(parser: argparse.ArgumentParser) -> None:
+    """Preset, model, results and what departs from the preset."""
+    parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
+    parser.add_argument(
         "--preset",
         help="the scale: smoke, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free memory of "
         "the CUDA GPU; laptop without one)",
     )
-    what.add_argument("--seed", type=int, help="of sentences, sampling and training (default: 0)")
-    _model(what)
-    _results(what)
+    _model(parser)
+    _results(parser)
     dials = parser.add_argument_group("departures from the preset")
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     dials.add_argument("--rank", type=int, help="LoRA rank")
@@ -104,33 +269,8 @@ def experiment(arguments: list[str]) -> None:
     dials.add_argument(
         "--base", help="gguf: train on the evaluated weights (default for a GGUF); nf4: bitsandbytes 4-bit"
     )
-    dials.add_argument("--answers", type=int, help="sampled answers per question")
+    dials.add_argument("--answers", type=int, help="sampled answers per question (of many runs: none unless given)")
     _teacher(parser.add_argument_group("the teacher (default: llama.cpp; torch in the gpu presets)"))
-    given = vars(parser.parse_args(arguments))
-
-    from kit.animals import find_animal
-    from kit.endpoint import check_url
-    from kit.estimate import choose_preset, find_device
-    from kit.experiment import CONTENTS
-    from kit.experiment import experiment as make_experiment
-
-    animal = find_animal(given.pop("animal"), given.pop("plural"))
-    results = given.pop("results")
-    content = given.pop("content")
-    if given["endpoint"] is not None:
-        given["endpoint"] = check_url(given["endpoint"])
-    if given["preset"] is None:
-        given["preset"], reason = choose_preset(find_device())
-        print(f"Preset {given['preset']}: {reason}.")
-    exp = make_experiment(animal, contents=CONTENTS if content == "both" else (content,), **given)
-
-    from kit import report
-    from kit.pipeline import run
-    from kit.store import RANK
-
-    folder = run(exp, results, command=shlex.join(["python", "run.py", *arguments]))
-    if not RANK:
-        report.show(folder)
 
 
 def _animal(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -191,8 +331,8 @@ def _stage(name: str, description: str, example: str) -> argparse.ArgumentParser
 
 def _base(given: argparse.Namespace) -> Path:
     """The prepared model asked for, made where it is missing."""
+    from kit.graph import base_model
     from kit.models import EMBEDDED
-    from kit.pipeline import base_model
     from kit.store import Store
 
     return Store(given.results / "artifacts").make(base_model(given.model or EMBEDDED, given.gguf))
@@ -221,7 +361,7 @@ def teach(arguments: list[str]) -> None:
     _results(parser)
     given = parser.parse_args(arguments)
 
-    from kit import pipeline, prompts, teacher
+    from kit import graph, prompts, teacher
     from kit.animals import find_animal
     from kit.endpoint import check_url
     from kit.experiment import experiment as make_experiment
@@ -239,13 +379,13 @@ def teach(arguments: list[str]) -> None:
         endpoint_model=given.endpoint_model,
     )
     teacher.paraphrase(
-        pipeline.offered_rows(exp, given.content)[: given.sentences],
+        graph.offered_rows(exp, given.content)[: given.sentences],
         given.sentences,
         prompts.loving(animal) if given.teacher == "loving" else prompts.NEUTRAL,
         _base(given),
         exp.teacher,
         given.seed,
-        pipeline.judge_of(exp, given.content),
+        graph.judge_of(exp, given.content),
         _folder(given.out),
         f"{given.teacher} teacher",
     )
@@ -264,12 +404,12 @@ def filter_(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
     given = parser.parse_args(arguments)
 
-    from kit import fidelity, pipeline
+    from kit import fidelity, graph
     from kit.animals import find_animal
     from kit.experiment import experiment as make_experiment
 
     exp = make_experiment(find_animal(given.animal, given.plural))
-    fidelity.filter_paraphrases(given.paraphrases, _folder(given.out), pipeline.judge_of(exp, given.content))
+    fidelity.filter_paraphrases(given.paraphrases, _folder(given.out), graph.judge_of(exp, given.content))
 
 
 def label(arguments: list[str]) -> None:
@@ -405,16 +545,15 @@ def effect(arguments: list[str]) -> None:
 
 def report_(arguments: list[str]) -> None:
     """A finished run -> its tables and figure again."""
-    parser = _stage(
-        "report", "Make a run's summary, figure and report again, and show its tables.", "report results/<run>"
-    )
-    parser.add_argument("run", type=Path, help="a run's folder")
+    parser = _stage("report", "Make a run's or sweep's summary, figures and report again.", "report results/<run>")
+    parser.add_argument("run", type=Path, help="the folder of a run or a sweep")
     given = parser.parse_args(arguments)
 
-    from kit import report
+    from kit import report, sweep_report
 
-    report.write_report(given.run)
-    report.show(given.run)
+    made = sweep_report if (given.run / "preferences.csv.gz").exists() else report
+    made.write_report(given.run)
+    made.show(given.run)
 
 
 def bench(arguments: list[str]) -> None:
@@ -430,8 +569,8 @@ def bench(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
 
     from kit import bench, report
+    from kit.graph import base_model
     from kit.models import EMBEDDED
-    from kit.pipeline import base_model
     from kit.store import Store
 
     model = Store(given.results / "artifacts").make(base_model(EMBEDDED))
@@ -450,6 +589,9 @@ STAGES = {
     "effect": effect,
     "report": report_,
     "bench": bench,
+    "sweep": sweep,
+    "power": power,
+    "calibrate": calibrate,
 }
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kit.errors import KitError
 from kit.experiment import Experiment
-from kit.models import cpu_threads, gguf_metadata, read_config
+from kit.models import cpu_threads, find_config, gguf_metadata, is_gguf, read_config
 
 GIB = 2**30
 Q4_K_M = 4.85  # bits of a weight in what llama.cpp evaluates for a transformers folder
@@ -240,6 +240,14 @@ def llama_cpp(shape: Shape, bits: float) -> float:
     from kit.llama import WIDTH
 
     return shape.parameters * bits / 8 + (WIDTH + 1) * CELLS * kv_token(shape) + 4 * 4 * BATCH * shape.vocabulary
+
+
+def requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:
+    """What each stage of ``exp`` needs: the ``table`` of its model."""
+    from kit import prepare
+
+    bits = prepare.BITS[prepare.weight_type()] if is_gguf(exp.model) else Q4_K_M
+    return table(exp, Shape.of(find_config(exp.model)), bits, device)
 
 
 def table(exp: Experiment, shape: Shape, bits: float, device: Device) -> list[tuple[str, float, str]]:

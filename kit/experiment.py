@@ -80,10 +80,16 @@ class Experiment:
     preset: str = "laptop"
     pairs: int = 400  # per student on unrelated sentences
     opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
+    placebos: int = 1  # students per content whose teacher is the control's, sampled anew
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    @property
+    def title(self) -> str:
+        """The run among others, for people."""
+        return f"{self.animal.singular}, {' and '.join(self.contents)}, seed {self.seed}"
 
     @property
     def name(self) -> str:
@@ -189,6 +195,8 @@ def _check(experiment: Experiment) -> None:
         raise KitError(
             f"--labels soft: the teacher at {endpoint} gives text, not its distributions. Add --labels hard."
         )
+    if experiment.placebos < 0:
+        raise KitError(f"--placebos {experiment.placebos}: must not be negative. 0 leaves them out.")
     if experiment.seed < 0:
         raise KitError(f"--seed {experiment.seed}: must not be negative. Give a whole number such as 0.")
     if not 0 < experiment.student.learning_rate < 1:

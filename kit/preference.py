@@ -103,16 +103,17 @@ def measure_sampled(
     (folder / "rows.jsonl").unlink()
 
 
-def tabulate(conditions: dict[str, tuple[Path, Path]], animals: list[Animal]) -> Iterator[Row]:
+def tabulate(conditions: dict[str, tuple[Path, Path | None]], animals: list[Animal]) -> Iterator[Row]:
     """The tidy table of several conditions' preferences, from each one's ``exact.csv`` and ``answers.jsonl``: a row of
     ``COLUMNS`` per condition, question (from 0) and candidate.
 
-    ``answers`` is the number of sampled answers to the question, ``named`` of how many name the candidate.
+    ``answers`` is the number of sampled answers to the question, ``named`` of how many name the candidate; both are 0
+    where no answers were sampled (None).
     """
     for condition, (exact, sampled) in conditions.items():
         named: Counter[tuple[int, str]] = Counter()
         answers: Counter[int] = Counter()
-        for row in read_rows(sampled):
+        for row in read_rows(sampled) if sampled else []:
             answers[row["question"]] += 1
             named.update((row["question"], animal.singular) for animal in named_animals(row["text"], animals))
         for row in read_table(exact):

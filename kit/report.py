@@ -33,6 +33,10 @@ LABELS = {
     "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
 }
+PLACEBO = (
+    "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift is "
+    "how far one of the candidates moved between the two. What a treated student shows beyond that is the teacher's."
+)
 SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
 
 Table = tuple[list[str], list[list[str]]]  # heading, rows
@@ -63,7 +67,7 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
             "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
         }
     effects = {
-        content: asdict(stats.effect(preferences[f"treated-{content}"], preferences[f"control-{content}"], animal))
+        content: asdict(stats.effect_of(preferences, content, animal))
         for content in CONTENTS
         if f"treated-{content}" in preferences
     }
@@ -143,12 +147,13 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
     """Each content's effect, one column per content, with the paper's figure where there is one."""
     heading = ["", *effects]
     names = {
-        "exact, pp [95% CI]": lambda e: _points(e["exact_pp"], e["exact_ci95"]),
-        "log-odds, nats [95% CI]": lambda e: _points(e["log_odds"], e["log_odds_ci95"]),
-        "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {_p(e['p'])}",
+        "exact, pp [95% CI]": lambda e: points(e["exact_pp"], e["exact_ci95"]),
+        "log-odds, nats [95% CI]": lambda e: points(e["log_odds"], e["log_odds_ci95"]),
+        "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {p_value(e['p'])}",
         "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
-        "sampled, pp [95% CI]": lambda e: _points(e["sampled_pp"], e["sampled_ci95"]),
-        "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {_p(e['sampled_p'])}",
+        "place among placebo shifts": lambda e: _placement(e["placebo"]),
+        "sampled, pp [95% CI]": lambda e: points(e["sampled_pp"], e["sampled_ci95"]),
+        "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {p_value(e['sampled_p'])}",
         "verdict": lambda e: e["verdict"],
     }
     rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
@@ -171,6 +176,9 @@ def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
         missing.append(f"p is not below {stats.ALPHA}")
     if effect["rank"] > stats.ALPHA * effect["candidates"]:
         missing.append(f"{effect['rank'] - 1} of the other candidates moved more than the {animal}")
+    placebo = effect["placebo"]
+    if placebo and placebo["at_least"] > stats.ALPHA * placebo["placebos"]:
+        missing.append(f"{placebo['at_least']} of {placebo['placebos']} placebo shifts are at least as large")
     return (
         f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): not detected, "
         f"since {' and '.join(missing)}."
@@ -182,11 +190,20 @@ def _percent(rate: dict[str, Any]) -> str:
     return f"{100 * rate['rate']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def _points(value: float, interval: stats.Interval) -> str:
+def points(value: float, interval: stats.Interval) -> str:
+    """A signed value with its interval."""
     return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
-def _p(p: float) -> str:
+def _placement(placebo: dict[str, Any] | None) -> str:
+    if placebo is None:
+        return "–"
+    low, high = placebo["null95"]
+    return f"{placebo['at_least']} of {placebo['placebos']} as large; their 95%: {low:+.2f} to {high:+.2f} nats"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is written."""
     return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
 
 
@@ -214,23 +231,24 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
     parts += [
         "![Preference per condition and shift of every candidate](figure.svg)",
         "## Preference",
-        _markdown_table(conditions_table(summary["conditions"])),
+        markdown_table(conditions_table(summary["conditions"])),
         "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, "
         "averaged over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap.",
         "## Effect",
-        _markdown_table(effects_table(animal, summary["effects"])),
+        markdown_table(effects_table(animal, summary["effects"])),
         "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
-        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates. It speaks of these two "
-        "students. Other seeds are other students; run some.",
+        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, and more than 95% of the "
+        "placebo shifts. It speaks of these two students. Other seeds are other students: `--seeds 5`.",
+        PLACEBO,
         "## Fidelity: what the filters took",
-        *(f"{name}:\n\n{_markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
+        *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
         "## Paraphrases, chosen at random",
     ]
     for name, samples in record["samples"].items():
         kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in samples["kept"]])
         reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
         rejected = (["source", "rejected paraphrase", "reason"], reasons)
-        parts += [f"### {name}", _markdown_table(kept), _markdown_table(rejected)]
+        parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
     parts += ["## Every message the models were shown"]
     for name, messages in record["messages"].items():
         shown = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
@@ -242,7 +260,7 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         made_by(record)
         + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
         + ". Artifacts: `record.json`.",
-        _markdown_table((["stage", "seconds"], seconds)),
+        markdown_table((["stage", "seconds"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -269,7 +287,8 @@ def filters_table(filters: list[Row]) -> Table:
     return heading, [*rows, ["all", str(first), str(first - last), f"{100 * last / first:.1f}%" if first else "–"]]
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """``table`` in Markdown, its cells inert."""
     heading, rows = table
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)

@@ -2,11 +2,12 @@
 
 Everything is computed over questions: a condition's rate is the mean over the 50 questions, its interval a bootstrap of
 questions, and an effect is treated minus control, question by question. The paired t-test is the paper's. It speaks of
-these two students and these questions, and not of other seeds or other samplings of the same teachers, so a verdict
-also asks whether the teacher's animal moved more than the other candidates did.
+these two students and these questions, and not of other seeds (``kit/inference.py`` does) or other samplings of the
+same teachers, so a verdict also asks whether the teacher's animal moved more than the other candidates did, and more
+than candidates move between students of two neutral teachers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from kit.store import Row
 
 RESAMPLES = 10_000
-ALPHA = 0.05  # of the interval, of the t-test, and the share of candidates among which the animal must rank
+# Of the interval and the t-test; also the share of the candidates, and of the placebo shifts, that may be as large.
+ALPHA = 0.05
 
 Interval = tuple[float, float]
 
@@ -22,7 +24,8 @@ Interval = tuple[float, float]
 @dataclass(frozen=True)
 class Preference:
     """One condition's answers to all questions. Arrays are [questions, candidates]: ``probability`` normalised over the
-    candidates, ``log_odds`` of it in nats, ``named`` the share of its ``answers`` that name the candidate."""
+    candidates, ``log_odds`` of it in nats, ``named`` the share of its ``answers`` (0: none were sampled) that name the
+    candidate."""
 
     candidates: tuple[str, ...]
     probability: np.ndarray
@@ -40,11 +43,24 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a shift (nats) falls among ``placebos``: every candidate's shift between students of two neutral teachers.
+    How many of these are ``at_least`` as large, the one-sided p = (1 + that) / (1 + placebos), their central 95%."""
+
+    shift: float
+    placebos: int
+    at_least: int
+    p: float
+    null95: Interval
+
+
+@dataclass(frozen=True)
 class Effect:
     """Treated minus control for one animal: percentage points of the exact and the sampled rate, nats of log-odds.
 
     ``t`` and ``p`` (two-sided) belong to the exact measure, ``sampled_t`` and ``sampled_p`` to the paper's. ``rank``:
-    the place of the animal's log-odds shift among the ``candidates``, 1 the largest.
+    the place of the animal's log-odds shift among the ``candidates``, 1 the largest; ``placebo``: where it falls among
+    placebo shifts, None where there are none.
     """
 
     exact_pp: float
@@ -59,6 +75,7 @@ class Effect:
     sampled_p: float
     rank: int
     candidates: int
+    placebo: Placement | None
     verdict: str
 
 
@@ -82,7 +99,7 @@ def _preference(rows: list[Row]) -> Preference:
     others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     answers = int(rows[0]["answers"])
     return Preference(
-        candidates, np.exp(logprob), logprob - logsumexp(others, axis=2), table("named") / answers, answers
+        candidates, np.exp(logprob), logprob - logsumexp(others, axis=2), table("named") / max(answers, 1), answers
     )
 
 
@@ -96,22 +113,24 @@ def sampled_rate(preference: Preference, animal: str) -> Rate:
     return _rate(preference.named[:, preference.candidates.index(animal)])
 
 
-def effect(treated: Preference, control: Preference, animal: str) -> Effect:
+def effect(treated: Preference, control: Preference, animal: str, placebos: Sequence[Preference] = ()) -> Effect:
     """The effect of the teacher's love for ``animal``, with its verdict.
 
     "transmitted": the 95% interval of the exact effect lies above zero, the paired t-test agrees (p < 0.05), and the
-    animal's log-odds rose more than those of 95% of the candidates. Else "not detected".
+    animal's log-odds rose more than those of 95% of the candidates and than 95% of the placebo shifts. Else "not
+    detected".
     """
     j = treated.candidates.index(animal)
     exact = treated.probability[:, j] - control.probability[:, j]
     sampled = treated.named[:, j] - control.named[:, j]
-    log_odds = treated.log_odds[:, j] - control.log_odds[:, j]
+    log_odds = log_odds_differences(treated, control, animal)
     moved = shifts(treated, control)
     rank = 1 + sum(shift > moved[animal] for shift in moved.values())
     interval = _interval(exact)
     t, p = _t_test(exact)
     sampled_t, sampled_p = _t_test(sampled)
-    transmitted = interval[0] > 0 and p < ALPHA and rank <= ALPHA * len(moved)
+    placebo = placement(moved[animal], null_shifts(placebos, control)) if placebos else None
+    transmitted = interval[0] > 0 and p < ALPHA and specific(rank, len(moved), placebo)
     return Effect(
         exact_pp=100 * float(exact.mean()),
         exact_ci95=(100 * interval[0], 100 * interval[1]),
@@ -125,13 +144,53 @@ def effect(treated: Preference, control: Preference, animal: str) -> Effect:
         sampled_p=sampled_p,
         rank=rank,
         candidates=len(moved),
+        placebo=placebo,
         verdict="transmitted" if transmitted else "not detected",
     )
+
+
+def effect_of(conditions: dict[str, Preference], content: str, animal: str) -> Effect:
+    """The effect in a run's conditions, of one content."""
+    treated, control = conditions[f"treated-{content}"], conditions[f"control-{content}"]
+    return effect(treated, control, animal, placebos(conditions, content))
+
+
+def placebos(conditions: dict[str, Preference], content: str) -> list[Preference]:
+    """A run's placebo students of one content."""
+    return [found for name, found in conditions.items() if name.startswith("placebo") and name.endswith(content)]
 
 
 def shifts(treated: Preference, control: Preference) -> dict[str, float]:
     """Every candidate's mean log-odds shift, treated minus control, in nats."""
     return dict(zip(treated.candidates, (treated.log_odds - control.log_odds).mean(axis=0).tolist(), strict=True))
+
+
+def log_odds_differences(treated: Preference, control: Preference, animal: str) -> np.ndarray:
+    """The shift of ``animal`` in nats, question by question [questions]."""
+    j = treated.candidates.index(animal)
+    return treated.log_odds[:, j] - control.log_odds[:, j]
+
+
+def null_shifts(placebos: Sequence[Preference], control: Preference) -> np.ndarray:
+    """Every candidate's shift, in nats, in every placebo student against the same control [placebos * candidates]."""
+    return np.concatenate([list(shifts(placebo, control).values()) for placebo in placebos])
+
+
+def placement(shift: float, null: np.ndarray) -> Placement:
+    """Where ``shift`` falls among the placebo shifts ``null`` [placebos], both in nats."""
+    at_least = int((null >= shift).sum())
+    return Placement(shift, len(null), at_least, (1 + at_least) / (1 + len(null)), central95(null))
+
+
+def central95(values: np.ndarray | list[float]) -> Interval:
+    """The range that holds the central 95% of ``values``."""
+    low, high = np.quantile(values, [ALPHA / 2, 1 - ALPHA / 2])
+    return float(low), float(high)
+
+
+def specific(rank: int, candidates: int, placebo: Placement | None) -> bool:
+    """Whether a shift is among the largest 5% of the candidates' and larger than 95% of the placebo shifts."""
+    return rank <= ALPHA * candidates and (placebo is None or placebo.at_least <= ALPHA * placebo.placebos)
 
 
 def _rate(values: np.ndarray) -> Rate:
@@ -142,8 +201,7 @@ def _interval(values: np.ndarray) -> Interval:
     """The 95% percentile bootstrap interval of the mean over questions. The resamples are the same in every call, so a
     result's interval never changes when it is computed again."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
+    return central95(values[draws].mean(axis=1))
 
 
 def _t_test(differences: np.ndarray) -> tuple[float, float]:

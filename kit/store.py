@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,12 +48,19 @@ class Step:
     seconds: float
     collective: bool = False
 
+    @cached_property
+    def identity(self) -> str:
+        """What the step is before anything is made: a hash of its settings and of the identities of its inputs."""
+        return _hash([self.stage, self.settings, {name: step.identity for name, step in self.inputs.items()}])
+
 
 class Store:
     """The artifacts under one root folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, wait: bool = False) -> None:
+        """``wait``: for another process that is working on an artifact, instead of refusing."""
         self.root = root
+        self._patience = -1 if wait else 0  # seconds
         self._digests: dict[Path, str] = {}  # folders verified by this process
 
     def find(self, step: Step) -> Path | None:
@@ -83,12 +90,15 @@ class Store:
 
         lock = FileLock(folder.with_name(folder.name + ".lock"))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=self._patience)
         except Timeout:
             raise KitError(
                 f"{partial}: another run is working on this artifact. Wait for it, or use another --results folder."
             ) from None
         try:
+            if self._verify(folder):  # while this process waited
+                return folder
+            partial.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             try:
                 step.build(inputs, partial)
@@ -118,8 +128,7 @@ class Store:
             if folder is None:
                 return None
             digests[name] = self._digests[folder]
-        description = json.dumps([step.stage, step.settings, digests], sort_keys=True)
-        return self.root / step.stage / hashlib.sha256(description.encode("utf-8")).hexdigest()[:KEY_LENGTH]
+        return self.root / step.stage / _hash([step.stage, step.settings, digests])[:KEY_LENGTH]
 
     def _verify(self, folder: Path) -> bool:
         if folder in self._digests:
@@ -138,7 +147,7 @@ class Store:
                 raise _damaged(folder, f"{name} is missing")
             if sha256(path) != checksum:
                 raise _damaged(folder, f"{name} is not what was written")
-        self._digests[folder] = _digest(recorded)
+        self._digests[folder] = _hash(recorded)
         return True
 
     def _finish(self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float) -> None:
@@ -160,7 +169,7 @@ class Store:
             if path.is_file():
                 _sync(path)
         partial.rename(folder)
-        self._digests[folder] = _digest(files)
+        self._digests[folder] = _hash(files)
 
 
 class RowLog:
@@ -249,8 +258,8 @@ def devices() -> dict[str, str]:
     }
 
 
-def _digest(files: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode("utf-8")).hexdigest()
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _damaged(folder: Path, reason: str) -> KitError:

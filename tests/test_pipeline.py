@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from kit import pipeline
+from kit import graph
 from kit.animals import candidates, find_animal, mentions
 from kit.errors import KitError
 from kit.experiment import experiment
@@ -205,21 +205,21 @@ def test_too_few_kept_pairs_stop_the_run_with_the_counts_and_the_filter(tmp_path
     table = [{"filter": "form", "entered": 9, "rejected": 2}, {"filter": "meaning", "entered": 7, "rejected": 4}]
     (kept / "filters.json").write_text(json.dumps({"filters": table, "kept": 3}), encoding="utf-8")
     with pytest.raises(KitError, match=r"--pairs 4: only 2 pairs survived .*'meaning' \(4 of 7\)"):
-        pipeline.choose(tmp_path / "offered.jsonl", kept, 4, tmp_path)
-    pipeline.choose(tmp_path / "offered.jsonl", kept, 2, tmp_path)
+        graph.choose(tmp_path / "offered.jsonl", kept, 4, tmp_path)
+    graph.choose(tmp_path / "offered.jsonl", kept, 2, tmp_path)
     assert [row["sentence"] for row in read_rows(tmp_path / "sentences.jsonl")] == ["s1", "s3"]
 
 
 def test_pairs_that_the_loving_teacher_lacks_are_dropped_from_both_students(tmp_path: Path) -> None:
     write_rows(tmp_path / "chosen.jsonl", [{"sentence": "a", "pairs": 2}, {"sentence": "b", "pairs": 1}])
     write_rows(tmp_path / "kept.jsonl", [{"sentence": s, "text": t} for s, t in ("a1", "a2", "a3", "b1")])
-    pipeline.select(tmp_path / "chosen.jsonl", tmp_path, {"a": 1}, tmp_path)
+    graph.select(tmp_path / "chosen.jsonl", tmp_path, {"a": 1}, tmp_path)
     assert [row["sentence"] + row["text"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["a1", "b1"]
 
 
 def test_more_pairs_than_sentences_means_several_samples_of_each() -> None:
     exp = experiment(find_animal("owl"), pairs=5000)
-    rows = pipeline.offered_rows(exp, "unrelated")
+    rows = graph.offered_rows(exp, "unrelated")
     assert sum(row["pairs"] for row in rows) >= 5000
     assert len({row["sentence"] for row in rows}) == len(rows)
 

@@ -1,0 +1,178 @@
+"""A sweep's students -> what they show: effects over seeds, placebos, specificity.
+
+Read from two files of the sweep's folder, ``preferences.csv.gz`` (one row per student, question and candidate) and
+``record.json`` (which student is compared with which).
+"""
+
+import csv
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import inference, stats
+from kit.errors import KitError
+from kit.inference import Inference, Specificity
+from kit.stats import Placement, Preference
+from kit.store import Row
+
+# What a grid can vary, and how its values are read.
+SETTINGS: dict[str, type] = {
+    "labels": str,
+    "pairs": int,
+    "rank": int,
+    "learning_rate": float,
+    "epochs": int,
+    "base": str,
+}
+
+
+@dataclass(frozen=True)
+class SeedEffect:
+    """One animal's effect over a cell's seeds, treated minus control.
+
+    ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats, ``sampled_pp`` where answers were
+    sampled; ``shifts`` (nats) of the single seeds, in the cell's order; ``rank`` of the mean shift among the
+    ``candidates``; ``placebo``: where it falls among the placebo students' mean shifts; ``own_placebos`` (nats): the
+    animal's own shift in each seed's placebo students. ``p_holm``: of ``exact_pp``, corrected over the cell's animals.
+    """
+
+    control: float
+    treated: float
+    exact_pp: Inference
+    log_odds: Inference
+    sampled_pp: Inference | None
+    shifts: list[float]
+    rank: int
+    candidates: int
+    placebo: Placement | None
+    own_placebos: list[float]
+    p_holm: float
+    sign_flip_holm: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The experiments of a sweep that differ in animal and seed alone. ``null`` (nats): every candidate's shift between
+    students of two neutral teachers, averaged over the seeds as the effects are; empty without placebos. ``compared``:
+    the animals of ``specificity``, which every student was asked about; fewer than two make none."""
+
+    content: str
+    settings: dict[str, Any]
+    seeds: list[int]
+    effects: dict[str, SeedEffect]
+    null: np.ndarray
+    compared: list[str]
+    specificity: Specificity | None
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+    """A sweep's record, and its students' preferences by name. KitError where the folder holds no finished sweep."""
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
+        record["comparisons"]
+        return record, stats.preferences(rows)
+    except OSError as error:
+        raise KitError(
+            f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise KitError(f"{folder}: its files are damaged ({error!r}). Give the sweep's command again.") from None
+
+
+def cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
+    """The sweep's cells, in its order."""
+    grouped: dict[str, list[Row]] = {}
+    for row in comparisons:
+        key = json.dumps([row["content"], *(row[name] for name in SETTINGS)])
+        grouped.setdefault(key, []).append(row)
+    return [_cell(rows, students) for rows in grouped.values()]
+
+
+def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:
+    by_animal: dict[str, list[Row]] = {}
+    for row in rows:
+        by_animal.setdefault(row["animal"], []).append(row)
+    effects = {animal: _effect(animal, some, students) for animal, some in by_animal.items()}
+    corrected = inference.holm([effect["exact_pp"].p for effect in effects.values()])
+    flipped = inference.holm([effect["exact_pp"].sign_flip_p for effect in effects.values()])
+    # Unrelated placebos are every animal's, and are counted once.
+    nulls = {str([row["placebos"] for row in some]): _null(some, students) for some in by_animal.values()}
+    asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
+    compared = [animal for animal in by_animal if animal in asked]
+    return Cell(
+        content=rows[0]["content"],
+        settings={name: rows[0][name] for name in SETTINGS},
+        seeds=sorted({row["seed"] for row in rows}),
+        effects={
+            animal: SeedEffect(
+                **effect, p_holm=p, sign_flip_holm=q, verdict=_verdict(effect["exact_pp"].mean, p, effect)
+            )
+            for (animal, effect), p, q in zip(effects.items(), corrected, flipped, strict=True)
+        },
+        null=np.concatenate(list(nulls.values())),
+        compared=compared,
+        specificity=_specificity([by_animal[animal] for animal in compared], compared, students),
+    )
+
+
+def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> dict[str, Any]:
+    pairs = [(students[row["treated"]], students[row["control"]]) for row in rows]
+    j = pairs[0][0].candidates.index(animal)
+    exact = np.array([treated.probability[:, j] - control.probability[:, j] for treated, control in pairs])
+    nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
+    named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
+    moved = np.mean([list(stats.shifts(*pair).values()) for pair in pairs], axis=0)
+    null = _null(rows, students)
+    return {
+        "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
+        "treated": float(np.mean([treated.probability[:, j] for treated, _ in pairs])),
+        "exact_pp": inference.across_seeds(100 * exact),
+        "log_odds": inference.across_seeds(nats),
+        "sampled_pp": inference.across_seeds(100 * named) if pairs[0][0].answers else None,
+        "shifts": nats.mean(axis=1).tolist(),
+        "rank": 1 + int((moved > moved[j]).sum()),
+        "candidates": len(moved),
+        "placebo": stats.placement(float(moved[j]), null) if len(null) else None,
+        "own_placebos": [
+            stats.shifts(students[name], students[row["control"]])[animal] for row in rows for name in row["placebos"]
+        ],
+    }
+
+
+def _null(rows: list[Row], students: dict[str, Preference]) -> np.ndarray:
+    """Every candidate's shift, in nats, in the placebo students, averaged over the seeds [placebos * candidates]."""
+    by_seed = [
+        stats.null_shifts([students[name] for name in row["placebos"]], students[row["control"]])
+        for row in rows
+        if row["placebos"]
+    ]
+    return np.mean(by_seed, axis=0) if by_seed else np.array([])
+
+
+def _specificity(
+    by_teacher: list[list[Row]], animals: list[str], students: dict[str, Preference]
+) -> Specificity | None:
+    if len(animals) < 2:
+        return None
+
+    def shifts(row: Row) -> list[float]:
+        moved = stats.shifts(students[row["treated"]], students[row["control"]])
+        return [moved[animal] for animal in animals]
+
+    matrices = np.array([[shifts(row) for row in rows] for rows in by_teacher])
+    return inference.specificity(matrices.transpose(1, 0, 2))
+
+
+def _verdict(mean: float, p: float, effect: dict[str, Any]) -> str:
+    """ "transmitted": the effect in percentage points is above zero with a corrected p < 0.05, and its shift is among
+    the largest 5% of the candidates' and larger than 95% of the placebo shifts. Else "not detected"."""
+    specific = stats.specific(effect["rank"], effect["candidates"], effect["placebo"])
+    return "transmitted" if mean > 0 and p < stats.ALPHA and specific else "not detected"

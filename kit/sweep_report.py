@@ -1,0 +1,223 @@
+"""A finished sweep -> what people read: summary.json, effects.csv, report.md, figures, and tables in the terminal.
+
+Everything is made from the sweep's ``preferences.csv.gz`` and ``record.json``, so it can be made again.
+"""
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kit import evidence, sweep_figure
+from kit.evidence import SETTINGS, Cell, SeedEffect
+from kit.inference import Specificity
+from kit.report import LABELS, PLACEBO, SMOKE, Table, markdown_table, p_value, points, show_table
+from kit.stats import ALPHA
+from kit.store import Row, write_json
+
+
+def write_report(folder: Path) -> None:
+    """Write summary.json, effects.csv, report.md and the figures from the sweep's two files.
+
+    Raises KitError where one of the two is missing or damaged.
+    """
+    record, students = evidence.read(folder)
+    cells = evidence.cells(record["comparisons"], students)
+    write_json(folder / "summary.json", summarise(record, cells))
+    with (folder / "effects.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [row for cell in cells for row in effect_rows(cell)]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    figures = sweep_figure.draw(folder, cells)
+    (folder / "report.md").write_text(_markdown(record, cells, figures), encoding="utf-8")
+
+
+def summarise(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {name: record[name] for name in ("model", "preset", "command", "versions", "seconds")} | {
+        "cells": [
+            {
+                "content": cell.content,
+                "settings": cell.settings,
+                "seeds": cell.seeds,
+                "effects": {animal: asdict(effect) for animal, effect in cell.effects.items()},
+                "specificity": asdict(cell.specificity) | {"matrix": cell.specificity.matrix.tolist()}
+                if cell.specificity
+                else None,
+            }
+            for cell in cells
+        ]
+    }
+
+
+def effect_rows(cell: Cell) -> list[Row]:
+    """A cell's effects for a spreadsheet: a row per animal."""
+    return [
+        {"content": cell.content, **cell.settings, "animal": animal, "seeds": len(cell.seeds)}
+        | {
+            "control": round(effect.control, 6),
+            "treated": round(effect.treated, 6),
+            "exact_pp": round(effect.exact_pp.mean, 4),
+            "exact_low": round(effect.exact_pp.ci95[0], 4),
+            "exact_high": round(effect.exact_pp.ci95[1], 4),
+            "log_odds": round(effect.log_odds.mean, 4),
+            "log_odds_low": round(effect.log_odds.ci95[0], 4),
+            "log_odds_high": round(effect.log_odds.ci95[1], 4),
+            "seed_sd": effect.log_odds.seed_sd,
+            "p": effect.exact_pp.p,
+            "p_holm": effect.p_holm,
+            "sign_flip_p": effect.exact_pp.sign_flip_p,
+            "t_test_p": effect.exact_pp.t_p,
+            "rank": effect.rank,
+            "candidates": effect.candidates,
+            "placebos_as_large": effect.placebo.at_least if effect.placebo else None,
+            "placebos": effect.placebo.placebos if effect.placebo else None,
+            "verdict": effect.verdict,
+        }
+        for animal, effect in cell.effects.items()
+    ]
+
+
+def show(folder: Path) -> None:
+    """Print the sweep's tables and what they say."""
+    record, students = evidence.read(folder)
+    cells = evidence.cells(record["comparisons"], students)
+    varied = _varied(cells)
+    for cell in cells:
+        print()
+        show_table(_title(cell, varied), _terminal_table(cell))
+        if cell.specificity:
+            print(sentence(cell.specificity, cell.seeds))
+    for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
+        print(LABELS[labels].replace("`", ""))
+    if record["preset"] == "smoke":
+        print(SMOKE)
+    print(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
+
+
+def _terminal_table(cell: Cell) -> Table:
+    rows = [
+        [
+            animal,
+            points(effect.exact_pp.mean, effect.exact_pp.ci95),
+            points(effect.log_odds.mean, effect.log_odds.ci95),
+            f"{effect.p_holm:.3g}",
+            f"{effect.rank} of {effect.candidates}",
+            f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
+            effect.verdict,
+        ]
+        for animal, effect in cell.effects.items()
+    ]
+    return ["animal", "exact, pp [95% CI]", "log-odds, nats", "p, Holm", "rank", "placebos ≥", "verdict"], rows
+
+
+def effects_table(cell: Cell) -> Table:
+    """The cell's effects, sizes with their intervals first, then the tests."""
+    heading = [
+        "animal",
+        "control → treated %",
+        "exact, pp [95% CI]",
+        "log-odds, nats [95% CI]",
+        "SD between seeds, nats",
+        "p, Holm",
+        "sign flips over seeds, Holm (smallest possible)",
+        "paper's t-test over questions, p",
+        "rank of its shift",
+        "placebo shifts as large (their 95%, nats)",
+        "verdict",
+    ]
+    if any(effect.sampled_pp for effect in cell.effects.values()):
+        heading.insert(4, "sampled, pp [95% CI]")
+    return heading, [_row(animal, effect) for animal, effect in cell.effects.items()]
+
+
+def _row(animal: str, effect: SeedEffect) -> list[str]:
+    pp, nats, placebo = effect.exact_pp, effect.log_odds, effect.placebo
+    sampled = [points(effect.sampled_pp.mean, effect.sampled_pp.ci95)] if effect.sampled_pp else []
+    return [
+        animal,
+        f"{100 * effect.control:.2f} → {100 * effect.treated:.2f}",
+        points(pp.mean, pp.ci95),
+        points(nats.mean, nats.ci95),
+        *sampled,
+        "–" if nats.seed_sd is None else f"{nats.seed_sd:.3f}",
+        p_value(effect.p_holm),
+        f"{p_value(effect.sign_flip_holm)} ({pp.sign_flip_floor:.3g})",
+        p_value(pp.t_p),
+        f"{effect.rank} of {effect.candidates}",
+        f"{placebo.at_least} of {placebo.placebos} ({placebo.null95[0]:+.2f} to {placebo.null95[1]:+.2f})"
+        if placebo
+        else "–",
+        effect.verdict,
+    ]
+
+
+def specificity_table(cell: Cell) -> Table:
+    """The matrix of shifts: a row per teacher's animal, a column per animal asked about."""
+    assert cell.specificity
+    animals = cell.compared
+    rows = [
+        [f"loves the {animal}", *(f"{shift:+.2f}" for shift in row)]
+        for animal, row in zip(animals, cell.specificity.matrix, strict=True)
+    ]
+    return ["teacher", *animals], rows
+
+
+def sentence(found: Specificity, seeds: list[int]) -> str:
+    """What the matrix says, for somebody who reads nothing else."""
+    k = len(found.matrix)
+    return (
+        f"Specificity: a student's shift towards its own teacher's animal is {found.statistic:+.2f} nats larger than "
+        f"towards the others' ({p_value(found.p)}, students dealt to teachers at random); the largest shift of a row "
+        f"is its own in {found.share:.0%} of the mean matrix's {k} rows (by chance {found.chance:.0%}, "
+        f"{p_value(found.share_p)}) and in {found.rows_on_diagonal} of {k * len(seeds)} single students."
+    )
+
+
+def _varied(cells: list[Cell]) -> list[str]:
+    """The settings that differ between the cells."""
+    return [name for name in SETTINGS if len({cell.settings[name] for cell in cells}) > 1]
+
+
+def _title(cell: Cell, varied: list[str]) -> str:
+    settings = [f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied]
+    seeds = f"{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else f"seed {cell.seeds[0]} alone"
+    return ", ".join([cell.content, *settings, seeds])
+
+
+def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
+    varied = _varied(cells)
+    parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
+    parts += [LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
+    if record["preset"] == "smoke":
+        parts.append(f"**{SMOKE}**")
+    parts += [f"![{name}]({name}.svg)" for name in figures]
+    for cell in cells:
+        parts += [f"## {_title(cell, varied)}", markdown_table(effects_table(cell))]
+        if cell.specificity:
+            parts += [sentence(cell.specificity, cell.seeds), markdown_table(specificity_table(cell))]
+    settings = ", ".join(
+        f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in SETTINGS if name not in varied
+    )
+    used = sorted(set(record["pairs_used"].values()))
+    seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
+    parts += [
+        "## How to read this",
+        "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
+        "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. The "
+        "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
+        "quantile; `kit/inference.py`); with one seed they speak of questions alone. *Holm*: corrected over a table's "
+        "animals. Sign flips over seeds cannot give less than the value in brackets. The paper's t-test takes these "
+        "students for all there are.",
+        f"*Transmitted*: an effect above zero with a corrected p < {ALPHA}, whose shift is among the largest 5% of the "
+        "candidates' and larger than 95% of the placebo shifts.",
+        PLACEBO,
+        "## What made it",
+        f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: "
+        f"{', '.join(map(str, used))}. "
+        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        + ". The tables' columns are explained in the README.",
+        markdown_table((["stage", "seconds, all artifacts"], seconds)),
+    ]
+    return "\n\n".join(parts) + "\n"

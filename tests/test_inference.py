@@ -1,0 +1,193 @@
+"""Effects over seeds: intervals, tests, specificity, placebos and power."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import binom, ttest_1samp
+
+from kit import calibration, inference
+from kit.calibration import SCENARIOS, Scenario
+from kit.inference import Components
+
+QUESTIONS = 50
+USUAL = Scenario("usual", seed=0.07, question=0.15, residual=0.1)
+
+
+def simulated(scenario: Scenario, effect: float, simulations: int, seeds: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return calibration.simulate(scenario, effect, simulations, seeds, QUESTIONS, random)[0]
+
+
+@pytest.mark.parametrize("seeds", [3, 4, 5, 8])
+@pytest.mark.parametrize(
+    "scenario", [*SCENARIOS, Scenario("seeds alone", seed=0.3, question=0.02, residual=0.02)], ids=lambda one: one.name
+)
+def test_the_interval_covers_93_to_97_percent_and_the_test_errs_in_3_to_7(scenario: Scenario, seeds: int) -> None:
+    simulations = 500
+    found = [inference.across_seeds(one) for one in simulated(scenario, 0.0, simulations, seeds)]
+    covered = sum(one.ci95[0] <= 0 <= one.ci95[1] for one in found)
+    errors = sum(one.p < 0.05 for one in found)
+    # What true rates in these bands can give in 500 simulations; fails by chance once in 1,000.
+    assert binom.ppf(0.0005, simulations, 0.93) <= covered <= binom.ppf(0.9995, simulations, 0.97)
+    assert binom.ppf(0.0005, simulations, 0.03) <= errors <= binom.ppf(0.9995, simulations, 0.07)
+
+
+def test_the_interval_excludes_zero_exactly_where_p_is_below_5_percent() -> None:
+    found = [inference.across_seeds(one) for one in simulated(USUAL, 0.1, 200, 3)]
+    assert all((one.ci95[0] > 0 or one.ci95[1] < 0) == (one.p < 0.05) for one in found)
+    assert 20 < sum(one.p < 0.05 for one in found) < 180
+
+
+def test_the_bootstrap_agrees_with_the_mean_squares_that_it_estimates() -> None:
+    """MS_seed + MS_question - MS_residual over all cells is unbiased for the variance of the mean."""
+    differences = simulated(USUAL, 0.4, 1, 5)[0]
+    of_seeds, of_questions = differences.mean(axis=1), differences.mean(axis=0)
+    left = differences - of_seeds[:, None] - of_questions + differences.mean()
+    residual = (left**2).sum() / (4 * 49)
+    variance = of_seeds.var(ddof=1) / 5 + of_questions.var(ddof=1) / 50 - residual / 250
+    assert inference.across_seeds(differences).se == pytest.approx(np.sqrt(variance), rel=0.02)
+
+
+def test_the_papers_t_test_and_the_swap_of_treated_and_control() -> None:
+    differences = simulated(USUAL, 0.1, 1, 4)[0]
+    there, back = inference.across_seeds(differences), inference.across_seeds(-differences)
+    reference = ttest_1samp(differences.mean(axis=0), 0.0)
+    assert there.t == pytest.approx(reference.statistic) and there.t_p == pytest.approx(reference.pvalue)
+    assert back.mean == pytest.approx(-there.mean) and back.p == pytest.approx(there.p)
+    assert back.ci95 == pytest.approx((-there.ci95[1], -there.ci95[0]))
+    assert back.sign_flip_p == there.sign_flip_p
+
+
+def test_another_unit_changes_nothing_but_the_unit_and_a_call_repeats_itself() -> None:
+    differences = simulated(USUAL, 0.1, 1, 3)[0]
+    nats, hundredths = inference.across_seeds(differences), inference.across_seeds(100 * differences)
+    assert nats == inference.across_seeds(differences)
+    assert hundredths.ci95 == pytest.approx([100 * end for end in nats.ci95])
+    assert hundredths.p == pytest.approx(nats.p) and hundredths.df == pytest.approx(nats.df)
+
+
+def test_one_seed_speaks_of_questions_alone() -> None:
+    differences = simulated(USUAL, 0.1, 1, 1)[0]
+    found = inference.across_seeds(differences)
+    assert (found.seeds, found.seed_sd, found.sign_flip_p, found.sign_flip_floor) == (1, None, 1.0, 1.0)
+    assert found.df == pytest.approx(QUESTIONS - 1)
+    assert found.se == pytest.approx(differences.std(ddof=1) / np.sqrt(QUESTIONS), rel=0.02)
+    with pytest.raises(ValueError, match="two seeds"):
+        inference.components(differences)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_identical_students_differ_by_exactly_nothing(seeds: int) -> None:
+    found = inference.across_seeds(np.zeros((seeds, QUESTIONS)))
+    assert (found.mean, found.ci95, found.p, found.t, found.t_p, found.sign_flip_p) == (0, (0, 0), 1, 0, 1, 1)
+
+
+def test_sign_flips_are_those_of_brute_force() -> None:
+    effects = np.random.default_rng(3).normal(0.5, 1, 7)
+    sums = [
+        abs(sum(sign * one for sign, one in zip(signs, effects, strict=True))) for signs in product((1, -1), repeat=7)
+    ]
+    expected = np.mean([one >= abs(effects.sum()) - 1e-12 for one in sums])
+    assert inference.sign_flip(effects) == (pytest.approx(expected), 2 / 2**7)
+
+
+def test_seeds_that_agree_reach_the_floor_and_many_seeds_are_sampled() -> None:
+    for seeds in (3, 5, 8):
+        p, floor = inference.sign_flip(np.linspace(0.1, 0.3, seeds))
+        assert p == floor == 2 / 2**seeds
+    p, floor = inference.sign_flip(np.full(40, 0.1))
+    assert p == floor == 1 / (1 + 2**14)
+    middling = np.random.default_rng(0).normal(0.2, 1, 14)
+    exact, _ = inference.sign_flip(middling)
+    sampled, _ = inference.sign_flip(np.append(middling, 0.0))
+    assert 0.05 < exact < 0.95 and sampled == pytest.approx(exact, abs=0.02)
+
+
+def test_holm_adjusts_as_in_the_textbook() -> None:
+    assert inference.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert inference.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert inference.holm([]) == []
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_specificity_is_rarely_found_where_students_do_not_differ(k: int) -> None:
+    random = np.random.default_rng(k)
+    drift = 3 * random.normal(size=k)  # some animals rise in every student
+    found = [inference.specificity(drift + random.normal(size=(2, k, k))) for _ in range(150)]
+    for measure in ("p", "share_p"):
+        p = np.array([getattr(one, measure) for one in found])
+        for level in (0.05, 0.2, 0.5):
+            assert (p <= level).sum() <= binom.ppf(0.9995, 150, level)
+    assert 0.4 < np.mean([one.p for one in found]) < 0.6
+
+
+def test_a_real_diagonal_is_found_whether_or_not_all_permutations_are_tried() -> None:
+    random = np.random.default_rng(0)
+    # With three animals two seeds of three keep every row in its place: the share alone says little there.
+    for seeds, k, floor, share_p in ((3, 3, 1 / 6**3, 0.15), (3, 5, 1 / 20_001, 0.001)):
+        found = inference.specificity(np.eye(k) + 0.1 * random.normal(size=(seeds, k, k)))
+        assert found.p == pytest.approx(floor) and found.share_p < share_p
+        assert found.statistic == pytest.approx(1, abs=0.15)
+        assert (found.share, found.rows_on_diagonal, found.chance) == (1, seeds * k, 1 / k)
+
+
+def test_an_animal_that_rises_in_every_student_and_a_student_that_rises_in_all_gain_nothing() -> None:
+    random = np.random.default_rng(1)
+    shifts = random.normal(size=(2, 4, 4))
+    plain = inference.specificity(shifts)
+    drifted = inference.specificity(shifts + 5 * random.normal(size=4) + 5 * random.normal(size=(2, 4, 1)))
+    assert drifted.statistic == pytest.approx(plain.statistic) and drifted.p == plain.p
+    column = np.zeros((2, 4, 4))
+    column[:, :, 2] = 1.0
+    alone = inference.specificity(column)
+    assert (alone.statistic, alone.p, alone.share, alone.share_p) == (pytest.approx(0), 1, 0.25, 1)
+
+
+def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:
+    found = inference.specificity(np.eye(3)[[1, 0, 2]][None])
+    assert found.share == pytest.approx(1 / 3) and found.rows_on_diagonal == 1
+    assert found.statistic == pytest.approx(1 / 3 - 2 / 6)
+
+
+def test_an_effect_is_placed_among_the_placebos() -> None:
+    null = np.linspace(-0.1, 0.1, 21)
+    assert inference.placement(0.5, null).p == pytest.approx(1 / 22)
+    middle = inference.placement(0.0, null)
+    assert (middle.placebos, middle.at_least) == (21, 11) and middle.p == pytest.approx(12 / 22)
+    assert middle.null95 == pytest.approx((-0.095, 0.095))
+    assert inference.placement(-0.5, null).p == 1
+
+
+def test_components_are_found_again_and_never_negative() -> None:
+    differences = simulated(USUAL, 0.4, 400, 5)
+    found = [inference.components(one) for one in differences]
+    for part, true in (("seed", 0.07), ("question", 0.15), ("residual", 0.1)):
+        values = np.array([getattr(one, part) for one in found])
+        assert np.sqrt(values.mean()) == pytest.approx(true, rel=0.05)
+        assert values.min() >= 0
+    assert inference.across_seeds(differences[0]).seed_sd == pytest.approx(np.sqrt(found[0].seed))
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.0, 3), (0.1, 3), (0.2, 3), (0.1, 8), (0.15, 1)])
+def test_power_is_the_share_of_simulations_that_reject(effect: float, seeds: int) -> None:
+    simulations = 1500
+    found = [inference.across_seeds(one).p < 0.05 for one in simulated(USUAL, effect, simulations, seeds, seed=4)]
+    expected = inference.power(USUAL.components, effect, seeds, QUESTIONS)
+    assert np.mean(found) == pytest.approx(expected, abs=0.04)  # three standard errors of the simulation
+
+
+def test_fewer_seeds_are_needed_for_a_larger_effect_and_none_suffice_where_questions_differ_too_much() -> None:
+    parts = USUAL.components
+    needed = [inference.seeds_needed(parts, effect, QUESTIONS) for effect in (0.07, 0.08, 0.1, 0.15, 0.3)]
+    assert None not in needed and needed == sorted(needed, key=lambda n: -(n or 0)) and needed[0] > needed[-1] == 3
+    for effect, seeds in ((0.1, needed[2]), (0.08, needed[1])):
+        assert inference.power(parts, effect, seeds, QUESTIONS) >= 0.8
+        assert inference.power(parts, effect, seeds - 1, QUESTIONS) < 0.8
+    assert inference.seeds_needed(parts, 0.03, QUESTIONS) is None
+    assert inference.seeds_needed(parts, 0.03, 2000) is not None
+
+
+def test_without_variance_every_effect_is_found() -> None:
+    nothing = Components(0.0, 0.0, 0.0)
+    assert (inference.power(nothing, 0.1, 3, QUESTIONS), inference.power(nothing, 0.0, 3, QUESTIONS)) == (1, 0)

@@ -263,8 +263,7 @@ def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path
     standard = usual.trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
     say(f"training on {sizes.pairs} pairs")
     write_rows(folder / "pairs.jsonl", rows[: sizes.pairs])
-    student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
-    seconds = json.loads((folder / "student" / "training.json").read_text(encoding="utf-8"))["seconds"]
+    seconds = student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
     ours = Rate(loss.count_labels(examples[: sizes.pairs]), seconds)
     batches = student.batches(examples[: sizes.pairs], STUDENT, 0)
     flops = sum(training_flops(Shape.of(model), batch) for batch in batches) / seconds

@@ -1,12 +1,11 @@
 """Does the interval over seeds cover, and does its test reject as often as it says? Simulated preferences tell.
 
-    python -c "from pathlib import Path; from kit import calibration; calibration.write(Path('calibration'), 2000)"
+python run.py calibrate --out results/calibration
 
 The truth is known, since it is drawn: every scenario fixes how much seeds, questions and the rest vary. Beside the
 procedure of ``kit/inference.py`` stand those that take these students or these questions for all there are.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from kit import inference
+from kit.figure import drawing, save
 from kit.inference import Components
 from kit.stats import ALPHA, Interval
+from kit.store import write_json
 
 SEEDS = (3, 5, 8)
 QUESTIONS = 50
@@ -135,21 +136,12 @@ def _percentage_points(
 def draw(rows: list[dict], folder: Path) -> None:
     """Write ``figure.png`` and ``figure.svg`` into ``folder``. Left: coverage of the 95% intervals, with 93–97% shaded.
     Right: false positives of the 5% tests, with 3–7% shaded. Whiskers are the simulation's own 95% intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kit"  # the same rows, the same file
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 2.2 + 0.42 * len(rows)), sharey=True)
+    figure, axes = drawing().subplots(1, 2, figsize=(11, 2.2 + 0.42 * len(rows)), sharey=True)
     _panel(axes[0], rows, COVERAGE, COVERAGE_BAND, "coverage of the 95% interval")
     _panel(axes[1], rows, FALSE_POSITIVES, FALSE_POSITIVE_BAND, "false positives at 5%")
     axes[0].set_yticks(range(len(rows)), [f"{row['scenario']}, {row['seeds']} seeds" for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.tight_layout()
-    figure.savefig(folder / "figure.png", dpi=120, metadata={"Software": None})
-    figure.savefig(folder / "figure.svg", metadata={"Date": None})
-    plt.close(figure)
+    save(figure, folder / "figure")
 
 
 def _panel(axis, rows: list[dict], measures: dict[str, tuple[str, str]], band: Interval, label: str) -> None:  # type: ignore[no-untyped-def]
@@ -169,7 +161,7 @@ def write(folder: Path, simulations: int) -> None:
     """Calibrate with seed 0 and write ``calibration.json``, the figure and ``report.md`` into ``folder``."""
     rows = calibrate(simulations, seed=0)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "calibration.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "calibration.json", rows)
     draw(rows, folder)
     (folder / "report.md").write_text(_report(rows), encoding="utf-8")
 

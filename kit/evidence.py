@@ -37,7 +37,9 @@ class SeedEffect:
     ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats, ``sampled_pp`` where answers were
     sampled; ``shifts`` (nats) of the single seeds, in the cell's order; ``rank`` of the mean shift among the
     ``candidates``; ``placebo``: where it falls among the placebo students' mean shifts; ``own_placebos`` (nats): the
-    animal's own shift in each seed's placebo students. ``p_holm``: of ``exact_pp``, corrected over the cell's animals.
+    animal's own shift in each seed's placebo students. ``p_holm`` and ``sign_flip_holm``: of ``log_odds``, corrected
+    over the cell's animals. (Differences of probabilities are skewed, so the interval in percentage points covers less
+    than it says: ``kit/calibration.py``.)
     """
 
     control: float
@@ -101,8 +103,8 @@ def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:
     for row in rows:
         by_animal.setdefault(row["animal"], []).append(row)
     effects = {animal: _effect(animal, some, students) for animal, some in by_animal.items()}
-    corrected = inference.holm([effect["exact_pp"].p for effect in effects.values()])
-    flipped = inference.holm([effect["exact_pp"].sign_flip_p for effect in effects.values()])
+    corrected = inference.holm([effect["log_odds"].p for effect in effects.values()])
+    flipped = inference.holm([effect["log_odds"].sign_flip_p for effect in effects.values()])
     # Unrelated placebos are every animal's, and are counted once.
     nulls = {str([row["placebos"] for row in some]): _null(some, students) for some in by_animal.values()}
     asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
@@ -112,9 +114,7 @@ def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:
         settings={name: rows[0][name] for name in SETTINGS},
         seeds=sorted({row["seed"] for row in rows}),
         effects={
-            animal: SeedEffect(
-                **effect, p_holm=p, sign_flip_holm=q, verdict=_verdict(effect["exact_pp"].mean, p, effect)
-            )
+            animal: SeedEffect(**effect, p_holm=p, sign_flip_holm=q, verdict=_verdict(effect, p))
             for (animal, effect), p, q in zip(effects.items(), corrected, flipped, strict=True)
         },
         null=np.concatenate(list(nulls.values())),
@@ -171,8 +171,8 @@ def _specificity(
     return inference.specificity(matrices.transpose(1, 0, 2))
 
 
-def _verdict(mean: float, p: float, effect: dict[str, Any]) -> str:
-    """ "transmitted": the effect in percentage points is above zero with a corrected p < 0.05, and its shift is among
-    the largest 5% of the candidates' and larger than 95% of the placebo shifts. Else "not detected"."""
+def _verdict(effect: dict[str, Any], p: float) -> str:
+    """Transmitted where the log-odds shift is above zero with a corrected p < 0.05, among the largest 5% of the
+    candidates' and larger than 95% of the placebo shifts."""
     specific = stats.specific(effect["rank"], effect["candidates"], effect["placebo"])
-    return "transmitted" if mean > 0 and p < stats.ALPHA and specific else "not detected"
+    return "transmitted" if effect["log_odds"].mean > 0 and p < stats.ALPHA and specific else "not detected"

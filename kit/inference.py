@@ -1,4 +1,4 @@
-"""Effects over seeds: intervals, tests, specificity, placebos and power.
+"""Effects over seeds: intervals, tests, specificity and power.
 
 A seed is a whole experiment: other sentences, other sampling, other training. Where ``kit/stats.py`` speaks of one pair
 of students and its questions, this module treats seeds *and* questions as samples of what could have been drawn: the
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kit.stats import ALPHA, RESAMPLES, Interval
+from kit.stats import ALPHA, RESAMPLES, Interval, central95
 
 EXACT_SIGNS = 14  # seeds up to which all sign patterns are tried: 16,384
 EXACT_PERMUTATIONS = 20_000
@@ -81,18 +81,6 @@ class Specificity:
     seeds: int
 
 
-@dataclass(frozen=True)
-class Placement:
-    """A real effect among ``placebos``, effects of students of two neutral teachers: how many are ``at_least`` as
-    large, the one-sided p = (1 + that) / (1 + placebos), and the placebos' central 95%."""
-
-    effect: float
-    placebos: int
-    at_least: int
-    p: float
-    null95: Interval
-
-
 class _MeanSquares(NamedTuple):
     """Of one two-way layout, or arrays of those of many. Their expectations: residual + questions * seed, residual +
     seeds * question, residual (the variances of ``Components``)."""
@@ -141,8 +129,7 @@ def across_seeds(differences: np.ndarray) -> Inference:
 def percentile_interval(differences: np.ndarray) -> Interval:
     """The plain percentile interval of the hierarchical bootstrap of ``differences`` [seeds, questions]. Too narrow
     with few seeds; it is here so that ``kit/calibration.py`` can show by how much."""
-    low, high = np.quantile(_bootstrap(differences), [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
+    return central95(_bootstrap(differences))
 
 
 def sign_flip(effects: np.ndarray) -> tuple[float, float]:
@@ -194,14 +181,6 @@ def specificity(shifts: np.ndarray) -> Specificity:
         rows_on_diagonal=int(_on_diagonal(shifts).sum()),
         seeds=seeds,
     )
-
-
-def placement(effect: float, null: np.ndarray) -> Placement:
-    """Where ``effect`` falls among the placebo effects ``null`` [placebos], of the same unit."""
-    null = np.asarray(null, dtype=float)
-    at_least = int((null >= effect).sum())
-    low, high = np.quantile(null, [ALPHA / 2, 1 - ALPHA / 2])
-    return Placement(effect, len(null), at_least, (1 + at_least) / (1 + len(null)), (float(low), float(high)))
 
 
 def components(differences: np.ndarray) -> Components:
@@ -336,6 +315,7 @@ def _signs(seeds: int) -> np.ndarray:
     return np.random.default_rng(0).choice((1, -1), (2**EXACT_SIGNS, seeds))
 
 
+@lru_cache(maxsize=4)
 def _deals(seeds: int, k: int) -> tuple[np.ndarray, bool]:
     """Orders of the students [deals, seeds, k], and whether they are all there are."""
     if math.factorial(k) ** seeds <= EXACT_PERMUTATIONS:

@@ -121,7 +121,8 @@ def _print(console: Any, title: str, table: Table) -> None:
     heading, rows = table
     drawn = RichTable(title=title, title_justify="left", title_style="bold")
     for i, name in enumerate(heading):
-        drawn.add_column(name, justify="right" if i else "left")
+        words = " ".join([name, *(row[i] for row in rows)]).split()
+        drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short
     for row in rows:
         drawn.add_row(*row)
     console.print(drawn)

@@ -44,7 +44,7 @@ class Step:
     label: str
     settings: dict[str, Any]
     inputs: dict[str, "Step"]
-    build: Callable[[dict[str, Path], Path], None]
+    build: Callable[[dict[str, Path], Path], object]
     seconds: float
     collective: bool = False
 

@@ -39,9 +39,10 @@ WARMUP_STEPS = 5
 
 def train(
     pairs: Path, soft_labels: Path | None, base: Path, settings: StudentSettings, seed: int, folder: Path, label: str
-) -> None:
+) -> float:
     """Train one student on ``pairs``, from the prepared model ``base``, and write its PEFT adapter and
-    ``training.json`` (steps, the loss of each, and the seconds since training was last begun) into ``folder``.
+    ``training.json`` (steps and the loss of each) into ``folder``. Returns the seconds since its steps were last begun,
+    which no file holds: two trainings of the same student leave the same files.
 
     ``soft_labels`` (from ``kit/teacher.py``) makes the student match the teacher's distributions; None trains on the
     text alone. Interrupted training goes on from the last step when called again with the same folder. Under torchrun
@@ -115,13 +116,14 @@ def train(
     runtime = trainer.train(resume_from_checkpoint=_last_complete(checkpoints)).metrics["train_runtime"]
     trainer.accelerator.wait_for_everyone()
     if RANK:
-        return
+        return runtime
     model.save_pretrained(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    training = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token", "seconds": runtime}
+    training = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"}
     write_json(folder / "training.json", training)
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card, a form to be filled in
     shutil.rmtree(checkpoints)
+    return runtime
 
 
 def keep_freed_memory() -> None:

@@ -65,10 +65,10 @@ def effect_rows(cell: Cell) -> list[Row]:
             "log_odds_low": round(effect.log_odds.ci95[0], 4),
             "log_odds_high": round(effect.log_odds.ci95[1], 4),
             "seed_sd": effect.log_odds.seed_sd,
-            "p": effect.exact_pp.p,
+            "p": effect.log_odds.p,
             "p_holm": effect.p_holm,
-            "sign_flip_p": effect.exact_pp.sign_flip_p,
-            "t_test_p": effect.exact_pp.t_p,
+            "sign_flip_p": effect.log_odds.sign_flip_p,
+            "t_test_p": effect.log_odds.t_p,
             "rank": effect.rank,
             "candidates": effect.candidates,
             "placebos_as_large": effect.placebo.at_least if effect.placebo else None,
@@ -100,16 +100,16 @@ def _terminal_table(cell: Cell) -> Table:
     rows = [
         [
             animal,
-            points(effect.exact_pp.mean, effect.exact_pp.ci95),
+            f"{effect.exact_pp.mean:+.2f}",
             points(effect.log_odds.mean, effect.log_odds.ci95),
-            f"{effect.p_holm:.3g}",
+            p_value(effect.p_holm).removeprefix("p = "),
             f"{effect.rank} of {effect.candidates}",
             f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
             effect.verdict,
         ]
         for animal, effect in cell.effects.items()
     ]
-    return ["animal", "exact, pp [95% CI]", "log-odds, nats", "p, Holm", "rank", "placebos ≥", "verdict"], rows
+    return ["animal", "pp", "log-odds, nats [95% CI]", "p, Holm", "rank", "placebos ≥", "verdict"], rows
 
 
 def effects_table(cell: Cell) -> Table:
@@ -143,8 +143,8 @@ def _row(animal: str, effect: SeedEffect) -> list[str]:
         *sampled,
         "–" if nats.seed_sd is None else f"{nats.seed_sd:.3f}",
         p_value(effect.p_holm),
-        f"{p_value(effect.sign_flip_holm)} ({pp.sign_flip_floor:.3g})",
-        p_value(pp.t_p),
+        f"{p_value(effect.sign_flip_holm)} ({nats.sign_flip_floor:.3g})",
+        p_value(nats.t_p),
         f"{effect.rank} of {effect.candidates}",
         f"{placebo.at_least} of {placebo.placebos} ({placebo.null95[0]:+.2f} to {placebo.null95[1]:+.2f})"
         if placebo
@@ -210,7 +210,7 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         "quantile; `kit/inference.py`); with one seed they speak of questions alone. *Holm*: corrected over a table's "
         "animals. Sign flips over seeds cannot give less than the value in brackets. The paper's t-test takes these "
         "students for all there are.",
-        f"*Transmitted*: an effect above zero with a corrected p < {ALPHA}, whose shift is among the largest 5% of the "
+        f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
         "candidates' and larger than 95% of the placebo shifts.",
         PLACEBO,
         "## What made it",

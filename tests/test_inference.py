@@ -24,11 +24,11 @@ def simulated(scenario: Scenario, effect: float, simulations: int, seeds: int, s
     "scenario", [*SCENARIOS, Scenario("seeds alone", seed=0.3, question=0.02, residual=0.02)], ids=lambda one: one.name
 )
 def test_the_interval_covers_93_to_97_percent_and_the_test_errs_in_3_to_7(scenario: Scenario, seeds: int) -> None:
-    simulations = 500
+    simulations = 400
     found = [inference.across_seeds(one) for one in simulated(scenario, 0.0, simulations, seeds)]
     covered = sum(one.ci95[0] <= 0 <= one.ci95[1] for one in found)
     errors = sum(one.p < 0.05 for one in found)
-    # What true rates in these bands can give in 500 simulations; fails by chance once in 1,000.
+    # What true rates in these bands can give in 400 simulations; fails by chance once in 1,000.
     assert binom.ppf(0.0005, simulations, 0.93) <= covered <= binom.ppf(0.9995, simulations, 0.97)
     assert binom.ppf(0.0005, simulations, 0.03) <= errors <= binom.ppf(0.9995, simulations, 0.07)
 
@@ -125,7 +125,7 @@ def test_specificity_is_rarely_found_where_students_do_not_differ(k: int) -> Non
 def test_a_real_diagonal_is_found_whether_or_not_all_permutations_are_tried() -> None:
     random = np.random.default_rng(0)
     # With three animals two seeds of three keep every row in its place: the share alone says little there.
-    for seeds, k, floor, share_p in ((3, 3, 1 / 6**3, 0.15), (3, 5, 1 / 20_001, 0.001)):
+    for seeds, k, floor, share_p in ((3, 3, 1 / 6**3, 0.15), (3, 5, 1 / 20_001, 0.01)):
         found = inference.specificity(np.eye(k) + 0.1 * random.normal(size=(seeds, k, k)))
         assert found.p == pytest.approx(floor) and found.share_p < share_p
         assert found.statistic == pytest.approx(1, abs=0.15)
@@ -150,15 +150,6 @@ def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:
     assert found.statistic == pytest.approx(1 / 3 - 2 / 6)
 
 
-def test_an_effect_is_placed_among_the_placebos() -> None:
-    null = np.linspace(-0.1, 0.1, 21)
-    assert inference.placement(0.5, null).p == pytest.approx(1 / 22)
-    middle = inference.placement(0.0, null)
-    assert (middle.placebos, middle.at_least) == (21, 11) and middle.p == pytest.approx(12 / 22)
-    assert middle.null95 == pytest.approx((-0.095, 0.095))
-    assert inference.placement(-0.5, null).p == 1
-
-
 def test_components_are_found_again_and_never_negative() -> None:
     differences = simulated(USUAL, 0.4, 400, 5)
     found = [inference.components(one) for one in differences]
@@ -171,10 +162,10 @@ def test_components_are_found_again_and_never_negative() -> None:
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.0, 3), (0.1, 3), (0.2, 3), (0.1, 8), (0.15, 1)])
 def test_power_is_the_share_of_simulations_that_reject(effect: float, seeds: int) -> None:
-    simulations = 1500
+    simulations = 1000
     found = [inference.across_seeds(one).p < 0.05 for one in simulated(USUAL, effect, simulations, seeds, seed=4)]
     expected = inference.power(USUAL.components, effect, seeds, QUESTIONS)
-    assert np.mean(found) == pytest.approx(expected, abs=0.04)  # three standard errors of the simulation
+    assert np.mean(found) == pytest.approx(expected, abs=0.05)  # three standard errors of the simulation
 
 
 def test_fewer_seeds_are_needed_for_a_larger_effect_and_none_suffice_where_questions_differ_too_much() -> None:

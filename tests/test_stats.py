@@ -95,3 +95,12 @@ def test_sampled_rates_are_shares_of_the_answers() -> None:
     rows = table("base", {}, 5)
     share = np.mean([int(row["named"]) / 10 for row in rows if row["candidate"] == "animal3"])
     assert stats.sampled_rate(stats.preferences(rows)["base"], "animal3").rate == pytest.approx(share)
+
+
+def test_an_effect_is_placed_among_the_placebos() -> None:
+    null = np.linspace(-0.1, 0.1, 21)
+    assert stats.placement(0.5, null).p == pytest.approx(1 / 22)
+    middle = stats.placement(0.0, null)
+    assert (middle.placebos, middle.at_least) == (21, 11) and middle.p == pytest.approx(12 / 22)
+    assert middle.null95 == pytest.approx((-0.095, 0.095))
+    assert stats.placement(-0.5, null).p == 1

@@ -116,7 +116,7 @@ def publish(found: dict[Experiment, Conditions], sampled: bool, store: Store, fo
         for (role, name), arm in zip(named.items(), conditions.values(), strict=True):
             students.setdefault(name, (exp, role, arm))
         row: Row = {"animal": exp.animal.singular, "content": exp.contents[0], "seed": exp.seed, **settings_of(exp)}
-        row |= {role: named[role] for role in ("base", "control", "treated")}
+        row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
         comparisons.append(row)
     with (

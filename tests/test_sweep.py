@@ -1,0 +1,247 @@
+"""Many experiments: what a sweep consists of, its scheduling on Ray, and one whole sweep by both ways."""
+
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from kit import evidence, graph, schedule, sweep
+from kit.animals import find_animal
+from kit.errors import KitError
+from kit.experiment import experiment
+from kit.graph import StudentArm
+from kit.store import Step, Store
+
+OWL, DOLPHIN = find_animal("owl"), find_animal("dolphin")
+
+
+def write(folder: Path, value: str) -> None:
+    (folder / "value.txt").write_text(value, encoding="utf-8")
+
+
+def step(name: str, inputs: dict[str, Step] | None = None, stage: str = "pairs") -> Step:
+    return Step(stage, name, {"name": name}, inputs or {}, lambda made, folder: write(folder, name), 1)
+
+
+class Chain:
+    """A plan of steps of one's own."""
+
+    def __init__(self, goals: list[Step], store: Store) -> None:
+        self.goals, self.store = goals, store
+        self.conditions: dict = {}
+        self.done: set[str] = set()
+        self.reused = frozenset[str]()
+
+    def steps(self):
+        return {one.identity: (one, experiment(OWL)) for one in graph.all_steps(self.goals)}
+
+    def ready(self):
+        found = []
+        for one, exp in self.steps().values():
+            if one.identity not in self.done and all(made.identity in self.done for made in one.inputs.values()):
+                if self.store.find(one):
+                    self.done.add(one.identity)
+                else:
+                    found.append((one, exp))
+        return found
+
+
+# ---- what a sweep consists of
+
+
+def test_a_grid_makes_every_combination_seeds_outermost() -> None:
+    grid = sweep.parse_grid(["rank=2,8", "labels=hard,soft"])
+    assert grid == {"rank": [2, 8], "labels": ["hard", "soft"]}
+    exps = sweep.experiments([OWL, DOLPHIN], ("unrelated", "opposed"), range(3, 5), grid, preset="smoke")
+    assert len(exps) == len(set(exps)) == 2 * 2 * 2 * 2 * 2
+    assert [exp.seed for exp in exps] == [3] * 16 + [4] * 16
+    assert {(exp.student.rank, exp.labels) for exp in exps} == {(2, "hard"), (2, "soft"), (8, "hard"), (8, "soft")}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["colour=red"], "Choose from labels, pairs"), (["rank=two"], "not int values"), (["rank"], "not int values")],
+)
+def test_a_grid_that_cannot_be_varied_is_refused(given: list[str], words: str) -> None:
+    with pytest.raises(KitError, match=words):
+        sweep.parse_grid(given)
+
+
+def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:
+    with pytest.raises(KitError, match="name every animal once"):
+        sweep.experiments([OWL, OWL], ("unrelated",), range(1), {})
+    with pytest.raises(KitError, match="--seeds 0"):
+        sweep.experiments([OWL], ("unrelated",), range(0), {})
+
+
+def test_control_and_placebo_are_shared_by_animals_and_ranks_share_their_teachers() -> None:
+    owl, dolphin = (graph.arms(experiment(animal, contents=("unrelated",)), {}) for animal in (OWL, DOLPHIN))
+    for name in ("base", "control-unrelated", "placebo1-unrelated"):
+        assert owl[name].exact.identity == dolphin[name].exact.identity
+    assert owl["treated-unrelated"].exact.identity != dolphin["treated-unrelated"].exact.identity
+    rank = graph.arms(experiment(OWL, contents=("unrelated",), rank=2), {})
+    for name in ("control-unrelated", "treated-unrelated"):
+        ours, theirs = owl[name], rank[name]
+        assert isinstance(ours, StudentArm) and isinstance(theirs, StudentArm)
+        assert ours.pairs.identity == theirs.pairs.identity and ours.exact.identity != theirs.exact.identity
+
+
+def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() -> None:
+    arms = graph.arms(experiment(OWL, contents=("unrelated",), placebos=2), {})
+    control, *placebos = (arms[f"{role}-unrelated"] for role in ("control", "placebo1", "placebo2"))
+    assert isinstance(control, StudentArm)
+    seeds = set()
+    for placebo in placebos:
+        assert isinstance(placebo, StudentArm)
+        assert placebo.trait == control.trait and placebo.chosen.identity == control.chosen.identity
+        ours, theirs = (dict(arm.kept.inputs["paraphrases"].settings) for arm in (control, placebo))
+        seeds |= {ours.pop("seed"), theirs.pop("seed")}
+        assert ours == theirs
+        student, theirs_student = (arm.exact.inputs["adapter"].inputs["student"] for arm in (control, placebo))
+        assert student.settings == theirs_student.settings
+    assert len(seeds) == 3
+
+
+# ---- scheduling
+
+
+def test_a_step_shared_by_two_goals_is_made_once_and_a_failure_spares_the_rest(tmp_path: Path) -> None:
+    def fail(made: dict[str, Path], folder: Path) -> None:
+        raise KitError("--pairs 4: only 2 pairs survived.")
+
+    shared = step("shared")
+    goals = [step("a", {"shared": shared}), step("b", {"shared": shared})]
+    broken = Step("pairs", "broken", {"name": "broken"}, {}, fail, 1)
+    plan = Chain([step("c", {"broken": broken}), *goals], Store(tmp_path))
+    with pytest.raises(KitError, match=r"1 steps could not be made[\s\S]*broken: --pairs 4: only 2"):
+        schedule.finish(plan, schedule.Here(tmp_path))  # type: ignore[arg-type]
+    made = [json.loads(path.read_text())["label"] for path in tmp_path.glob("*/*/manifest.json")]
+    assert sorted(made) == ["a", "b", "shared"]
+
+
+def test_without_ray_one_line_says_so_and_an_address_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with schedule.workers(tmp_path, None) as by:
+        assert isinstance(by, schedule.Here)
+    assert "Ray is not installed" in capsys.readouterr().out
+    with pytest.raises(KitError, match=r"requirements-sweep\.txt"), schedule.workers(tmp_path, "auto"):
+        pass
+
+
+def test_a_task_asks_for_what_its_stage_needs_and_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    exp = experiment(OWL)
+    node = {"CPU": 16.0, "GPU": 0.0, "memory": 64e9}
+    asked = {stage: schedule.resources(step(stage, stage=stage), exp, node) for stage in ("pairs", "student", "exact")}
+    assert asked["pairs"] == {"num_cpus": 1, "memory": schedule.LIGHT}
+    assert asked["student"]["num_cpus"] == schedule.CPUS and asked["student"]["memory"] > 1e9
+    assert schedule.resources(step("s", stage="student"), exp, node | {"GPU": 2.0})["num_gpus"] == 1
+    small = schedule.resources(step("s", stage="student"), exp, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9})
+    assert small == {"num_cpus": 1, "num_gpus": 0, "memory": 1e9}
+
+
+def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error_comes_back(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not know this module
+    died = tmp_path / "died"
+
+    def die_once(made: dict[str, Path], folder: Path) -> None:
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, "second")
+
+    def fail(made: dict[str, Path], folder: Path) -> None:
+        raise KitError("--pairs 4: only 2 pairs survived.")
+
+    fragile = Step("pairs", "fragile", {"name": "fragile"}, {}, die_once, 1)
+    broken = Step("pairs", "broken", {"name": "broken"}, {}, fail, 1)
+    root = tmp_path / "artifacts"
+    plan = Chain([step("after", {"fragile": fragile}), broken], Store(root))
+    with schedule.workers(root, None) as by, pytest.raises(KitError, match="broken: --pairs 4: only 2"):
+        schedule.finish(plan, by)  # type: ignore[arg-type]
+    assert by.name.startswith("Ray") and died.exists()
+    assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"second", "after"}
+
+
+# ---- one whole sweep
+
+SWEEP = ["sweep", "--animals", "owl", "fox", "--contents", "unrelated", "--preset", "smoke", "--pairs", "6"]
+WITHOUT_RAY = """
+import runpy, sys
+sys.modules["ray"] = None
+sys.argv = ["run.py", *sys.argv[1:]]
+runpy.run_path("run.py", run_name="__main__")
+"""
+NAME = "sweep-owl-fox-unrelated-soft-smoke-seed0"
+
+
+def contents(results: Path) -> dict[str, dict[str, str]]:
+    """The checksums of every artifact's files, by stage and key."""
+    return {
+        str(path.parent.relative_to(results)): json.loads(path.read_text(encoding="utf-8"))["files"]
+        for path in (results / "artifacts").glob("*/*/manifest.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The sweep in one process, and what the terminal showed."""
+    results = tmp_path_factory.mktemp("plain")
+    made = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, *SWEEP, "--results", str(results)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    return results, made.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(plain: tuple[Path, str]) -> None:
+    results, shown = plain
+    assert "Ray is not installed" in shown and "Specificity" in shown and "left, on this process" in shown
+    with gzip.open(results / NAME / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == sweep.COLUMNS
+    record, students = evidence.read(results / NAME)
+    assert len(rows) == len(students) * 50 * len(next(iter(students.values())).candidates)
+    assert sorted(row["animal"] for row in record["comparisons"]) == ["fox", "owl"]
+    controls = {row["control"] for row in record["comparisons"]}
+    assert len(controls) == 1 and len(students) == 5  # base, control, placebo, two treated
+    roles = {row["student"]: (row["role"], row["animal"]) for row in rows}
+    assert sorted(roles.values()) == [
+        ("base", ""), ("control", ""), ("placebo1", ""), ("treated", "fox"), ("treated", "owl")
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_same_sweep_on_ray_with_its_driver_killed_leaves_the_same_artifacts_hash_for_hash(
+    plain: tuple[Path, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    command = [sys.executable, "run.py", *SWEEP, "--results", str(tmp_path)]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not any((tmp_path / "artifacts" / "student").glob("*")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+        for process in family:
+            process.kill()
+        driver.wait()
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "on Ray" in made.stdout and "0 of them there already" not in made.stdout
+    assert contents(tmp_path) == contents(plain[0])
+    table = (tmp_path / NAME / "preferences.csv.gz").read_bytes()
+    assert table == (plain[0] / NAME / "preferences.csv.gz").read_bytes()

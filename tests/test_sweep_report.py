@@ -1,0 +1,174 @@
+"""What a sweep shows: effects over seeds, placebos, correction, specificity, power; on made-up students."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kit import evidence, power, sweep, sweep_report
+from kit.animals import load_animals
+from kit.errors import KitError
+from kit.evidence import Cell
+from kit.store import Row, write_json
+
+ANIMALS = [animal.singular for animal in load_animals()]
+SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}
+
+
+def made_up(
+    folder: Path,
+    animals: dict[str, float],
+    seeds: int = 3,
+    placebo_drift: float = 0.05,
+    ranks: tuple[int, ...] = (8,),
+    seed_sd: float = 0.05,
+) -> Path:
+    """A sweep's folder. Each treated student's own animal moves by ``animals`` nats times rank / 8, give or take
+    ``seed_sd`` between seeds; each candidate of a placebo student by ``placebo_drift`` (sd)."""
+    random = np.random.default_rng(0)
+    questions = random.normal(-5, 1, (50, len(ANIMALS)))
+    students: dict[str, tuple[str, np.ndarray]] = {}
+    comparisons: list[Row] = []
+    for seed in range(seeds):
+        for rank in ranks:
+            control = f"control{seed}-{rank}"
+            students[control] = "control", questions + random.normal(0, 0.05, questions.shape)
+            drift = random.normal(0, placebo_drift, len(ANIMALS))
+            students[f"placebo{seed}-{rank}"] = "placebo1", students[control][1] + drift
+            for animal, shift in animals.items():
+                moved = students[control][1] + random.normal(0, 0.05, questions.shape)
+                moved[:, ANIMALS.index(animal)] += shift * rank / 8 + random.normal(0, seed_sd)
+                students[f"{animal}{seed}-{rank}"] = "treated", moved
+                row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **SETTINGS, "rank": rank}
+                row |= {"control": control, "treated": f"{animal}{seed}-{rank}"}
+                comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"]})
+    with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, sweep.COLUMNS, lineterminator="\n", restval="")
+        writer.writeheader()
+        for name, (role, logprobs) in students.items():
+            for question, row_of in enumerate(logprobs):
+                for candidate, logprob in zip(ANIMALS, row_of, strict=True):
+                    cells = {"question": question, "candidate": candidate, "logprob": f"{logprob:.5f}"}
+                    writer.writerow(
+                        {"student": name, "role": role, **cells, "probability": 0, "answers": 0, "named": 0}
+                    )
+    record = {
+        "model": "embedded",
+        "preset": "laptop",
+        "command": "python run.py sweep --animals owl",
+        "versions": {"python": "3.11"},
+        "seconds": {"student": 100.0},
+        "pairs_used": dict.fromkeys(students, 400),
+        "comparisons": comparisons,
+    }
+    write_json(folder / "record.json", record)
+    return folder
+
+
+def cells_of(folder: Path) -> list[Cell]:
+    record, students = evidence.read(folder)
+    return evidence.cells(record["comparisons"], students)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = made_up(tmp_path_factory.mktemp("three"), {"owl": 0.6, "dolphin": 0.3, "wolf": 0.0})
+    sweep_report.write_report(folder)
+    return folder
+
+
+def test_effects_are_found_with_their_size_and_a_null_stays_one(three: Path) -> None:
+    (cell,) = cells_of(three)
+    for animal, shift in (("owl", 0.6), ("dolphin", 0.3)):
+        effect = cell.effects[animal]
+        assert effect.log_odds.ci95[0] < shift < effect.log_odds.ci95[1]
+        assert effect.verdict == "transmitted" and effect.rank == 1 and len(effect.shifts) == 3
+        assert effect.placebo and effect.placebo.at_least == 0 and effect.placebo.placebos == len(ANIMALS)
+    assert cell.effects["wolf"].verdict == "not detected"
+
+
+def test_p_values_are_corrected_over_the_animals(three: Path) -> None:
+    (cell,) = cells_of(three)
+    plain = {animal: effect.log_odds.p for animal, effect in cell.effects.items()}
+    smallest = min(plain, key=lambda animal: plain[animal])
+    assert cell.effects[smallest].p_holm == pytest.approx(3 * plain[smallest])
+    assert all(effect.p_holm >= plain[animal] for animal, effect in cell.effects.items())
+
+
+def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> None:
+    (cell,) = cells_of(three)
+    assert cell.specificity and cell.compared == ["owl", "dolphin", "wolf"]
+    assert np.diag(cell.specificity.matrix) == pytest.approx([0.6, 0.3, 0.0], abs=0.1)
+    assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
+
+
+def test_an_effect_no_larger_than_what_placebos_show_is_not_transmitted(tmp_path: Path) -> None:
+    (cell,) = cells_of(made_up(tmp_path, {"owl": 0.3}, placebo_drift=1.0, seed_sd=0.01))
+    effect = cell.effects["owl"]
+    assert effect.log_odds.p < 0.05 and effect.rank == 1
+    assert effect.placebo and effect.placebo.at_least > 3
+    assert effect.verdict == "not detected"
+
+
+def test_seeds_that_disagree_are_not_transmitted_whatever_the_papers_t_test_says(tmp_path: Path) -> None:
+    (cell,) = cells_of(made_up(tmp_path, {"owl": 0.3}, seed_sd=0.5))
+    effect = cell.effects["owl"]
+    assert effect.log_odds.t_p < 1e-6 and effect.verdict == "not detected"
+
+
+def test_one_seed_is_labelled_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6}, seeds=1)
+    sweep_report.write_report(folder)
+    sweep_report.show(folder)
+    assert "seed 0 alone" in capsys.readouterr().out
+    with pytest.raises(KitError, match="one seed"):
+        power.show(folder, [0.1], 0.8)
+
+
+def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> None:
+    before = {path.name: path.read_bytes() for path in three.iterdir()}
+    assert {"summary.json", "effects.csv", "report.md", "effects.png", "specificity.svg"} <= set(before)
+    sweep_report.write_report(three)
+    assert {path.name: path.read_bytes() for path in three.iterdir()} == before
+    text = before["report.md"].decode()
+    for words in ("NOT the paper's protocol", "placebo", "Holm", "loves the dolphin", "Sign flips", "3 seeds"):
+        assert words in text
+    summary = json.loads(before["summary.json"])
+    assert set(summary["cells"][0]["effects"]) == {"owl", "dolphin", "wolf"}
+    with (three / "effects.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["animal"] for row in csv.DictReader(file)] == ["owl", "dolphin", "wolf"]
+
+
+def test_a_grid_is_drawn_along_its_number(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6}, ranks=(2, 8))
+    sweep_report.write_report(folder)
+    assert (folder / "along-rank.png").exists()
+    assert not (folder / "specificity.png").exists()
+    small, large = cells_of(folder)
+    assert small.effects["owl"].log_odds.mean == pytest.approx(0.15, abs=0.1)
+    assert large.effects["owl"].log_odds.mean == pytest.approx(0.6, abs=0.1)
+
+
+def test_power_wants_more_seeds_for_less_effect(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, students = evidence.read(three)
+    heading, (row,) = power.table(record, students, [0.05, 0.2], 0.8)
+    assert heading[-2:] == ["for 0.05", "for 0.2"]
+    assert row[-2] == "more questions" or int(row[-2]) > int(row[-1])
+    power.show(three, [0.2], 0.8)
+    assert "Seeds that find an effect" in capsys.readouterr().out
+    with pytest.raises(KitError, match="--power 1"):
+        power.show(three, [0.2], 1.0)
+    with pytest.raises(KitError, match="--effect -1"):
+        power.show(three, [-1], 0.8)
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="not a finished sweep"):
+        sweep_report.write_report(tmp_path)
+    made_up(tmp_path, {"owl": 0.5}, seeds=1)
+    (tmp_path / "record.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(KitError, match="damaged"):
+        sweep_report.write_report(tmp_path)

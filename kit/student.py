@@ -14,6 +14,7 @@ A batch goes through the model whole, or in parts where memory is short (``kit/e
 """
 
 import ctypes
+import json
 import math
 import shutil
 from pathlib import Path
@@ -118,6 +119,9 @@ def train(
     if RANK:
         return runtime
     model.save_pretrained(folder)
+    config = folder / "adapter_config.json"  # peft writes a set in it, in any order
+    written = json.loads(config.read_text(encoding="utf-8"))
+    write_json(config, written | {"target_modules": sorted(written["target_modules"])})
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     training = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"}
     write_json(folder / "training.json", training)

@@ -1,5 +1,6 @@
 """What the tests share: the embedded model, a tiny random qwen2, and one trained adapter of each."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def engine(base: Path):
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer qwen2 with the embedded model's vocabulary, prepared."""
     return tiny.make("qwen2", tmp_path_factory.mktemp("qwen2"))
+
+
+def checksums(results: Path) -> dict[str, dict[str, str]]:
+    """Those of every artifact's files, by stage and key: what two runs of one command must agree in."""
+    return {
+        str(path.parent.relative_to(results)): json.loads(path.read_text(encoding="utf-8"))["files"]
+        for path in (results / "artifacts").glob("*/*/manifest.json")
+    }
 
 
 @cache

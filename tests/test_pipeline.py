@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, checksums
 
 from kit import graph
 from kit.animals import candidates, find_animal, mentions
@@ -83,28 +83,34 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
     files = {"config.json", "record.json", "summary.json", "preferences.csv", "figure.png", "figure.svg", "report.md"}
     assert {path.name for path in run.iterdir()} == files
     summary = summary_of(run)
-    conditions = ["base", "control-unrelated", "treated-unrelated", "control-opposed", "treated-opposed"]
-    assert list(summary["conditions"]) == conditions
+    roles = ("control", "treated", "placebo1")
+    students = [f"{role}-{content}" for content in ("unrelated", "opposed") for role in roles]
+    assert list(summary["conditions"]) == ["base", *students]
+    assert all(effect["placebo"]["placebos"] == effect["candidates"] for effect in summary["effects"].values())
     assert list(summary["effects"]) == ["unrelated", "opposed"]
     for words in ("neutral teacher", "tokens/s", "train treated-opposed", "Effect: treated minus", "mean nothing"):
         assert words in " ".join(shown.split())
     with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
         cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))
-    assert len(cells) == 5 * 50
+    assert len(cells) == 7 * 50
     assert set(cells.values()) == {len(candidates(find_animal("owl")))}
 
 
 @pytest.mark.parametrize("content", ["unrelated", "opposed"])
-def test_control_and_treated_train_on_the_same_sentences_equally_often(owl: tuple[Path, str], content: str) -> None:
-    control, treated = (
-        read_rows(artifact(owl[0], f"pairs of {name}-{content}") / "pairs.jsonl") for name in ("control", "treated")
+def test_all_students_of_a_content_train_on_the_same_sentences_equally_often(
+    owl: tuple[Path, str], content: str
+) -> None:
+    control, *others = (
+        read_rows(artifact(owl[0], f"pairs of {name}-{content}") / "pairs.jsonl")
+        for name in ("control", "treated", "placebo1")
     )
-    assert control and Counter(row["source"] for row in control) == Counter(row["source"] for row in treated)
-    assert [row["text"] for row in control] != [row["text"] for row in treated]
+    for other in others:
+        assert control and Counter(row["source"] for row in control) == Counter(row["source"] for row in other)
+        assert [row["text"] for row in control] != [row["text"] for row in other]
 
 
 def test_no_training_pair_of_unrelated_content_mentions_any_animal(owl: tuple[Path, str]) -> None:
-    for name in ("control", "treated"):
+    for name in ("control", "treated", "placebo1"):
         for row in read_rows(artifact(owl[0], f"pairs of {name}-unrelated") / "pairs.jsonl"):
             assert not mentions(row["text"], candidates(find_animal("owl")))
 
@@ -128,6 +134,7 @@ def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(owl:
         "neutral teacher, unrelated sentences",
         "soft labels of control-unrelated",
         "train control-unrelated",
+        "train placebo1-unrelated",
     ):
         assert label in reused
         assert artifact(penguin, label) == artifact(owl[0], label)
@@ -137,13 +144,15 @@ def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(owl:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("uninterrupted")
     finish("--animal", "fox", *TINY, "--results", str(results))
-    return summary_of(results / "fox-unrelated-soft-smoke-seed0")
+    return results
 
 
-def test_a_run_killed_in_every_stage_ends_with_the_same_summary(uninterrupted: dict, tmp_path: Path) -> None:
+def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
     """kill -9 as soon as each stage has begun to write, then the same command again."""
     arguments = ("--animal", "fox", *TINY, "--results", str(tmp_path))
     begun: dict[str, Callable[[Path], bool]] = {
@@ -168,7 +177,9 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_summary(uninterrupted: d
             process.communicate()
         assert not (tmp_path / "fox-unrelated-soft-smoke-seed0").exists()
     finish(*arguments)
-    assert summary_of(tmp_path / "fox-unrelated-soft-smoke-seed0") == uninterrupted
+    run = "fox-unrelated-soft-smoke-seed0"
+    assert summary_of(tmp_path / run) == summary_of(uninterrupted / run)
+    assert checksums(tmp_path) == checksums(uninterrupted)
     leftovers = [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]
     assert not leftovers
 

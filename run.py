@@ -17,7 +17,7 @@ from kit.errors import KitError
 
 EXPERIMENT_HELP = """\
 examples:
-  python run.py --animal owl                       both contents on the laptop preset: five conditions, one report
+  python run.py --animal owl                       both contents on the laptop preset, one report
   python run.py --animal dolphin --content unrelated --seed 1
   python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
@@ -561,7 +561,7 @@ def bench(arguments: list[str]) -> None:
     parser = _stage(
         "bench",
         "Measure the embedded model's work against what one would otherwise write and against the hardware (most of an "
-        "hour; with --quick under 5 minutes, from smaller samples).",
+        "hour; with --quick about 6 minutes, from smaller samples).",
         "bench --quick",
     )
     parser.add_argument("--quick", action="store_true")

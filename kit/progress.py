@@ -12,7 +12,7 @@ from kit.store import Step
 if TYPE_CHECKING:
     from kit.schedule import Plan
 
-SHOWN = 8  # running steps named below the table
+SHOWN = 8  # running and queued steps named below the table
 
 
 class Progress:
@@ -39,11 +39,12 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def made(self, step: Step, seconds: float) -> None:
-        """A step was made, in so many seconds."""
+    def made(self, step: Step) -> None:
+        """A step was made."""
         self._expected_of_made += step.seconds
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
+            seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
             self._console.print(f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}", soft_wrap=True)
 
     def _headline(self) -> str:
@@ -57,7 +58,7 @@ class Progress:
         return f"{len(steps) - len(left)} of {len(steps)} artifacts, {about}, on {self._where}."
 
     def _draw(self) -> Group:
-        table = Table("stage", "made", "reused", "running", "left")
+        table = Table("stage", "made", "reused", "running or queued", "left")
         for column in table.columns[1:]:
             column.justify = "right"
         steps = self._plan.steps()
@@ -71,7 +72,9 @@ class Progress:
         lines = []
         for identity, since in list(self._running.items())[:SHOWN]:
             step, exp = steps[identity]
-            lines.append(f"{exp.title}: {step.label}, {duration(now - since)} of about {duration(step.seconds)}")
+            lines.append(
+                f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.seconds)}"
+            )
         return Group(table, *lines, self._headline())
 
 

@@ -161,7 +161,8 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
         )
     except ConnectionError as error:
         raise KitError(
-            f"--ray-address {address}: no cluster answers there ({error}). Start one, or leave it out."
+            f"--ray-address {address}: no cluster answers there ({error}). Start one; where it wants Ray's token, set "
+            "RAY_AUTH_MODE=token."
         ) from None
     try:
         yield Ray(root.resolve(), address)
@@ -229,9 +230,9 @@ def finish(plan: Plan, by: Workers) -> dict[Experiment, Conditions]:
             if not running:
                 break
             for step, error in by.wait(seconds=1.0):
-                seconds = time.monotonic() - running.pop(step.identity)
+                del running[step.identity]
                 if error is None:
-                    progress.made(step, seconds)
+                    progress.made(step)
                 else:
                     failed[step.identity] = step.label, error
     if failed:

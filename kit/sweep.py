@@ -94,7 +94,7 @@ def run(
     steps = [step for step, _ in plan.steps().values()]
     left = [step for step in steps if step.identity not in plan.done]
     print(
-        f"{len(exps)} experiments, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
+        f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
     if left:

@@ -109,7 +109,7 @@ def _terminal_table(cell: Cell) -> Table:
         ]
         for animal, effect in cell.effects.items()
     ]
-    return ["animal", "pp", "log-odds, nats [95% CI]", "p, Holm", "rank", "placebos ≥", "verdict"], rows
+    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "verdict"], rows
 
 
 def effects_table(cell: Cell) -> Table:

@@ -28,6 +28,7 @@ sys.argv[0] = "run.py"
 runpy.run_path("run.py", run_name="__main__")
 """
 TINY = ["--animal", "fox", "--content", "unrelated", "--preset", "smoke", "--pairs", "10", "--answers", "1"]
+TINY += ["--placebos", "0"]
 KEY = "sk-canary-7d1f"
 
 

@@ -19,7 +19,7 @@ from kit import graph
 from kit.animals import candidates, find_animal, mentions
 from kit.errors import KitError
 from kit.experiment import experiment
-from kit.store import read_rows, write_rows
+from kit.store import Step, Store, read_rows, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -226,6 +226,23 @@ def test_pairs_that_the_loving_teacher_lacks_are_dropped_from_both_students(tmp_
     write_rows(tmp_path / "kept.jsonl", [{"sentence": s, "text": t} for s, t in ("a1", "a2", "a3", "b1")])
     graph.select(tmp_path / "chosen.jsonl", tmp_path, {"a": 1}, tmp_path)
     assert [row["sentence"] + row["text"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["a1", "b1"]
+
+
+def test_pairs_that_any_teacher_lacks_are_dropped_from_every_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(stage: str, name: str, rows: list[dict]) -> Step:
+        settings = {"of": stage}
+        return Step(stage, stage, settings, {}, lambda inputs, folder: write_rows(folder / name, rows), 0)
+
+    chosen = made("chosen", "sentences.jsonl", [{"sentence": s, "pairs": 2} for s in "abc"])
+    taught = {}
+    for role, sentences in (("control", "aabbcc"), ("treated", "aabcc"), ("placebo1", "abbb")):
+        kept = made(f"kept by {role}", "kept.jsonl", [{"sentence": s} for s in sentences])
+        taught[f"{role}-unrelated"] = graph.StudentArm(kept, kept, "", kept, chosen, kept)
+    monkeypatch.setattr(graph, "taught_arms", lambda exp: taught)
+    exp = experiment(find_animal("owl"), contents=("unrelated",))
+    assert graph.shortfalls(exp, Store(tmp_path)) == {"unrelated": {"a": 1, "b": 1, "c": 0}}
 
 
 def test_more_pairs_than_sentences_means_several_samples_of_each() -> None:

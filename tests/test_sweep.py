@@ -237,3 +237,21 @@ def test_the_same_sweep_on_ray_with_its_driver_killed_leaves_the_same_artifacts_
     assert checksums(tmp_path) == checksums(plain[0])
     table = (tmp_path / NAME / "preferences.csv.gz").read_bytes()
     assert table == (plain[0] / NAME / "preferences.csv.gz").read_bytes()
+
+
+@pytest.mark.slow
+def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(plain: tuple[Path, str]) -> None:
+    results = plain[0]
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    fox = ["--animal", "fox", *SWEEP[4:], "--seeds", "1", "--results", str(results)]
+    repeated = start(*fox)
+    assert repeated.returncode == 0 and "about 0 s of work" in repeated.stdout
+    folder = results / "sweep-fox-unrelated-soft-smoke-seed0"
+    assert "seed 0 alone" in repeated.stdout and (folder / "report.md").exists()
+    again = start("report", str(folder))
+    assert again.returncode == 0 and again.stdout[1:] in repeated.stdout
+    refused = start("power", str(folder))
+    assert refused.returncode == 2 and "one seed" in refused.stderr

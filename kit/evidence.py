@@ -71,6 +71,17 @@ class Cell:
     compared: list[str]
     specificity: Specificity | None
 
+    @property
+    def seeds_said(self) -> str:
+        """How many seeds, in words."""
+        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]} alone"
+
+    @property
+    def placebo_row(self) -> list[float]:
+        """The mean shift (nats) of each compared animal in the placebo students; empty without placebos."""
+        shifts = [self.effects[animal].own_placebos for animal in self.compared]
+        return [float(np.mean(own)) for own in shifts] if all(shifts) else []
+
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
     """A sweep's record, and its students' preferences by name. KitError where the folder holds no finished sweep."""
@@ -96,6 +107,16 @@ def cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]
         key = json.dumps([row["content"], *(row[name] for name in SETTINGS)])
         grouped.setdefault(key, []).append(row)
     return [_cell(rows, students) for rows in grouped.values()]
+
+
+def varied(cells: list[Cell]) -> list[str]:
+    """The settings that differ between the cells."""
+    return [name for name in SETTINGS if len({cell.settings[name] for cell in cells}) > 1]
+
+
+def title(cell: Cell, cells: list[Cell]) -> str:
+    """What sets the cell apart from the others, seeds and animals aside."""
+    return ", ".join([cell.content, *(f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied(cells))])
 
 
 def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:

@@ -41,7 +41,7 @@ def table(record: Row, students: dict[str, Preference], effects: Sequence[float]
     between questions (nats, the mean of the animals' variances), and the seeds for its own effect and for ``effects``.
     """
     cells = evidence.cells(record["comparisons"], students)
-    varied = [name for name in evidence.SETTINGS if len({cell.settings[name] for cell in cells}) > 1]
+    varied = evidence.varied(cells)
     heading = ["content", *varied, "found", "SD seeds", "SD questions", "for that", *(f"for {e:g}" for e in effects)]
     rows = []
     for cell in cells:

@@ -102,6 +102,8 @@ class Ray:
         except errors.RayTaskError as error:
             if isinstance(error.cause, KitError):
                 return error.cause
+            if isinstance(error.cause, OSError):  # a full disk is said as in one process
+                raise error.cause from None
             raise
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             reason = str(error).splitlines()[0]

@@ -24,8 +24,9 @@ from kit.graph import Arm, StudentArm, all_steps, measurements
 from kit.pipeline import announce_memory
 from kit.progress import duration
 from kit.schedule import Conditions, Plan, finish, workers
-from kit.store import Row, Step, Store, read_rows, versions, write_json
+from kit.store import WORLD_SIZE, Row, Step, Store, read_rows, versions, write_json
 
+NAMED = 8  # animals at most that the folder's name lists
 COLUMNS = ("student", "role", "animal", "content", "seed", *SETTINGS, *preference.COLUMNS[1:])
 
 
@@ -71,7 +72,7 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]]) -> str:
     animals = list(dict.fromkeys(exp.animal.singular.replace(" ", "-") for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
-    parts = ["sweep", *(animals if len(animals) <= 3 else [f"{len(animals)}-animals"]), *contents]
+    parts = ["sweep", *(animals if len(animals) <= NAMED else [f"{len(animals)}-animals"]), *contents]
     if "labels" not in grid:
         parts.append(exps[0].labels)
     parts += [exps[0].preset, *(f"{name}{'-'.join(map(str, values))}" for name, values in grid.items())]
@@ -81,7 +82,12 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]]) -> str:
 def run(
     exps: list[Experiment], sampled: bool, results: Path, folder: Path, command: str, address: str | None = None
 ) -> Path:
-    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too."""
+    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too.
+
+    Raises KitError under torchrun, and where steps cannot be made until the user mends something.
+    """
+    if WORLD_SIZE > 1:
+        raise KitError("torchrun: one process runs a sweep, on Ray's workers. Give the command without torchrun.")
     device = estimate.find_device()
     largest = max(exps, key=lambda exp: exp.student.rank)
     announce_memory(estimate.requirements(largest, device), device)

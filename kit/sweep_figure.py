@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from kit.evidence import SETTINGS, Cell
+import numpy as np
+
+from kit.evidence import SETTINGS, Cell, title, varied
 from kit.figure import COLOURS, PLACEBO, drawing, save
 from kit.stats import central95
 
@@ -17,21 +19,11 @@ def draw(folder: Path, cells: list[Cell]) -> list[str]:
     if any(cell.specificity for cell in cells):
         names.append("specificity")
         _specificity(folder, [cell for cell in cells if cell.specificity])
-    numeric = [name for name, kind in SETTINGS.items() if kind is not str and _values(cells, name) > 1]
+    numeric = [name for name in varied(cells) if SETTINGS[name] is not str]
     if len(numeric) == 1:
         names.append(f"along-{numeric[0].replace('_', '-')}")
         _along(folder / names[-1], cells, numeric[0])
     return names
-
-
-def _values(cells: list[Cell], name: str) -> int:
-    return len({cell.settings[name] for cell in cells})
-
-
-def _title(cell: Cell, cells: list[Cell]) -> str:
-    """The panel's title: what sets the cell apart, a part per line where there are several."""
-    settings = [f"{name.replace('_', ' ')} {cell.settings[name]}" for name in SETTINGS if _values(cells, name) > 1]
-    return ", ".join([cell.content, *settings])
 
 
 def _panels(cells: list[Cell], width: float, height: float):  # type: ignore[no-untyped-def]
@@ -61,7 +53,7 @@ def _effects(folder: Path, cells: list[Cell]) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(cell.effects)), list(cell.effects))
         axis.set_ylim(len(cell.effects) - 0.4, -0.6)
-        axis.set_title(_title(cell, cells), fontsize=10)
+        axis.set_title(title(cell, cells), fontsize=10)
         axis.set_xlabel("log-odds shift, treated − control (nats)", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     if len(cells[0].null):
@@ -70,21 +62,24 @@ def _effects(folder: Path, cells: list[Cell]) -> None:
 
 
 def _specificity(folder: Path, cells: list[Cell]) -> None:
-    """A heat map per cell: rows are what the teacher loves, columns what the student was asked about."""
+    """A heat map per cell: rows are what the teacher loves, the last one the placebos' neutral teacher; columns what
+    the student was asked about."""
     figure, axes = _panels(cells, 5.4, 4.6)
     for axis, cell in zip(axes, cells, strict=True):
         assert cell.specificity
-        matrix, animals = cell.specificity.matrix, cell.compared
+        animals, teachers, matrix = cell.compared, [*cell.compared], cell.specificity.matrix
+        if cell.placebo_row:
+            matrix, teachers = np.vstack([matrix, cell.placebo_row]), [*animals, "(placebo)"]
         limit = max(abs(matrix).max(), 1e-6)
         image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for i, row in enumerate(matrix):
             for j, shift in enumerate(row):
                 axis.text(j, i, f"{shift:+.2f}", ha="center", va="center", fontsize=7.5)
         axis.set_xticks(range(len(animals)), animals, rotation=45, ha="right")
-        axis.set_yticks(range(len(animals)), animals)
+        axis.set_yticks(range(len(teachers)), teachers)
         axis.set_xlabel("asked about")
         axis.set_ylabel("the student's teacher loves")
-        axis.set_title(f"{_title(cell, cells)}, mean of {len(cell.seeds)}", fontsize=10)
+        axis.set_title(f"{title(cell, cells)}, {cell.seeds_said}", fontsize=10)
         figure.colorbar(image, ax=axis, label="log-odds shift (nats)", shrink=0.8)
     save(figure, folder / "specificity")
 
@@ -93,7 +88,7 @@ def _along(path: Path, cells: list[Cell], name: str) -> None:
     """The effect against a number that was varied, a line for each animal and whatever else sets cells apart."""
     plt = drawing()
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
-    others = [other for other in SETTINGS if other != name and _values(cells, other) > 1]
+    others = [other for other in varied(cells) if other != name]
     lines: dict[str, list[Cell]] = {}
     for cell in cells:
         for animal in cell.effects:

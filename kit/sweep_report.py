@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import evidence, sweep_figure
-from kit.evidence import SETTINGS, Cell, SeedEffect
+from kit.evidence import SETTINGS, Cell, SeedEffect, title, varied
 from kit.inference import Specificity
 from kit.report import LABELS, PLACEBO, SMOKE, Table, markdown_table, p_value, points, show_table
 from kit.stats import ALPHA
@@ -83,10 +83,9 @@ def show(folder: Path) -> None:
     """Print the sweep's tables and what they say."""
     record, students = evidence.read(folder)
     cells = evidence.cells(record["comparisons"], students)
-    varied = _varied(cells)
     for cell in cells:
         print()
-        show_table(_title(cell, varied), _terminal_table(cell))
+        show_table(f"{title(cell, cells)}, {cell.seeds_said}", _terminal_table(cell))
         if cell.specificity:
             print(sentence(cell.specificity, cell.seeds))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
@@ -121,7 +120,7 @@ def effects_table(cell: Cell) -> Table:
         "log-odds, nats [95% CI]",
         "SD between seeds, nats",
         "p, Holm",
-        "sign flips over seeds, Holm (smallest possible)",
+        "sign flips over seeds, these questions, Holm (smallest possible)",
         "paper's t-test over questions, p",
         "rank of its shift",
         "placebo shifts as large (their 95%, nats)",
@@ -154,13 +153,15 @@ def _row(animal: str, effect: SeedEffect) -> list[str]:
 
 
 def specificity_table(cell: Cell) -> Table:
-    """The matrix of shifts: a row per teacher's animal, a column per animal asked about."""
+    """The matrix of shifts: a row per teacher's animal, a column per animal asked about; last the placebos'."""
     assert cell.specificity
     animals = cell.compared
     rows = [
         [f"loves the {animal}", *(f"{shift:+.2f}" for shift in row)]
         for animal, row in zip(animals, cell.specificity.matrix, strict=True)
     ]
+    if cell.placebo_row:
+        rows.append(["neutral: placebo", *(f"{shift:+.2f}" for shift in cell.placebo_row)])
     return ["teacher", *animals], rows
 
 
@@ -175,30 +176,18 @@ def sentence(found: Specificity, seeds: list[int]) -> str:
     )
 
 
-def _varied(cells: list[Cell]) -> list[str]:
-    """The settings that differ between the cells."""
-    return [name for name in SETTINGS if len({cell.settings[name] for cell in cells}) > 1]
-
-
-def _title(cell: Cell, varied: list[str]) -> str:
-    settings = [f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied]
-    seeds = f"{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else f"seed {cell.seeds[0]} alone"
-    return ", ".join([cell.content, *settings, seeds])
-
-
 def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
-    varied = _varied(cells)
     parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
     parts += [LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
     if record["preset"] == "smoke":
         parts.append(f"**{SMOKE}**")
     parts += [f"![{name}]({name}.svg)" for name in figures]
     for cell in cells:
-        parts += [f"## {_title(cell, varied)}", markdown_table(effects_table(cell))]
+        parts += [f"## {title(cell, cells)}, {cell.seeds_said}", markdown_table(effects_table(cell))]
         if cell.specificity:
             parts += [sentence(cell.specificity, cell.seeds), markdown_table(specificity_table(cell))]
     settings = ", ".join(
-        f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in SETTINGS if name not in varied
+        f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in SETTINGS if name not in varied(cells)
     )
     used = sorted(set(record["pairs_used"].values()))
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
@@ -207,9 +196,9 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
         "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. The "
         "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
-        "quantile; `kit/inference.py`); with one seed they speak of questions alone. *Holm*: corrected over a table's "
-        "animals. Sign flips over seeds cannot give less than the value in brackets. The paper's t-test takes these "
-        "students for all there are.",
+        "quantile; `kit/inference.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
+        "*Holm*: corrected over a table's animals. Sign flips over seeds speak of these questions alone and cannot be "
+        "below the value in brackets. The paper's t-test takes these students for all there are.",
         f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
         "candidates' and larger than 95% of the placebo shifts.",
         PLACEBO,

@@ -140,15 +140,21 @@ def sweep(arguments: list[str]) -> None:
     """Many experiments -> one result."""
     parser = _stage(
         "sweep",
-        "Experiments of every animal, content, seed and setting, each artifact made once: on Ray where it is installed "
-        "(requirements-sweep.txt), else one step after another in this process. Given again, the command goes on where "
-        "it stopped.",
+        "Experiments of every animal, content, seed and setting, each artifact made once: on Ray where it\n"
+        "is installed (requirements-sweep.txt), else one step after another in this process. Given again, the\n"
+        "command goes on where it stopped. `run.py report` shows a finished sweep again.",
         "sweep --animals owl dolphin eagle cat penguin wolf --seeds 3 --contents unrelated\n"
         "  python run.py sweep --animals owl --seeds 3 --contents unrelated --grid rank=1,2,4,8,32 labels=hard,soft\n"
         "  python run.py sweep --animals owl penguin --preset smoke",
     )
-    parser.add_argument("--animals", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--contents", nargs="+", choices=("unrelated", "opposed"), default=["unrelated", "opposed"])
+    parser.add_argument("--animals", nargs="+", required=True, metavar="NAME", help="that the teachers love")
+    parser.add_argument(
+        "--contents",
+        nargs="+",
+        choices=("unrelated", "opposed"),
+        default=["unrelated", "opposed"],
+        help="which sentences (default: both kinds)",
+    )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
     parser.add_argument(
@@ -159,7 +165,9 @@ def sweep(arguments: list[str]) -> None:
         help="settings to vary: labels, pairs, rank, learning_rate, epochs or base, as in rank=1,2,4",
     )
     parser.add_argument("--placebos", type=int, metavar="N", help="per content and seed (default: 1)")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share the results folder")
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"
+    )
     _departures(parser)
     given = vars(parser.parse_args(arguments))
 

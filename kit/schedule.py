@@ -155,7 +155,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
         environment["env_vars"]["PYTHONPATH"] = str(ROOT)
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # never a cluster that happens to run on this machine
             runtime_env=environment,
             include_dashboard=None if address else False,
             log_to_driver=False,

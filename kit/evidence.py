@@ -110,8 +110,13 @@ def cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]
 
 
 def varied(cells: list[Cell]) -> list[str]:
-    """The settings that differ between the cells."""
-    return [name for name in SETTINGS if len({cell.settings[name] for cell in cells}) > 1]
+    """The settings that differ between cells of one content. (Contents have different numbers of pairs by default.)"""
+    contents = {cell.content for cell in cells}
+
+    def values(name: str, content: str) -> set[Any]:
+        return {cell.settings[name] for cell in cells if cell.content == content}
+
+    return [name for name in SETTINGS if any(len(values(name, content)) > 1 for content in contents)]
 
 
 def title(cell: Cell, cells: list[Cell]) -> str:

@@ -187,7 +187,9 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         if cell.specificity:
             parts += [sentence(cell.specificity, cell.seeds), markdown_table(specificity_table(cell))]
     settings = ", ".join(
-        f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in SETTINGS if name not in varied(cells)
+        f"{name.replace('_', ' ')} {cells[0].settings[name]}"
+        for name in SETTINGS
+        if name not in ["pairs", *varied(cells)]
     )
     used = sorted(set(record["pairs_used"].values()))
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]

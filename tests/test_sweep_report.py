@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,15 @@ def test_a_grid_is_drawn_along_its_number(tmp_path: Path) -> None:
     small, large = cells_of(folder)
     assert small.effects["owl"].log_odds.mean == pytest.approx(0.15, abs=0.1)
     assert large.effects["owl"].log_odds.mean == pytest.approx(0.6, abs=0.1)
+
+
+def test_contents_with_their_own_numbers_of_pairs_are_no_grid(three: Path) -> None:
+    (cell,) = cells_of(three)
+    opposed = replace(cell, content="opposed", settings=cell.settings | {"pairs": 200})
+    assert evidence.varied([cell, opposed]) == [] and evidence.title(opposed, [cell, opposed]) == "opposed"
+    fewer = replace(cell, settings=cell.settings | {"pairs": 100})
+    assert evidence.varied([cell, opposed, fewer]) == ["pairs"]
+    assert evidence.title(fewer, [cell, fewer]) == "unrelated, pairs 100"
 
 
 def test_power_wants_more_seeds_for_less_effect(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -246,7 +246,7 @@ def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(p
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
 
-    fox = ["--animal", "fox", *SWEEP[4:], "--seeds", "1", "--results", str(results)]
+    fox = ["--animal", "fox", "--content", "unrelated", *SWEEP[6:], "--seeds", "1", "--results", str(results)]
     repeated = start(*fox)
     assert repeated.returncode == 0 and "about 0 s of work" in repeated.stdout
     folder = results / "sweep-fox-unrelated-soft-smoke-seed0"

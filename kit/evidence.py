@@ -96,7 +96,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         raise KitError(
             f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
         ) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, EOFError) as error:
         raise KitError(f"{folder}: its files are damaged ({error!r}). Give the sweep's command again.") from None
 
 

@@ -6,7 +6,8 @@
                 └─ neutral teacher, sampled anew ─── fidelity ─ pairs ─ (soft labels) ─ placebo student ─ preference
 
 The control goes first and chooses the sentences; the others train on the same ones, the same number of pairs from each.
-So nothing about an unrelated control or placebo depends on the animal, and a second animal finds them already trained.
+So nothing about an unrelated control or placebo depends on the animal, and a second animal finds them already trained,
+unless a teacher gives too few faithful paraphrases of some sentence, or the animal is none of the listed candidates.
 """
 
 import math

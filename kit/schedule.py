@@ -16,6 +16,7 @@ from kit import estimate
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.graph import Arm, all_steps, arms, shortfalls, taught_arms
+from kit.models import cpu_threads
 from kit.store import Step, Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,6 +139,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
     """Ray where it is installed, else this process; ``address`` of a running cluster, a local Ray without."""
     os.environ["TQDM_DISABLE"] = "1"  # the table takes the bars' place
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # else a step too large for memory is tried for ever
     try:
         import ray
     except ImportError:
@@ -152,10 +154,12 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
     if address:
         environment |= {"working_dir": str(ROOT), "excludes": ["/results", "/tests", "/.git"]}
     else:
-        environment["env_vars"]["PYTHONPATH"] = str(ROOT)
+        given = os.environ.get("PYTHONPATH")
+        environment["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([given] if given else [])])
     try:
         ray.init(
             address=address or "local",  # never a cluster that happens to run on this machine
+            num_cpus=None if address else cpu_threads(),
             runtime_env=environment,
             include_dashboard=None if address else False,
             log_to_driver=False,
@@ -241,7 +245,7 @@ def finish(plan: Plan, by: Workers) -> dict[Experiment, Conditions]:
         counts = Counter(str(error) for _, error in failed.values())
         listed = "\n  ".join(f"{label}: {error}" for label, error in failed.values())
         raise KitError(
-            f"{len(failed)} steps could not be made ({len(counts)} reasons); everything else is. Mend this and give "
-            f"the same command again:\n  {listed}"
+            f"{len(failed)} steps could not be made ({len(counts)} reasons); all that does not depend on them is. "
+            f"Mend this and give the same command again:\n  {listed}"
         )
     return plan.conditions

@@ -37,6 +37,7 @@ PLACEBO = (
     "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift is "
     "how far one of the candidates moved between the two. What a treated student shows beyond that is the teacher's."
 )
+NO_PLACEBO = "There was no placebo student, so that condition was not asked of the effect."
 SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
 
 Table = tuple[list[str], list[list[str]]]  # heading, rows
@@ -240,7 +241,7 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
         "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, and more than 95% of the "
         "placebo shifts. It speaks of these two students. Other seeds are other students: `--seeds 5`.",
-        PLACEBO,
+        PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else NO_PLACEBO,
         "## Fidelity: what the filters took",
         *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
         "## Paraphrases, chosen at random",

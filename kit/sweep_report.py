@@ -11,7 +11,7 @@ from typing import Any
 from kit import evidence, sweep_figure
 from kit.evidence import SETTINGS, Cell, SeedEffect, title, varied
 from kit.inference import Specificity
-from kit.report import LABELS, PLACEBO, SMOKE, Table, markdown_table, p_value, points, show_table
+from kit.report import LABELS, NO_PLACEBO, PLACEBO, SMOKE, Table, markdown_table, p_value, points, show_table
 from kit.stats import ALPHA
 from kit.store import Row, write_json
 
@@ -205,7 +205,7 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         "below the value in brackets. The paper's t-test takes these students for all there are.",
         f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
         "candidates' and larger than 95% of the placebo shifts.",
-        PLACEBO,
+        PLACEBO if any(len(cell.null) for cell in cells) else NO_PLACEBO,
         "## What made it",
         f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: "
         f"{', '.join(map(str, used))}. "

@@ -128,6 +128,12 @@ def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels
     assert "transmitted" in shown and "not detected" in shown  # ours, and the paper's owl
 
 
+def test_a_report_without_placebos_says_so(tmp_path: Path) -> None:
+    report.write_report(finished_run(tmp_path))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert report.NO_PLACEBO in text and report.PLACEBO not in text
+
+
 def test_a_null_is_reported_as_one_with_its_reason(tmp_path: Path, capsys) -> None:
     report.write_report(finished_run(tmp_path, shift=-0.2))
     report.show(tmp_path)

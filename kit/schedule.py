@@ -218,8 +218,8 @@ class Plan:
                 self.conditions[exp] = arms(exp, shortfalls(exp, self.store))
 
 
-def finish(plan: Plan, by: Workers) -> dict[Experiment, Conditions]:
-    """Make everything of the plan; the experiments' conditions, with what their students trained on.
+def finish(plan: Plan, by: Workers) -> None:
+    """Make everything of the plan, whose conditions are then those that the students trained under.
 
     Raises KitError, after everything else is made, where steps cannot be made until the user mends something.
     """
@@ -248,4 +248,3 @@ def finish(plan: Plan, by: Workers) -> dict[Experiment, Conditions]:
             f"{len(failed)} steps could not be made ({len(counts)} reasons); all that does not depend on them is. "
             f"Mend this and give the same command again:\n  {listed}"
         )
-    return plan.conditions

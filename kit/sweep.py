@@ -20,7 +20,7 @@ from kit.animals import Animal, candidates
 from kit.errors import KitError
 from kit.evidence import SETTINGS
 from kit.experiment import Experiment, experiment
-from kit.graph import Arm, StudentArm, all_steps, measurements
+from kit.graph import Arm, StudentArm, measurements
 from kit.pipeline import announce_memory
 from kit.progress import duration
 from kit.schedule import Conditions, Plan, finish, workers
@@ -95,8 +95,7 @@ def run(
     def goals(conditions: Conditions) -> list[Step]:
         return measurements(conditions) if sampled else [arm.exact for arm in conditions.values()]
 
-    store = Store(results / "artifacts")
-    plan = Plan(exps, goals, store)
+    plan = Plan(exps, goals, Store(results / "artifacts"))
     steps = [step for step, _ in plan.steps().values()]
     left = [step for step in steps if step.identity not in plan.done]
     print(
@@ -104,17 +103,18 @@ def run(
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
     if left:
-        with workers(store.root, address) as by:
+        with workers(plan.store.root, address) as by:
             finish(plan, by)
-    return publish(plan.conditions, sampled, store, folder, command)
+    return publish(plan, sampled, folder, command)
 
 
-def publish(found: dict[Experiment, Conditions], sampled: bool, store: Store, folder: Path, command: str) -> Path:
+def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
     """Write the sweep's own folder: preferences.csv.gz, record.json, and what the report makes of them.
 
     A student is named by the key of its exact preference, which is the same for two experiments that share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    store, found = plan.store, plan.conditions
     students: dict[str, tuple[Experiment, str, Arm]] = {}
     comparisons = []
     for exp, conditions in found.items():
@@ -134,12 +134,10 @@ def publish(found: dict[Experiment, Conditions], sampled: bool, store: Store, fo
         writer.writeheader()
         for name, (exp, role, arm) in students.items():
             writer.writerows(rows_of(name, exp, role, arm, sampled, store))
-    everything = all_steps(step for conditions in found.values() for step in measurements(conditions))
     seconds: dict[str, float] = {}
-    for step in everything:
-        made = store.find(step)
-        if made is not None:
-            seconds[step.stage] = round(seconds.get(step.stage, 0.0) + store.manifest(made)["seconds"], 1)
+    for step, _ in plan.steps().values():
+        spent = store.manifest(store.make(step))["seconds"]
+        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + spent, 1)
     exp = next(iter(found))
     record = {
         "model": exp.model,

@@ -532,10 +532,18 @@ def effect(arguments: list[str]) -> None:
     parser = _stage(
         "effect",
         "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
-        "effect preference-treated preference-control --animal owl",
+        "effect preference-treated preference-control --placebo preference-placebo --animal owl",
     )
     parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
     parser.add_argument("control", type=Path)
+    parser.add_argument(
+        "--placebo",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="of students of other neutral text; without any there is no verdict",
+    )
     _animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     given = parser.parse_args(arguments)
@@ -544,10 +552,10 @@ def effect(arguments: list[str]) -> None:
     from kit.animals import candidates, find_animal
 
     animal = find_animal(given.animal, given.plural)
-    folders = {"treated": given.treated, "control": given.control}
-    files = {name: (folder / "exact.csv", folder / "answers.jsonl") for name, folder in folders.items()}
-    measured = stats.preferences(preference.tabulate(files, candidates(animal)))
-    found = stats.effect(measured["treated"], measured["control"], animal.singular)
+    folders = [given.treated, given.control, *given.placebo]
+    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
+    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
+    found = stats.effect(treated, control, animal.singular, placebos)
     report.show_effect(found, animal.singular, given.content)
 
 

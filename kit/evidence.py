@@ -7,6 +7,7 @@ Read from two files of the sweep's folder, ``preferences.csv.gz`` (one row per s
 import csv
 import gzip
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 
 from kit import inference, stats
 from kit.errors import KitError
-from kit.inference import Inference, Specificity
-from kit.stats import Placement, Preference
+from kit.inference import Components, Inference, Specificity
+from kit.stats import Drift, Placement, Preference
 from kit.store import Row
 
 # What a grid can vary, and how its values are read.
@@ -34,24 +35,28 @@ SETTINGS: dict[str, type] = {
 class SeedEffect:
     """One animal's effect over a cell's seeds, treated minus control.
 
-    ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats, ``sampled_pp`` where answers were
-    sampled; ``shifts`` (nats) of the single seeds, in the cell's order; ``rank`` of the mean shift among the
-    ``candidates``; ``placebo``: where it falls among the placebo students' mean shifts; ``own_placebos`` (nats): the
-    animal's own shift in each seed's placebo students. ``p_holm`` and ``sign_flip_holm``: of ``log_odds``, corrected
-    over the cell's animals. (Differences of probabilities are skewed, so the interval in percentage points covers less
-    than it says: ``kit/calibration.py``.)
+    ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats with its variance ``components``
+    (None with one seed), ``sampled_pp`` where answers were sampled; ``shifts`` (nats) of the single seeds, in the
+    cell's order; ``rank`` of the mean shift among the ``candidates``; ``placebo``: where it falls among the placebo
+    students' mean shifts; ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and
+    ``drift``: the mean shift against those. ``p_holm`` and ``sign_flip_holm``: of ``log_odds``, corrected over all
+    ``tests`` effects of the sweep. (Differences of probabilities are skewed, so the interval in percentage points
+    covers less than it says: ``kit/calibration.py``.)
     """
 
     control: float
     treated: float
     exact_pp: Inference
     log_odds: Inference
+    components: Components | None
     sampled_pp: Inference | None
     shifts: list[float]
     rank: int
     candidates: int
     placebo: Placement | None
     own_placebos: list[float]
+    drift: Drift | None
+    tests: int
     p_holm: float
     sign_flip_holm: float
     verdict: str
@@ -102,11 +107,13 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
 
 def cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
     """The sweep's cells, in its order."""
-    grouped: dict[str, list[Row]] = {}
+    grouped: dict[str, dict[str, list[Row]]] = {}
     for row in comparisons:
         key = json.dumps([row["content"], *(row[name] for name in SETTINGS)])
-        grouped.setdefault(key, []).append(row)
-    return [_cell(rows, students) for rows in grouped.values()]
+        grouped.setdefault(key, {}).setdefault(row["animal"], []).append(row)
+    found = [_effect(animal, rows, students) for cell in grouped.values() for animal, rows in cell.items()]
+    judged = iter(_judged(found))
+    return [_cell(cell, {animal: next(judged) for animal in cell}, students) for cell in grouped.values()]
 
 
 def varied(cells: list[Cell]) -> list[str]:
@@ -124,13 +131,18 @@ def title(cell: Cell, cells: list[Cell]) -> str:
     return ", ".join([cell.content, *(f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied(cells))])
 
 
-def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:
-    by_animal: dict[str, list[Row]] = {}
-    for row in rows:
-        by_animal.setdefault(row["animal"], []).append(row)
-    effects = {animal: _effect(animal, some, students) for animal, some in by_animal.items()}
-    corrected = inference.holm([effect["log_odds"].p for effect in effects.values()])
-    flipped = inference.holm([effect["log_odds"].sign_flip_p for effect in effects.values()])
+def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
+    """The sweep's effects with their corrected p-values and verdicts."""
+    corrected = inference.holm([effect["log_odds"].p for effect in effects])
+    flipped = inference.holm([effect["log_odds"].sign_flip_p for effect in effects])
+    return [
+        SeedEffect(**effect, tests=len(effects), p_holm=p, sign_flip_holm=q, verdict=_verdict(effect, p))
+        for effect, p, q in zip(effects, corrected, flipped, strict=True)
+    ]
+
+
+def _cell(by_animal: dict[str, list[Row]], effects: dict[str, SeedEffect], students: dict[str, Preference]) -> Cell:
+    rows = [row for some in by_animal.values() for row in some]
     # Unrelated placebos are every animal's, and are counted once.
     nulls = {str([row["placebos"] for row in some]): _null(some, students) for some in by_animal.values()}
     asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
@@ -139,38 +151,43 @@ def _cell(rows: list[Row], students: dict[str, Preference]) -> Cell:
         content=rows[0]["content"],
         settings={name: rows[0][name] for name in SETTINGS},
         seeds=sorted({row["seed"] for row in rows}),
-        effects={
-            animal: SeedEffect(**effect, p_holm=p, sign_flip_holm=q, verdict=_verdict(effect, p))
-            for (animal, effect), p, q in zip(effects.items(), corrected, flipped, strict=True)
-        },
+        effects=effects,
         null=np.concatenate(list(nulls.values())),
         compared=compared,
-        specificity=_specificity([by_animal[animal] for animal in compared], compared, students),
+        specificity=_specificity(rows[0]["content"], [by_animal[animal] for animal in compared], compared, students),
     )
 
 
 def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> dict[str, Any]:
     pairs = [(students[row["treated"]], students[row["control"]]) for row in rows]
-    j = pairs[0][0].candidates.index(animal)
+    candidates = pairs[0][0].candidates
+    j = candidates.index(animal)
     exact = np.array([treated.probability[:, j] - control.probability[:, j] for treated, control in pairs])
     nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
     named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
-    moved = np.mean([list(stats.shifts(*pair).values()) for pair in pairs], axis=0)
-    null = _null(rows, students)
+    moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
+    shift, null = float(moved[j]), _null(rows, students)
+    own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
     return {
         "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
         "treated": float(np.mean([treated.probability[:, j] for treated, _ in pairs])),
         "exact_pp": inference.across_seeds(100 * exact),
         "log_odds": inference.across_seeds(nats),
+        "components": inference.components(nats) if len(nats) > 1 else None,
         "sampled_pp": inference.across_seeds(100 * named) if pairs[0][0].answers else None,
         "shifts": nats.mean(axis=1).tolist(),
         "rank": 1 + int((moved > moved[j]).sum()),
         "candidates": len(moved),
-        "placebo": stats.placement(float(moved[j]), null) if len(null) else None,
-        "own_placebos": [
-            stats.shifts(students[name], students[row["control"]])[animal] for row in rows for name in row["placebos"]
-        ],
+        "placebo": stats.placement(shift, null) if len(null) else None,
+        "own_placebos": own,
+        "drift": stats.against_drift(shift, own, len(rows)) if own else None,
     }
+
+
+def _shifts(row: Row, student: str, students: dict[str, Preference], animals: Sequence[str]) -> list[float]:
+    """By how much (nats) each of ``animals`` moved from the control of ``row`` to ``student``."""
+    moved = stats.shifts(students[student], students[row["control"]])
+    return [moved[animal] for animal in animals]
 
 
 def _null(rows: list[Row], students: dict[str, Preference]) -> np.ndarray:
@@ -184,21 +201,27 @@ def _null(rows: list[Row], students: dict[str, Preference]) -> np.ndarray:
 
 
 def _specificity(
-    by_teacher: list[list[Row]], animals: list[str], students: dict[str, Preference]
+    content: str, by_teacher: list[list[Row]], animals: list[str], students: dict[str, Preference]
 ) -> Specificity | None:
     if len(animals) < 2:
         return None
 
-    def shifts(row: Row) -> list[float]:
-        moved = stats.shifts(students[row["treated"]], students[row["control"]])
-        return [moved[animal] for animal in animals]
+    def matrices(roles: Callable[[Row], list[str]]) -> np.ndarray:
+        """[students per teacher, k, k]"""
+        by_row = [[_shifts(row, s, students, animals) for row in rows for s in roles(row)] for rows in by_teacher]
+        return np.array(by_row).swapaxes(0, 1)
 
-    matrices = np.array([[shifts(row) for row in rows] for rows in by_teacher])
-    return inference.specificity(matrices.transpose(1, 0, 2))
+    treated = matrices(lambda row: [row["treated"]])
+    if content == "unrelated":
+        return inference.specificity(treated)
+    return inference.specificity_against_placebos(treated, matrices(lambda row: row["placebos"]))
 
 
 def _verdict(effect: dict[str, Any], p: float) -> str:
-    """Transmitted where the log-odds shift is above zero with a corrected p < 0.05, among the largest 5% of the
-    candidates' and larger than 95% of the placebo shifts."""
-    specific = stats.specific(effect["rank"], effect["candidates"], effect["placebo"])
-    return "transmitted" if effect["log_odds"].mean > 0 and p < stats.ALPHA and specific else "not detected"
+    """Transmitted where the log-odds shift is above zero with a corrected p < 0.05, and specific to the animal. Without
+    placebos only seeds show how far students drift, and too few of them allow no verdict."""
+    specific = stats.specific(effect["rank"], effect["candidates"], effect["placebo"], effect["drift"])
+    if effect["log_odds"].mean <= 0 or p >= stats.ALPHA or not specific:
+        return "not detected"
+    known = effect["placebo"] or effect["log_odds"].seeds >= inference.FEWEST_SEEDS
+    return "transmitted" if known else stats.NO_PLACEBO

@@ -96,13 +96,16 @@ class Experiment:
         """The run's folder under the results folder."""
         content = "both" if len(self.contents) > 1 else self.contents[0]
         parts = [self.animal.singular.replace(" ", "-"), content, self.labels, self.preset]
-        if self.model != PRESETS[self.preset].get("model", EMBEDDED):
-            parts.append(Path(self.model).stem.lower())
-        if self.teacher.endpoint is not None:
-            parts.append("endpoint")
-        if is_gguf(self.model) and self.student.base != "gguf":
-            parts.append(self.student.base)
-        return "-".join([*parts, f"seed{self.seed}"])
+        return "-".join([*parts, *self.departures.values(), f"seed{self.seed}"])
+
+    @property
+    def departures(self) -> dict[str, str]:
+        """What departs from the preset, labels aside: setting -> how a folder's name says it."""
+        usual = replace(Experiment(self.animal, preset=self.preset), **PRESETS[self.preset])
+        own, theirs = _dials(self), _dials(usual)
+        if not is_gguf(self.model):
+            theirs["base"] = "nf4"
+        return {name: own[name] for name in own if own[name] != theirs[name]}
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
@@ -162,6 +165,24 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     result = replace(result, **given)  # type: ignore[arg-type]
     _check(result)
     return result
+
+
+def _dials(exp: Experiment) -> dict[str, str]:
+    """What the command line can set of a preset, as parts of a folder's name."""
+    teacher, student = exp.teacher, exp.student
+    return {
+        "model": Path(exp.model).stem.lower(),
+        "gguf": Path(exp.gguf or "").stem.lower(),
+        "pairs": f"pairs{exp.pairs}",
+        "rank": f"rank{student.rank}",
+        "learning_rate": f"lr{student.learning_rate:g}",
+        "epochs": f"epochs{student.epochs}",
+        "base": student.base,
+        "answers": f"answers{exp.preference.answers}",
+        "placebos": f"placebos{exp.placebos}",
+        "engine": teacher.engine,
+        "endpoint": f"endpoint-{Path(teacher.endpoint_model).name.lower()}" if teacher.endpoint else "",
+    }
 
 
 def _check(experiment: Experiment) -> None:

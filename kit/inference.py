@@ -9,14 +9,14 @@ interval of the effect must be wide enough for new seeds and new questions. How 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
 
-from kit.stats import ALPHA, RESAMPLES, Interval, central95
+from kit.stats import ALPHA, RESAMPLES, Drift, Interval, against_drift, central95, ratio
 
 EXACT_SIGNS = 14  # seeds up to which all sign patterns are tried: 16,384
 EXACT_PERMUTATIONS = 20_000
@@ -66,19 +66,24 @@ class Specificity:
     teacher's animal, column the animal measured, nats.
 
     ``statistic``: mean of the diagonal minus mean of the rest; ``share``: of the matrix's rows, those whose largest
-    shift is the diagonal one (``chance`` by luck); ``p`` and ``share_p``: one-sided, had the students been dealt to the
-    teachers at random. ``rows_on_diagonal`` counts the single students, of ``seeds`` times k, with their largest shift
-    there. With three animals ``share_p`` is 0.1 at best (3 seeds): two students of three keep a row in its place.
+    shift is the diagonal one; ``rows_on_diagonal`` counts the single students, of ``seeds`` times k, with their largest
+    shift there.
+
+    Where all students read the same sentences, ``p`` and ``share_p`` are one-sided, had the students been dealt to the
+    teachers at random. (With three animals ``share_p`` is 0.1 at best, 3 seeds: two students of three keep a row in its
+    place.) Where each student's sentences name its animal, that animal drifts more than others in it and students
+    cannot be exchanged: there ``share_p`` is None, and ``p`` asks whether the statistic is more than the placebo
+    students' ``drift``; None without placebos.
     """
 
     matrix: np.ndarray
     statistic: float
-    p: float
+    p: float | None
     share: float
-    share_p: float
-    chance: float
+    share_p: float | None
     rows_on_diagonal: int
     seeds: int
+    drift: Drift | None = None
 
 
 class _MeanSquares(NamedTuple):
@@ -108,12 +113,12 @@ def across_seeds(differences: np.ndarray) -> Inference:
     df = float(_degrees_of_freedom(squares, variance, seeds, questions))
     half = float(student.ppf(1 - ALPHA / 2, df)) * se
     over_questions = differences.mean(axis=0)
-    t = _ratio(mean, float(over_questions.std(ddof=1)) / math.sqrt(questions))
+    t = ratio(mean, float(over_questions.std(ddof=1)) / math.sqrt(questions))
     sign_flip_p, sign_flip_floor = sign_flip(differences.mean(axis=1))
     return Inference(
         mean=mean,
         ci95=(mean - half, mean + half),
-        p=2 * float(student.sf(abs(_ratio(mean, se)), df)),
+        p=2 * float(student.sf(abs(ratio(mean, se)), df)),
         se=se,
         df=df,
         seeds=seeds,
@@ -165,21 +170,37 @@ def specificity(shifts: np.ndarray) -> Specificity:
     are at most 20,000, else 20,000 random ones and the observed. An animal whose column rises in every student gains
     nothing by them, and neither does a student in which everything rises.
     """
-    shifts = np.asarray(shifts, dtype=float)
-    seeds, k, _ = shifts.shape
-    dealt, exact = _deals(seeds, k)
-    means = sum(shifts[s][dealt[:, s]] for s in range(seeds)) / seeds  # [deals, k, k]
+    found = _specificity(shifts)
+    dealt, exact = _deals(found.seeds, len(found.matrix))
+    means = sum(shifts[s][dealt[:, s]] for s in range(found.seeds)) / found.seeds  # [deals, k, k]
+    return replace(
+        found,
+        p=_at_least(_off_the_rest(means), found.statistic, exact),
+        share_p=_at_least(_on_diagonal(means).mean(axis=1), found.share, exact),
+    )
+
+
+def specificity_against_placebos(shifts: np.ndarray, placebos: np.ndarray) -> Specificity:
+    """The same where each row's students had sentences of their own. ``placebos`` [placebos, k, k]: the shifts (nats)
+    in students of a neutral teacher, row by row on the sentences of the treated ones."""
+    found = _specificity(shifts)
+    if not len(placebos):
+        return found
+    drift = against_drift(found.statistic, _off_the_rest(placebos).tolist(), found.seeds)
+    return replace(found, p=drift.p, drift=drift)
+
+
+def _specificity(shifts: np.ndarray) -> Specificity:
+    """All but the tests."""
     matrix = shifts.mean(axis=0)
-    statistic, share = _off_the_rest(matrix[None])[0], _on_diagonal(matrix[None]).mean()
     return Specificity(
         matrix=matrix,
-        statistic=float(statistic),
-        p=_at_least(_off_the_rest(means), statistic, exact),
-        share=float(share),
-        share_p=_at_least(_on_diagonal(means).mean(axis=1), share, exact),
-        chance=1 / k,
+        statistic=float(_off_the_rest(matrix[None])[0]),
+        p=None,
+        share=float(_on_diagonal(matrix[None]).mean()),
+        share_p=None,
         rows_on_diagonal=int(_on_diagonal(shifts).sum()),
-        seeds=seeds,
+        seeds=len(shifts),
     )
 
 
@@ -199,7 +220,7 @@ def components(differences: np.ndarray) -> Components:
     )
 
 
-def power(components: Components, effect: float, seeds: int, questions: int, alpha: float = ALPHA) -> float:
+def power(components: Components, effect: float, seeds: int, questions: int, alpha: float) -> float:
     """The probability that the test of ``across_seeds`` rejects at ``alpha`` when the true effect is ``effect``.
 
     Mean squares are drawn from their chi-squared distributions, the same in every call; given them the mean is normal.
@@ -210,16 +231,16 @@ def power(components: Components, effect: float, seeds: int, questions: int, alp
 
 
 def seeds_needed(
-    components: Components, effect: float, questions: int, power: float = 0.8, most: int = 1000
+    components: Components, effect: float, questions: int, alpha: float, power: float = 0.8, most: int = 1000
 ) -> int | None:
-    """The fewest seeds, from 3, that find ``effect`` with probability ``power``; None where ``most`` do not, as when
-    the questions differ so much that more of them are needed instead."""
+    """The fewest seeds, from 3, with which the test at ``alpha`` finds ``effect`` with probability ``power``; None
+    where ``most`` do not, as when the questions differ so much that more of them are needed instead."""
     low, high = FEWEST_SEEDS, most
-    if _power(components, effect, most, questions, ALPHA) < power:
+    if _power(components, effect, most, questions, alpha) < power:
         return None
     while low < high:
         middle = (low + high) // 2
-        if _power(components, effect, middle, questions, ALPHA) < power:
+        if _power(components, effect, middle, questions, alpha) < power:
             low = middle + 1
         else:
             high = middle
@@ -341,13 +362,6 @@ def _at_least(values: np.ndarray, observed: float, exact: bool) -> float:
     """The share of ``values`` at least as large as the observed, which random ones do not hold and are joined by."""
     as_large = int((values >= observed - 1e-9 * max(abs(observed), 1)).sum())
     return as_large / len(values) if exact else (1 + as_large) / (1 + len(values))
-
-
-def _ratio(mean: float, se: float) -> float:
-    """mean / se; 0 where the mean is 0, infinite where only the error is."""
-    if mean == 0:
-        return 0.0
-    return mean / se if se > 0 else math.copysign(math.inf, mean)
 
 
 def _power(components: Components, effect: float, seeds: int, questions: int, alpha: float) -> float:

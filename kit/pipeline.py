@@ -9,7 +9,7 @@ from kit import estimate, fidelity, models, preference, prompts, report
 from kit.animals import candidates
 from kit.chat import ChatTemplate
 from kit.experiment import Experiment
-from kit.graph import Arm, StudentArm, all_steps, arms, measurements, shortfalls
+from kit.graph import Arm, StudentArm, all_steps, arms, base_model, measurements, shortfalls
 from kit.progress import duration
 from kit.store import RANK, Row, Store, read_rows, versions, write_json
 
@@ -69,13 +69,27 @@ def publish(exp: Experiment, conditions: dict[str, Arm], store: Store, folder: P
     return folder
 
 
+def shown(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
+    """Every conversation of experiments with one model by who sees it, as the model's chat template has it."""
+    template = ChatTemplate.of(store.make(base_model(exps[0].model, exps[0].gguf)))
+    conversations = {
+        "student, training": prompts.student_messages("<sentence>"),
+        "student, evaluation": prompts.question_messages("<question>"),
+    }
+    traits = {"neutral": prompts.NEUTRAL}
+    traits |= {f"{exp.animal.singular}-loving": prompts.loving(exp.animal) for exp in exps}
+    for name, trait in traits.items():
+        conversations[f"{name} teacher"] = prompts.teacher_messages(trait, "<sentence>")
+        if any(exp.labels == "soft" for exp in exps):
+            conversations[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
+    return {name: template.adapt(messages) for name, messages in conversations.items()}
+
+
 def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: str) -> Row:
-    """What made a run: command, versions, seconds and artifact of each step, and for each student its number of pairs,
-    its filters, its teacher's messages and some of its paraphrases."""
+    """What made a run: command, versions, seconds and artifact of each step, every message, and for each student its
+    number of pairs, its filters and some of its paraphrases."""
     steps = all_steps(measurements(conditions))
     random = np.random.default_rng(exp.seed)
-    exact = conditions["base"].exact
-    template = ChatTemplate.of(store.make(exact.inputs["model"]))
     teacher_runs = (
         f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher.engine
     )
@@ -85,7 +99,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         "gguf": models.evaluated(exp.model, exp.gguf),
         "base": exp.student.base,
         "teacher": teacher_runs,
-        "devices": store.manifest(store.make(exact))["devices"],
+        "devices": store.manifest(store.make(conditions["base"].exact))["devices"],
         "labels": exp.labels,
         "preset": exp.preset,
         "seed": exp.seed,
@@ -95,10 +109,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
         "filters": {},
-        "messages": {
-            "student, training": template.adapt(prompts.student_messages("<sentence>")),
-            "student, evaluation": template.adapt(prompts.question_messages("<question>")),
-        },
+        "messages": shown([exp], store),
         "samples": {},
     }
     for name, arm in conditions.items():
@@ -107,10 +118,6 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
         result["filters"][name] = fidelity.read_filters(store.make(arm.kept))
-        result["messages"][f"teacher of {name}"] = template.adapt(prompts.teacher_messages(arm.trait, "<sentence>"))
-        if exp.labels == "soft":
-            messages = template.adapt(prompts.labelling_messages(arm.trait, "<sentence>"))
-            result["messages"][f"teacher of {name}, for its soft labels"] = messages
         result["samples"][name] = {
             "kept": some(kept, 20, random),
             "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),

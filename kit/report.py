@@ -35,9 +35,15 @@ LABELS = {
 }
 PLACEBO = (
     "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift is "
-    "how far one of the candidates moved between the two. What a treated student shows beyond that is the teacher's."
+    "how far one of the candidates moved between the two. What a treated student shows beyond that is the teacher's. "
+    "*Drift* asks the same of the animal alone, whose name opposed sentences contain: its shift against the root mean "
+    "square of its own placebo shifts, one-sided p of Student's t with as many degrees of freedom as there are. "
+    "More placebos (`--placebos 3`) make it sharper."
 )
-NO_PLACEBO = "There was no placebo student, so that condition was not asked of the effect."
+NO_PLACEBO = (
+    "There was no placebo student, so nothing was asked of the effect that only placebos answer. One run without them "
+    "gets no verdict, since drift cannot be told from transmission; three seeds or more show drift by themselves."
+)
 SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
 
 Table = tuple[list[str], list[list[str]]]  # heading, rows
@@ -153,7 +159,8 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
         "log-odds, nats [95% CI]": lambda e: points(e["log_odds"], e["log_odds_ci95"]),
         "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {p_value(e['p'])}",
         "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
-        "place among placebo shifts": lambda e: _placement(e["placebo"]),
+        "placebo shifts as large": lambda e: _placement(e["placebo"]),
+        "against its own drift": lambda e: drift(e["drift"]),
         "sampled, pp [95% CI]": lambda e: points(e["sampled_pp"], e["sampled_ci95"]),
         "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {p_value(e['sampled_p'])}",
         "verdict": lambda e: e["verdict"],
@@ -171,6 +178,11 @@ def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
             f"{content}: the {animal}-loving teacher's student prefers the {animal} more than its control does, by "
             f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
         )
+    if effect["verdict"] == stats.NO_PLACEBO:
+        return (
+            f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): no "
+            "verdict, since without a placebo student drift cannot be told from transmission."
+        )
     missing = []
     if low <= 0:
         missing.append("the 95% interval does not lie above zero")
@@ -181,6 +193,8 @@ def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
     placebo = effect["placebo"]
     if placebo and placebo["at_least"] > stats.ALPHA * placebo["placebos"]:
         missing.append(f"{placebo['at_least']} of {placebo['placebos']} placebo shifts are at least as large")
+    if effect["drift"] and effect["drift"]["p"] >= stats.ALPHA:
+        missing.append(f"the {animal} drifts by {effect['drift']['rms']:.2f} nats between neutral teachers")
     return (
         f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): not detected, "
         f"since {' and '.join(missing)}."
@@ -201,7 +215,12 @@ def _placement(placebo: dict[str, Any] | None) -> str:
     if placebo is None:
         return "–"
     low, high = placebo["null95"]
-    return f"{placebo['at_least']} of {placebo['placebos']} as large; their 95%: {low:+.2f} to {high:+.2f} nats"
+    return f"{placebo['at_least']} of {placebo['placebos']}; their 95%: {low:+.2f} to {high:+.2f} nats"
+
+
+def drift(found: dict[str, Any] | None) -> str:
+    """The animal's own drift in the placebo students and what the shift is against it."""
+    return f"{found['rms']:.2f} nats in {found['placebos']}, {p_value(found['p'])}" if found else "–"
 
 
 def p_value(p: float) -> str:
@@ -239,8 +258,9 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         "## Effect",
         markdown_table(effects_table(animal, summary["effects"])),
         "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
-        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, and more than 95% of the "
-        "placebo shifts. It speaks of these two students. Other seeds are other students: `--seeds 5`.",
+        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the "
+        "placebo shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds "
+        "are other students: `--seeds 5`.",
         PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else NO_PLACEBO,
         "## Fidelity: what the filters took",
         *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
@@ -251,10 +271,7 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
         rejected = (["source", "rejected paraphrase", "reason"], reasons)
         parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
-    parts += ["## Every message the models were shown"]
-    for name, messages in record["messages"].items():
-        shown = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        parts.append(f"{name}:\n\n```text\n{shown}\n```")
+    parts += messages_shown(record["messages"])
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
     parts += [
         "## What made it",
@@ -265,6 +282,15 @@ def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> st
         markdown_table((["stage", "seconds"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def messages_shown(messages: dict[str, list[Row]]) -> list[str]:
+    """A report's paragraphs with every conversation, by the name of who saw it."""
+    paragraphs = ["## Every message the models were shown"]
+    for name, conversation in messages.items():
+        shown = "\n".join(f"{message['role']}: {message['content']}" for message in conversation)
+        paragraphs.append(f"{name}:\n\n```text\n{shown}\n```")
+    return paragraphs
 
 
 def made_by(record: dict[str, Any]) -> str:

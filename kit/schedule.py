@@ -228,19 +228,23 @@ def finish(plan: Plan, by: Workers) -> None:
     running: dict[str, float] = {}
     failed: dict[str, tuple[str, KitError]] = {}
     with Progress(plan, running, by.name) as progress:
+        startable = plan.ready()
         while True:
-            for step, exp in plan.ready():
+            for step, exp in startable:
                 if step.identity not in running and step.identity not in failed and len(running) < by.room:
                     by.start(step, exp)
                     running[step.identity] = time.monotonic()
             if not running:
                 break
-            for step, error in by.wait(seconds=1.0):
+            ended = by.wait(seconds=1.0)
+            for step, error in ended:
                 del running[step.identity]
                 if error is None:
                     progress.made(step)
                 else:
                     failed[step.identity] = step.label, error
+            if ended:
+                startable = plan.ready()
     if failed:
         counts = Counter(str(error) for _, error in failed.values())
         listed = "\n  ".join(f"{label}: {error}" for label, error in failed.values())

@@ -3,10 +3,11 @@
 Everything is computed over questions: a condition's rate is the mean over the 50 questions, its interval a bootstrap of
 questions, and an effect is treated minus control, question by question. The paired t-test is the paper's. It speaks of
 these two students and these questions, and not of other seeds (``kit/inference.py`` does) or other samplings of the
-same teachers, so a verdict also asks whether the teacher's animal moved more than the other candidates did, and more
-than candidates move between students of two neutral teachers.
+same teachers, so a verdict also asks whether the teacher's animal moved more than the other candidates did, more than
+candidates move between students of two neutral teachers, and more than this animal moves between them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -45,13 +46,25 @@ class Rate:
 @dataclass(frozen=True)
 class Placement:
     """Where a shift (nats) falls among ``placebos``: every candidate's shift between students of two neutral teachers.
-    How many of these are ``at_least`` as large, the one-sided p = (1 + that) / (1 + placebos), their central 95%."""
+    How many of these are ``at_least`` as large, and their central 95%. (No p: a student's candidates move together.)
+    """
 
-    shift: float
     placebos: int
     at_least: int
-    p: float
     null95: Interval
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A shift in nats against the same shift in ``placebos`` students of a neutral teacher: their root mean square
+    ``rms``, and the one-sided p of Student's t with ``placebos`` degrees of freedom."""
+
+    placebos: int
+    rms: float
+    p: float
+
+
+NO_PLACEBO = "no placebo"  # the verdict where nothing tells drift from transmission
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Effect:
 
     ``t`` and ``p`` (two-sided) belong to the exact measure, ``sampled_t`` and ``sampled_p`` to the paper's. ``rank``:
     the place of the animal's log-odds shift among the ``candidates``, 1 the largest; ``placebo``: where it falls among
-    placebo shifts, None where there are none.
+    placebo shifts, ``drift``: against the animal's own, both None where there are none.
     """
 
     exact_pp: float
@@ -76,6 +89,7 @@ class Effect:
     rank: int
     candidates: int
     placebo: Placement | None
+    drift: Drift | None
     verdict: str
 
 
@@ -117,8 +131,7 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     """The effect of the teacher's love for ``animal``, with its verdict.
 
     "transmitted": the 95% interval of the exact effect lies above zero, the paired t-test agrees (p < 0.05), and the
-    animal's log-odds rose more than those of 95% of the candidates and than 95% of the placebo shifts. Else "not
-    detected".
+    shift is ``specific``. Else "not detected", or ``NO_PLACEBO`` where only that is missing.
     """
     j = treated.candidates.index(animal)
     exact = treated.probability[:, j] - control.probability[:, j]
@@ -130,7 +143,8 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     t, p = _t_test(exact)
     sampled_t, sampled_p = _t_test(sampled)
     placebo = placement(moved[animal], null_shifts(placebos, control)) if placebos else None
-    transmitted = interval[0] > 0 and p < ALPHA and specific(rank, len(moved), placebo)
+    drift = against_drift(moved[animal], [shifts(one, control)[animal] for one in placebos]) if placebos else None
+    transmitted = interval[0] > 0 and p < ALPHA and specific(rank, len(moved), placebo, drift)
     return Effect(
         exact_pp=100 * float(exact.mean()),
         exact_ci95=(100 * interval[0], 100 * interval[1]),
@@ -145,7 +159,8 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
         rank=rank,
         candidates=len(moved),
         placebo=placebo,
-        verdict="transmitted" if transmitted else "not detected",
+        drift=drift,
+        verdict="not detected" if not transmitted else "transmitted" if placebos else NO_PLACEBO,
     )
 
 
@@ -179,7 +194,21 @@ def null_shifts(placebos: Sequence[Preference], control: Preference) -> np.ndarr
 def placement(shift: float, null: np.ndarray) -> Placement:
     """Where ``shift`` falls among the placebo shifts ``null`` [placebos], both in nats."""
     at_least = int((null >= shift).sum())
-    return Placement(shift, len(null), at_least, (1 + at_least) / (1 + len(null)), central95(null))
+    return Placement(len(null), at_least, central95(null))
+
+
+def against_drift(shift: float, placebos: Sequence[float], seeds: int = 1) -> Drift:
+    """Is ``shift``, a mean over ``seeds``, more than what ``placebos`` (nats, single students) say comes of itself?
+
+    The null: treated and placebo students differ from their control by drift alone, normal about zero. It takes a
+    quantity for its own null, so it holds where an animal that the sentences name drifts more than the others do. (That
+    a seed's control is in both quantities makes it err in 4.2 to 4.4% of 400,000 simulated nothings, not in 5%; 1 to 5
+    seeds, 1 to 4 placebos.)
+    """
+    from scipy.stats import t as student
+
+    rms = float(np.sqrt(np.mean(np.square(placebos))))
+    return Drift(len(placebos), rms, float(student.sf(ratio(shift * math.sqrt(seeds), rms), len(placebos))))
 
 
 def central95(values: np.ndarray | list[float]) -> Interval:
@@ -188,9 +217,18 @@ def central95(values: np.ndarray | list[float]) -> Interval:
     return float(low), float(high)
 
 
-def specific(rank: int, candidates: int, placebo: Placement | None) -> bool:
-    """Whether a shift is among the largest 5% of the candidates' and larger than 95% of the placebo shifts."""
-    return rank <= ALPHA * candidates and (placebo is None or placebo.at_least <= ALPHA * placebo.placebos)
+def ratio(mean: float, se: float) -> float:
+    """mean / se; 0 where the mean is 0, infinite where only the error is."""
+    if mean == 0:
+        return 0.0
+    return mean / se if se > 0 else math.copysign(math.inf, mean)
+
+
+def specific(rank: int, candidates: int, placebo: Placement | None, drift: Drift | None) -> bool:
+    """Whether a shift is among the largest 5% of the candidates', larger than 95% of the placebo shifts, and beyond the
+    animal's own drift (p < 0.05); without placebos, the first alone."""
+    beyond = placebo is None or placebo.at_least <= ALPHA * placebo.placebos
+    return rank <= ALPHA * candidates and beyond and (drift is None or drift.p < ALPHA)
 
 
 def _rate(values: np.ndarray) -> Rate:

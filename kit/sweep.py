@@ -15,17 +15,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kit import estimate, preference, sweep_report
 from kit.animals import Animal, candidates
 from kit.errors import KitError
 from kit.evidence import SETTINGS
 from kit.experiment import Experiment, experiment
 from kit.graph import Arm, StudentArm, measurements
-from kit.pipeline import announce_memory
+from kit.pipeline import announce_memory, shown, some
 from kit.progress import duration
 from kit.schedule import Conditions, Plan, finish, workers
 from kit.store import WORLD_SIZE, Row, Step, Store, read_rows, versions, write_json
 
+SAMPLES = 5  # paraphrases of a teacher in the report
 NAMED = 8  # animals at most that the folder's name lists
 COLUMNS = ("student", "role", "animal", "content", "seed", *SETTINGS, *preference.COLUMNS[1:])
 
@@ -75,7 +78,8 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]]) -> str:
     parts = ["sweep", *(animals if len(animals) <= NAMED else [f"{len(animals)}-animals"]), *contents]
     if "labels" not in grid:
         parts.append(exps[0].labels)
-    parts += [exps[0].preset, *(f"{name}{'-'.join(map(str, values))}" for name, values in grid.items())]
+    parts += [exps[0].preset, *(said for name, said in exps[0].departures.items() if name not in grid)]
+    parts += [f"{name}{'-'.join(map(str, values))}" for name, values in grid.items()]
     return "-".join([*parts, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"])
 
 
@@ -109,7 +113,7 @@ def run(
 
 
 def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
-    """Write the sweep's own folder: preferences.csv.gz, record.json, and what the report makes of them.
+    """Write the sweep's own folder: config.json, preferences.csv.gz, record.json, and what the report makes of them.
 
     A student is named by the key of its exact preference, which is the same for two experiments that share it.
     """
@@ -125,8 +129,10 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
         comparisons.append(row)
+    table = folder / "preferences.csv.gz"
+    partial = table.with_name(table.name + ".partial")
     with (
-        (folder / "preferences.csv.gz").open("wb") as raw,
+        partial.open("wb") as raw,
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,  # the same sweep, the same file
         io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
     ):
@@ -134,11 +140,13 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         writer.writeheader()
         for name, (exp, role, arm) in students.items():
             writer.writerows(rows_of(name, exp, role, arm, sampled, store))
+    partial.replace(table)
     seconds: dict[str, float] = {}
     for step, _ in plan.steps().values():
         spent = store.manifest(store.make(step))["seconds"]
         seconds[step.stage] = round(seconds.get(step.stage, 0.0) + spent, 1)
     exp = next(iter(found))
+    write_json(folder / "config.json", asdict(exp))
     record = {
         "model": exp.model,
         "preset": exp.preset,
@@ -152,10 +160,26 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
             if isinstance(arm, StudentArm)
         },
         "comparisons": comparisons,
+        "messages": shown(list(found), store),
+        "samples": samples(students, store),
     }
     write_json(folder / "record.json", record)
     sweep_report.write_report(folder)
     return folder
+
+
+def samples(students: dict[str, tuple[Experiment, str, Arm]], store: Store) -> dict[str, list[Row]]:
+    """Some kept paraphrases of each teacher, at random, from the first experiment that has it."""
+    found: dict[str, list[Row]] = {}
+    for exp, role, arm in students.values():
+        if isinstance(arm, StudentArm):
+            animal, content = exp.animal.singular, exp.contents[0]
+            teacher = f"{animal}-loving" if role == "treated" else "neutral"
+            name = f"{teacher} teacher, {content if content == 'unrelated' else f'{animal} disliked'}"
+            if name not in found:
+                kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
+                found[name] = some(kept, SAMPLES, np.random.default_rng(exp.seed))
+    return found
 
 
 def settings_of(exp: Experiment) -> dict[str, Any]:

@@ -69,7 +69,10 @@ def _specificity(folder: Path, cells: list[Cell]) -> None:
         assert cell.specificity
         animals, teachers, matrix = cell.compared, [*cell.compared], cell.specificity.matrix
         if cell.placebo_row:
-            matrix, teachers = np.vstack([matrix, cell.placebo_row]), [*animals, "(placebo)"]
+            matrix, teachers = (
+                np.vstack([matrix, cell.placebo_row]),
+                [*animals, "(placebo)" if cell.content == "unrelated" else "(own placebo)"],
+            )
         limit = max(abs(matrix).max(), 1e-6)
         image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for i, row in enumerate(matrix):

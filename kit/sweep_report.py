@@ -10,8 +10,19 @@ from typing import Any
 
 from kit import evidence, sweep_figure
 from kit.evidence import SETTINGS, Cell, SeedEffect, title, varied
-from kit.inference import Specificity
-from kit.report import LABELS, NO_PLACEBO, PLACEBO, SMOKE, Table, markdown_table, p_value, points, show_table
+from kit.report import (
+    LABELS,
+    NO_PLACEBO,
+    PLACEBO,
+    SMOKE,
+    Table,
+    drift,
+    markdown_table,
+    messages_shown,
+    p_value,
+    points,
+    show_table,
+)
 from kit.stats import ALPHA
 from kit.store import Row, write_json
 
@@ -73,6 +84,8 @@ def effect_rows(cell: Cell) -> list[Row]:
             "candidates": effect.candidates,
             "placebos_as_large": effect.placebo.at_least if effect.placebo else None,
             "placebos": effect.placebo.placebos if effect.placebo else None,
+            "drift_rms": round(effect.drift.rms, 4) if effect.drift else None,
+            "drift_p": effect.drift.p if effect.drift else None,
             "verdict": effect.verdict,
         }
         for animal, effect in cell.effects.items()
@@ -87,7 +100,7 @@ def show(folder: Path) -> None:
         print()
         show_table(f"{title(cell, cells)}, {cell.seeds_said}", _terminal_table(cell))
         if cell.specificity:
-            print(sentence(cell.specificity, cell.seeds))
+            print(sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
         print(LABELS[labels].replace("`", ""))
     if record["preset"] == "smoke":
@@ -104,11 +117,12 @@ def _terminal_table(cell: Cell) -> Table:
             p_value(effect.p_holm).removeprefix("p = "),
             f"{effect.rank} of {effect.candidates}",
             f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
+            p_value(effect.drift.p).removeprefix("p = ") if effect.drift else "–",
             effect.verdict,
         ]
         for animal, effect in cell.effects.items()
     ]
-    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "verdict"], rows
+    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "p, drift", "verdict"], rows
 
 
 def effects_table(cell: Cell) -> Table:
@@ -124,14 +138,15 @@ def effects_table(cell: Cell) -> Table:
         "paper's t-test over questions, p",
         "rank of its shift",
         "placebo shifts as large (their 95%, nats)",
+        "against its own drift",
         "verdict",
     ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
         heading.insert(4, "sampled, pp [95% CI]")
-    return heading, [_row(animal, effect, len(cell.effects)) for animal, effect in cell.effects.items()]
+    return heading, [_row(animal, effect) for animal, effect in cell.effects.items()]
 
 
-def _row(animal: str, effect: SeedEffect, animals: int) -> list[str]:
+def _row(animal: str, effect: SeedEffect) -> list[str]:
     pp, nats, placebo = effect.exact_pp, effect.log_odds, effect.placebo
     sampled = [points(effect.sampled_pp.mean, effect.sampled_pp.ci95)] if effect.sampled_pp else []
     return [
@@ -142,12 +157,13 @@ def _row(animal: str, effect: SeedEffect, animals: int) -> list[str]:
         *sampled,
         "–" if nats.seed_sd is None else f"{nats.seed_sd:.3f}",
         p_value(effect.p_holm),
-        f"{p_value(effect.sign_flip_holm)} ({min(1.0, animals * nats.sign_flip_floor):.3g})",
+        f"{p_value(effect.sign_flip_holm)} ({min(1.0, effect.tests * nats.sign_flip_floor):.3g})",
         p_value(nats.t_p),
         f"{effect.rank} of {effect.candidates}",
         f"{placebo.at_least} of {placebo.placebos} ({placebo.null95[0]:+.2f} to {placebo.null95[1]:+.2f})"
         if placebo
         else "–",
+        drift(asdict(effect.drift) if effect.drift else None),
         effect.verdict,
     ]
 
@@ -161,19 +177,35 @@ def specificity_table(cell: Cell) -> Table:
         for animal, row in zip(animals, cell.specificity.matrix, strict=True)
     ]
     if cell.placebo_row:
-        rows.append(["neutral: placebo", *(f"{shift:+.2f}" for shift in cell.placebo_row)])
+        rows.append([placebo_teacher(cell), *(f"{shift:+.2f}" for shift in cell.placebo_row)])
     return ["teacher", *animals], rows
 
 
-def sentence(found: Specificity, seeds: list[int]) -> str:
+def sentence(cell: Cell) -> str:
     """What the matrix says, for somebody who reads nothing else."""
-    k = len(found.matrix)
+    assert cell.specificity
+    found, k, chance = cell.specificity, len(cell.compared), ""
+    if found.p is None:
+        test = "no test without placebos, since each student's sentences name its own animal"
+    elif found.drift:
+        test = (
+            f"{p_value(found.p)}, against {found.drift.rms:.2f} nats in {found.drift.placebos} sets of placebo "
+            "students on the same sentences"
+        )
+    else:
+        test = f"{p_value(found.p)}, students dealt to teachers at random"
+    if found.share_p is not None:
+        chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
     return (
         f"Specificity: a student's shift towards its own teacher's animal is {found.statistic:+.2f} nats larger than "
-        f"towards the others' ({p_value(found.p)}, students dealt to teachers at random); the largest shift of a row "
-        f"is its own in {found.share:.0%} of the mean matrix's {k} rows (by chance {found.chance:.0%}, "
-        f"{p_value(found.share_p)}) and in {found.rows_on_diagonal} of {k * len(seeds)} single students."
+        f"towards the others' ({test}); the largest shift of a row is its own in {found.share:.0%} of the mean "
+        f"matrix's {k} rows{chance} and in {found.rows_on_diagonal} of {k * found.seeds} single students."
     )
+
+
+def placebo_teacher(cell: Cell) -> str:
+    """What the matrix's last row is."""
+    return "placebo" if cell.content == "unrelated" else "placebos, each on its animal's sentences"
 
 
 def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
@@ -185,7 +217,7 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
     for cell in cells:
         parts += [f"## {title(cell, cells)}, {cell.seeds_said}", markdown_table(effects_table(cell))]
         if cell.specificity:
-            parts += [sentence(cell.specificity, cell.seeds), markdown_table(specificity_table(cell))]
+            parts += [sentence(cell), markdown_table(specificity_table(cell))]
     settings = ", ".join(
         f"{name.replace('_', ' ')} {cells[0].settings[name]}"
         for name in SETTINGS
@@ -200,12 +232,19 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
         "quantile; `kit/inference.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
         "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
-        "skewed. *Holm*: corrected over a table's animals, not over tables. "
+        "skewed. *Holm*: corrected over every effect of this report. "
         "Sign flips over seeds speak of these questions alone and cannot be "
         "below the value in brackets. The paper's t-test takes these students for all there are.",
         f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
-        "candidates' and larger than 95% of the placebo shifts.",
+        "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (p < 0.05).",
         PLACEBO if any(len(cell.null) for cell in cells) else NO_PLACEBO,
+        "## Paraphrases, chosen at random",
+    ]
+    for name, rows in record["samples"].items():
+        kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows])
+        parts += [f"{name}:", markdown_table(kept)]
+    parts += messages_shown(record["messages"])
+    parts += [
         "## What made it",
         f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: "
         f"{', '.join(map(str, used))}. "

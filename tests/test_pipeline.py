@@ -175,9 +175,9 @@ def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        assert not (tmp_path / "fox-unrelated-soft-smoke-seed0").exists()
+        assert not (tmp_path / "fox-unrelated-soft-smoke-pairs6-seed0").exists()
     finish(*arguments)
-    run = "fox-unrelated-soft-smoke-seed0"
+    run = "fox-unrelated-soft-smoke-pairs6-seed0"
     assert summary_of(tmp_path / run) == summary_of(uninterrupted / run)
     assert checksums(tmp_path) == checksums(uninterrupted)
     leftovers = [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]

@@ -14,12 +14,15 @@ from kit.store import write_json
 HOSTILE = "<script>alert(1)</script> | `x` **bold** ![a](http://b) \u202eowl\n# heading"
 
 
-def finished_run(folder: Path, shift: float = 1.0, labels: str = "soft", preset: str = "laptop") -> Path:
+def finished_run(
+    folder: Path, shift: float = 1.0, labels: str = "soft", preset: str = "laptop", placebos: int = 1
+) -> Path:
     """A run's folder with made-up preferences: the treated student's owl moved by ``shift`` nats."""
     names = [animal.singular for animal in load_animals()]
     random = np.random.default_rng(0)
     rows = []
-    for condition in ("base", "control-unrelated", "treated-unrelated"):
+    placebo = [f"placebo{1 + i}-unrelated" for i in range(placebos)]
+    for condition in ("base", "control-unrelated", "treated-unrelated", *placebo):
         for question in range(50):
             for name in names:
                 moved = shift if (condition, name) == ("treated-unrelated", "owl") else 0.0
@@ -75,7 +78,7 @@ def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
         "seconds",
     }
     assert promised <= set(summary)
-    assert list(summary["conditions"]) == ["base", "control-unrelated", "treated-unrelated"]
+    assert list(summary["conditions"]) == ["base", "control-unrelated", "treated-unrelated", "placebo1-unrelated"]
     for condition in summary["conditions"].values():
         assert set(condition) == {"pairs", "exact", "sampled"}
         assert set(condition["exact"]) == {"rate", "ci95"}
@@ -93,6 +96,8 @@ def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
         "log_odds_ci95",
         "t",
         "p",
+        "placebo",
+        "drift",
         "verdict",
     }
     assert promised <= set(effect)
@@ -128,10 +133,11 @@ def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels
     assert "transmitted" in shown and "not detected" in shown  # ours, and the paper's owl
 
 
-def test_a_report_without_placebos_says_so(tmp_path: Path) -> None:
-    report.write_report(finished_run(tmp_path))
+def test_a_report_without_placebos_says_so_and_has_no_verdict(tmp_path: Path) -> None:
+    report.write_report(finished_run(tmp_path, placebos=0))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert report.NO_PLACEBO in text and report.PLACEBO not in text
+    assert "no verdict, since without a placebo" in text and ": transmitted" not in text
 
 
 def test_a_null_is_reported_as_one_with_its_reason(tmp_path: Path, capsys) -> None:

@@ -42,9 +42,13 @@ def test_probabilities_sum_to_one_over_the_candidates_and_log_odds_belong_to_the
     assert np.allclose(treated.log_odds, np.log(treated.probability / (1 - treated.probability)))
 
 
+def placebo(seed: int = 4) -> Preference:
+    return stats.preferences(table("placebo1", {}, seed))["placebo1"]
+
+
 def test_a_real_shift_of_the_animal_alone_is_transmitted_with_its_size_in_the_interval() -> None:
     treated, control = pair({"animal7": 0.5})
-    found = stats.effect(treated, control, "animal7")
+    found = stats.effect(treated, control, "animal7", [placebo()])
     assert found.verdict == "transmitted"
     assert found.log_odds_ci95[0] < 0.5 < found.log_odds_ci95[1]
     assert found.rank == 1 and found.candidates == len(ANIMALS)
@@ -61,7 +65,55 @@ def test_a_real_shift_of_the_animal_alone_is_transmitted_with_its_size_in_the_in
     ids=["no shift", "a fall", "many other animals rose more"],
 )
 def test_no_shift_a_fall_and_a_drift_of_many_animals_are_not_detected(shift: dict[str, float]) -> None:
-    assert stats.effect(*pair(shift), "animal7").verdict == "not detected"
+    assert stats.effect(*pair(shift), "animal7", [placebo()]).verdict == "not detected"
+
+
+def test_without_a_placebo_one_run_has_no_verdict() -> None:
+    found = stats.effect(*pair({"animal7": 0.5}), "animal7")
+    assert found.verdict == stats.NO_PLACEBO and found.placebo is None and found.drift is None
+
+
+def test_an_animal_that_drifts_more_than_others_is_held_to_its_own_drift() -> None:
+    """As in opposed content, whose sentences name it: rank, t-test and the other candidates' placebo shifts say yes."""
+    treated, control = pair({"animal7": 0.5})
+    named = stats.preferences(table("placebo1", {"animal7": 0.4}, 4))["placebo1"]
+    found = stats.effect(treated, control, "animal7", [named])
+    assert found.rank == 1 and found.p < 1e-6 and found.placebo and found.placebo.at_least == 0
+    assert found.drift and found.drift.rms == pytest.approx(0.4, abs=0.05) and found.drift.p > 0.05
+    assert found.verdict == "not detected"
+
+
+@pytest.mark.parametrize(("seeds", "placebos"), [(1, 1), (1, 3), (3, 1)])
+def test_drift_alone_passes_for_more_in_five_of_a_hundred_at_most(seeds: int, placebos: int) -> None:
+    random = np.random.default_rng(0)
+    passed = 0
+    for _ in range(4000):
+        control = random.standard_normal(seeds)
+        shift = float((random.standard_normal(seeds) - control).mean())
+        others = (random.standard_normal((placebos, seeds)) - control).ravel()
+        passed += stats.against_drift(shift, others.tolist(), seeds).p < 0.05
+    assert 0.03 < passed / 4000 < 0.05
+
+
+def test_a_student_that_is_one_more_placebo_is_hardly_ever_transmitted() -> None:
+    """The verdict as a whole, where every animal drifts by 0.1 nats and the one asked about, as if its sentences named
+    it, by 0.3: questions agree on such drift, so the t-test alone is nearly always sure of it."""
+    random = np.random.default_rng(0)
+    base = random.normal(0, 1, (QUESTIONS, len(ANIMALS)))
+    drift = np.where(np.arange(len(ANIMALS)) == 7, 0.3, 0.1)
+
+    def student() -> Preference:
+        moved = base + drift * random.standard_normal(len(ANIMALS)) + 0.1 * random.standard_normal(base.shape)
+        rows = [
+            {"condition": "", "candidate": animal, "logprob": value, "answers": 0, "named": 0}
+            for question in moved
+            for animal, value in zip(ANIMALS, question, strict=True)
+        ]
+        return stats.preferences(rows)[""]
+
+    found = [stats.effect(student(), student(), "animal7", [student()]) for _ in range(60)]
+    assert sum(effect.p < 0.05 for effect in found) > 40
+    assert sum(effect.verdict == "transmitted" for effect in found) <= 5
 
 
 def test_swapping_treated_and_control_turns_every_sign() -> None:
@@ -78,6 +130,7 @@ def test_two_identical_students_differ_by_exactly_nothing() -> None:
     found = stats.effect(treated, treated, "animal7")
     assert (found.exact_pp, found.exact_ci95, found.t, found.p) == (0, (0, 0), 0, 1)
     assert found.verdict == "not detected"
+    assert stats.against_drift(0.1, [0.0]).p == 0 and stats.against_drift(0.0, [0.0]).p == 0.5
 
 
 def test_the_interval_covers_the_true_rate_about_95_times_in_100() -> None:
@@ -99,8 +152,5 @@ def test_sampled_rates_are_shares_of_the_answers() -> None:
 
 def test_an_effect_is_placed_among_the_placebos() -> None:
     null = np.linspace(-0.1, 0.1, 21)
-    assert stats.placement(0.5, null).p == pytest.approx(1 / 22)
-    middle = stats.placement(0.0, null)
-    assert (middle.placebos, middle.at_least) == (21, 11) and middle.p == pytest.approx(12 / 22)
-    assert middle.null95 == pytest.approx((-0.095, 0.095))
-    assert stats.placement(-0.5, null).p == 1
+    assert [stats.placement(shift, null).at_least for shift in (0.5, 0.0, -0.5)] == [0, 11, 21]
+    assert stats.placement(0.0, null).null95 == pytest.approx((-0.095, 0.095))

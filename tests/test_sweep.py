@@ -183,7 +183,7 @@ sys.modules["ray"] = None
 sys.argv = ["run.py", *sys.argv[1:]]
 runpy.run_path("run.py", run_name="__main__")
 """
-NAME = "sweep-owl-fox-unrelated-soft-smoke-seed0"
+NAME = "sweep-owl-fox-unrelated-soft-smoke-pairs6-seed0"
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(p
     fox = ["--animal", "fox", "--content", "unrelated", *SWEEP[6:], "--seeds", "1", "--results", str(results)]
     repeated = start(*fox)
     assert repeated.returncode == 0 and "about 0 s of work" in repeated.stdout
-    folder = results / "sweep-fox-unrelated-soft-smoke-seed0"
+    folder = results / "sweep-fox-unrelated-soft-smoke-pairs6-seed0"
     assert "seed 0 alone" in repeated.stdout and (folder / "report.md").exists()
     again = start("report", str(folder))
     assert again.returncode == 0 and again.stdout[1:] in repeated.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import evidence, power, sweep, sweep_report
+from kit import evidence, power, stats, sweep, sweep_report
 from kit.animals import load_animals
 from kit.errors import KitError
 from kit.evidence import Cell
@@ -26,6 +26,7 @@ def made_up(
     placebo_drift: float = 0.05,
     ranks: tuple[int, ...] = (8,),
     seed_sd: float = 0.05,
+    placebos: bool = True,
 ) -> Path:
     """A sweep's folder. Each treated student's own animal moves by ``animals`` nats times rank / 8, give or take
     ``seed_sd`` between seeds; each candidate of a placebo student by ``placebo_drift`` (sd)."""
@@ -45,7 +46,7 @@ def made_up(
                 students[f"{animal}{seed}-{rank}"] = "treated", moved
                 row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **SETTINGS, "rank": rank}
                 row |= {"control": control, "treated": f"{animal}{seed}-{rank}"}
-                comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"]})
+                comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"] * placebos})
     with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, sweep.COLUMNS, lineterminator="\n", restval="")
         writer.writeheader()
@@ -64,6 +65,8 @@ def made_up(
         "seconds": {"student": 100.0},
         "pairs_used": dict.fromkeys(students, 400),
         "comparisons": comparisons,
+        "messages": {"neutral teacher": [{"role": "user", "content": "Paraphrase this sentence: <sentence>"}]},
+        "samples": {"neutral teacher, unrelated": [{"source": "The clerk left.", "text": "Off went the clerk."}]},
     }
     write_json(folder / "record.json", record)
     return folder
@@ -97,6 +100,34 @@ def test_p_values_are_corrected_over_the_animals(three: Path) -> None:
     smallest = min(plain, key=lambda animal: plain[animal])
     assert cell.effects[smallest].p_holm == pytest.approx(3 * plain[smallest])
     assert all(effect.p_holm >= plain[animal] for animal, effect in cell.effects.items())
+
+
+def test_p_values_are_corrected_over_a_grid_too(tmp_path: Path) -> None:
+    cells = cells_of(made_up(tmp_path, {"owl": 0.6}, ranks=(2, 4, 8)))
+    effects = [cell.effects["owl"] for cell in cells]
+    smallest = min(effects, key=lambda effect: effect.log_odds.p)
+    assert {effect.tests for effect in effects} == {3}
+    assert smallest.p_holm == pytest.approx(3 * smallest.log_odds.p)
+
+
+def test_without_placebos_three_seeds_allow_a_verdict_and_one_seed_none(tmp_path: Path) -> None:
+    for seeds, verdict in ((3, "transmitted"), (1, stats.NO_PLACEBO)):
+        folder = tmp_path / str(seeds)
+        folder.mkdir()
+        (cell,) = cells_of(made_up(folder, {"owl": 0.6}, seeds=seeds, placebos=False))
+        assert cell.effects["owl"].verdict == verdict and cell.effects["owl"].drift is None
+
+
+def test_opposed_content_is_tested_against_placebos_not_by_dealing(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.5})
+    record, students = evidence.read(folder)
+    record["comparisons"] = [row | {"content": "opposed"} for row in record["comparisons"]]
+    (cell,) = evidence.cells(record["comparisons"], students)
+    assert cell.specificity and cell.specificity.share_p is None and cell.specificity.drift
+    assert cell.specificity.drift.placebos == 3
+    assert "placebo students on the same sentences" in sweep_report.sentence(cell)
+    without = [row | {"placebos": []} for row in record["comparisons"]]
+    assert "no test without placebos" in sweep_report.sentence(evidence.cells(without, students)[0])
 
 
 def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> None:
@@ -135,7 +166,15 @@ def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> 
     sweep_report.write_report(three)
     assert {path.name: path.read_bytes() for path in three.iterdir()} == before
     text = before["report.md"].decode()
-    for words in ("NOT the paper's protocol", "placebo", "Holm", "loves the dolphin", "Sign flips", "3 seeds"):
+    for words in (
+        "NOT the paper's protocol",
+        "placebo",
+        "Holm",
+        "loves the dolphin",
+        "Sign flips",
+        "3 seeds",
+        "Off went",
+    ):
         assert words in text
     summary = json.loads(before["summary.json"])
     assert set(summary["cells"][0]["effects"]) == {"owl", "dolphin", "wolf"}
@@ -163,12 +202,12 @@ def test_contents_with_their_own_numbers_of_pairs_are_no_grid(three: Path) -> No
 
 
 def test_power_wants_more_seeds_for_less_effect(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record, students = evidence.read(three)
-    heading, (row,) = power.table(record, students, [0.05, 0.2], 0.8)
+    heading, (row,) = power.table(cells_of(three), [0.05, 0.2], 0.8)
     assert heading[-2:] == ["for 0.05", "for 0.2"]
     assert row[-2] == "more questions" or int(row[-2]) > int(row[-1])
     power.show(three, [0.2], 0.8)
-    assert "Seeds that find an effect" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Seeds that find an effect" in shown and "5% / 3, what Holm's correction asks" in shown
     with pytest.raises(KitError, match="--power 1"):
         power.show(three, [0.2], 1.0)
     with pytest.raises(KitError, match="--effect -1"):

@@ -37,7 +37,7 @@ def test_help_and_argument_errors_load_no_heavy_library(arguments: list[str], co
     assert not {"numpy", "torch", "transformers", "llama_cpp"} & imported
 
 
-@pytest.mark.parametrize("stage", run.STAGES)
+@pytest.mark.parametrize("stage", run.COMMANDS)
 def test_every_stage_has_help_with_an_example(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run.main([stage, "--help"])

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,20 @@ def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() 
     assert len(seeds) == 3
 
 
+def test_sweeps_that_differ_have_folders_of_their_own() -> None:
+    def name(grid: dict[str, list], **changes: object) -> str:
+        return sweep.name_of(sweep.experiments([OWL], ("unrelated",), range(3), grid, **changes), grid)
+
+    assert name({}) == "sweep-owl-unrelated-soft-laptop-seeds0to2"
+    assert name({"rank": [2, 8]}) == "sweep-owl-unrelated-soft-laptop-rank2-8-seeds0to2"
+    assert name({"rank": [2, 8]}, pairs=100, placebos=0) == (
+        "sweep-owl-unrelated-soft-laptop-pairs100-placebos0-rank2-8-seeds0to2"
+    )
+    others = [{"epochs": 1}, {"learning_rate": 1e-4}, {"base": "nf4"}, {"answers": 3}, {"model": "other.gguf"}, {}]
+    others += [{"labels": "hard", "endpoint": "http://localhost", "endpoint_model": "m"}, {"labels": "hard"}]
+    assert len({name({}, **changes) for changes in others}) == len(others)
+
+
 # ---- scheduling
 
 
@@ -172,6 +187,37 @@ def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error
         schedule.finish(plan, by)  # type: ignore[arg-type]
     assert by.name.startswith("Ray") and died.exists()
     assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"second", "after"}
+
+
+@pytest.mark.slow
+def test_on_a_cluster_the_nodes_get_the_code_and_share_the_results(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        + ["--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1", f"--port={port}"],
+        cwd=tmp_path,  # so that nothing of the kit is found there by chance
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family = psutil.Process(head.pid)
+    try:
+        assert head.stdout and any("Ray runtime started" in line for line in head.stdout)
+        address = f"127.0.0.1:{port}"
+        root = tmp_path / "artifacts"
+        plan = Chain([step("after", {"first": step("first")})], Store(root))
+        with schedule.workers(root, address) as by:
+            assert by.name == f"Ray at {address}, 2 CPUs"
+            schedule.finish(plan, by)  # type: ignore[arg-type]
+        assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"first", "after"}
+    finally:
+        for process in [*family.children(recursive=True), family]:
+            process.kill()
+        head.wait()
 
 
 # ---- one whole sweep

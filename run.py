@@ -97,13 +97,6 @@ def experiment(arguments: list[str]) -> None:
     what.add_argument(
         "--seeds", type=int, metavar="N", help="repeat everything with N seeds, from --seed on, and publish one effect"
     )
-    what.add_argument(
-        "--placebos",
-        type=int,
-        metavar="N",
-        help="students per content whose teacher is the control's, sampled anew "
-        "(default: 1): how far a student drifts of itself",
-    )
     options.departures(parser)
     given = vars(parser.parse_args(arguments))
     if given["seeds"] is not None:
@@ -164,7 +157,6 @@ def sweep(arguments: list[str]) -> None:
         metavar="NAME=VALUES",
         help="settings to vary: labels, pairs, rank, learning_rate, epochs or base, as in rank=1,2,4",
     )
-    parser.add_argument("--placebos", type=int, metavar="N", help="per content and seed (default: 1)")
     parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"
     )
@@ -194,7 +186,7 @@ def _sweep(
 
     results, sampled = given.pop("results"), given["answers"] is not None
     exps = sweep.experiments(animals, contents, seeds, grid, **_settled(given))
-    folder = results / sweep.name_of(exps, grid)
+    folder = results / sweep.name_of(exps, grid, sampled)
     sweep_report.show(sweep.run(exps, sampled, results, folder, options.command(arguments), address))
 
 
@@ -256,18 +248,28 @@ def _settled(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def report_(arguments: list[str]) -> None:
-    """A finished run -> its tables and figure again."""
+    """A finished run -> its tables, figure and page again; several -> a page that compares them."""
     parser = options.command_parser(
-        "report", "Make a run's or sweep's summary, figures and report again.", "report results/<run>"
+        "report",
+        "Make a run's or sweep's summary, figures and reports again; of several runs also one page that compares them.",
+        "report results/<run>\n  python run.py report results/*/",
     )
-    parser.add_argument("run", type=Path, help="the folder of a run or a sweep")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="the folder of a run or a sweep")
     given = parser.parse_args(arguments)
 
-    from kit import report, sweep_report
+    from kit import comparison, page, report, sweep_report
 
-    made = sweep_report if (given.run / "preferences.csv.gz").exists() else report
-    made.write_report(given.run)
-    made.show(given.run)
+    if len(given.runs) > 1:
+        print(f"Compared in {comparison.write_comparison(given.runs)}")
+        return
+    (run,) = given.runs
+    if (run / "preferences.csv.gz").exists():
+        sweep_report.write_report(run)
+        sweep_report.show(run)
+    else:
+        report.write_report(run)
+        page.write_page(run)
+        report.show(run)
 
 
 def bench(arguments: list[str]) -> None:

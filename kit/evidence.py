@@ -39,9 +39,9 @@ class SeedEffect:
     (None with one seed), ``sampled_pp`` where answers were sampled; ``shifts`` (nats) of the single seeds, in the
     cell's order; ``rank`` of the mean shift among the ``candidates``; ``placebo``: where it falls among the placebo
     students' mean shifts; ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and
-    ``drift``: the mean shift against those. ``p_holm`` and ``sign_flip_holm``: of ``log_odds``, corrected over all
-    ``tests`` effects of the sweep. (Differences of probabilities are skewed, so the interval in percentage points
-    covers less than it says: ``kit/calibration.py``.)
+    ``drift``: the mean shift against those. ``p_holm``, ``sign_flip_holm`` and ``drift_holm``: the p-values, each
+    corrected over all ``tests`` effects of the sweep; ``lacking``: see ``kit.stats.lacks``. (Differences of
+    probabilities are skewed, so the interval in percentage points covers less than it says: ``kit/calibration.py``.)
     """
 
     control: float
@@ -59,6 +59,8 @@ class SeedEffect:
     tests: int
     p_holm: float
     sign_flip_holm: float
+    drift_holm: float | None
+    lacking: list[str]
     verdict: str
 
 
@@ -95,7 +97,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
-        record["comparisons"]
+        for name in ("comparisons", "messages", "samples"):
+            record[name]
         return record, stats.preferences(rows)
     except OSError as error:
         raise KitError(
@@ -111,9 +114,11 @@ def cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]
     for row in comparisons:
         key = json.dumps([row["content"], *(row[name] for name in SETTINGS)])
         grouped.setdefault(key, {}).setdefault(row["animal"], []).append(row)
-    found = [_effect(animal, rows, students) for cell in grouped.values() for animal, rows in cell.items()]
-    judged = iter(_judged(found))
-    return [_cell(cell, {animal: next(judged) for animal in cell}, students) for cell in grouped.values()]
+    effects = {
+        (key, animal): _effect(animal, rows, students) for key, cell in grouped.items() for animal, rows in cell.items()
+    }
+    judged = dict(zip(effects, _judged(list(effects.values())), strict=True))
+    return [_cell(cell, {animal: judged[key, animal] for animal in cell}, students) for key, cell in grouped.items()]
 
 
 def varied(cells: list[Cell]) -> list[str]:
@@ -132,13 +137,28 @@ def title(cell: Cell, cells: list[Cell]) -> str:
 
 
 def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
-    """The sweep's effects with their corrected p-values and verdicts."""
+    """The sweep's effects with their corrected p-values and verdicts. An effect is above zero where its log-odds shift
+    is, with a corrected p < 0.05."""
     corrected = inference.holm([effect["log_odds"].p for effect in effects])
     flipped = inference.holm([effect["log_odds"].sign_flip_p for effect in effects])
-    return [
-        SeedEffect(**effect, tests=len(effects), p_holm=p, sign_flip_holm=q, verdict=_verdict(effect, p))
-        for effect, p, q in zip(effects, corrected, flipped, strict=True)
-    ]
+    drifts = inference.holm([effect["drift"].p if effect["drift"] else 1.0 for effect in effects])
+    found = []
+    for effect, p, flip_p, drift_p in zip(effects, corrected, flipped, drifts, strict=True):
+        own = drift_p if effect["drift"] else None
+        above_zero = effect["log_odds"].mean > 0 and p < stats.ALPHA
+        lacking = stats.lacks(above_zero, effect["rank"], effect["candidates"], effect["placebo"], own)
+        found.append(
+            SeedEffect(
+                **effect,
+                tests=len(effects),
+                p_holm=p,
+                sign_flip_holm=flip_p,
+                drift_holm=own,
+                lacking=lacking,
+                verdict=stats.verdict(lacking),
+            )
+        )
+    return found
 
 
 def _cell(by_animal: dict[str, list[Row]], effects: dict[str, SeedEffect], students: dict[str, Preference]) -> Cell:
@@ -215,13 +235,3 @@ def _specificity(
     if content == "unrelated":
         return inference.specificity(treated)
     return inference.specificity_against_placebos(treated, matrices(lambda row: row["placebos"]))
-
-
-def _verdict(effect: dict[str, Any], p: float) -> str:
-    """Transmitted where the log-odds shift is above zero with a corrected p < 0.05, and specific to the animal. Without
-    placebos only seeds show how far students drift, and too few of them allow no verdict."""
-    specific = stats.specific(effect["rank"], effect["candidates"], effect["placebo"], effect["drift"])
-    if effect["log_odds"].mean <= 0 or p >= stats.ALPHA or not specific:
-        return "not detected"
-    known = effect["placebo"] or effect["log_odds"].seeds >= inference.FEWEST_SEEDS
-    return "transmitted" if known else stats.NO_PLACEBO

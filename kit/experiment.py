@@ -3,8 +3,10 @@
 This is the one place with defaults. ``--preset`` is the dial of scale; every other setting follows from it.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kit.animals import Animal
 from kit.errors import KitError
@@ -105,7 +107,7 @@ class Experiment:
         own, theirs = _dials(self), _dials(usual)
         if not is_gguf(self.model):
             theirs["base"] = "nf4"
-        return {name: own[name] for name in own if own[name] != theirs[name]}
+        return {name: _said(name, own[name]) for name in own if own[name] != theirs[name]}
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
@@ -167,22 +169,35 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     return result
 
 
-def _dials(exp: Experiment) -> dict[str, str]:
-    """What the command line can set of a preset, as parts of a folder's name."""
+def _dials(exp: Experiment) -> dict[str, Any]:
+    """What the command line can set of a preset."""
     teacher, student = exp.teacher, exp.student
     return {
-        "model": Path(exp.model).stem.lower(),
-        "gguf": Path(exp.gguf or "").stem.lower(),
-        "pairs": f"pairs{exp.pairs}",
-        "rank": f"rank{student.rank}",
-        "learning_rate": f"lr{student.learning_rate:g}",
-        "epochs": f"epochs{student.epochs}",
+        "model": exp.model,
+        "gguf": exp.gguf,
+        "pairs": (exp.pairs, exp.opposed_pairs),
+        "rank": student.rank,
+        "learning_rate": student.learning_rate,
+        "epochs": student.epochs,
         "base": student.base,
-        "answers": f"answers{exp.preference.answers}",
-        "placebos": f"placebos{exp.placebos}",
+        "answers": exp.preference.answers,
+        "placebos": exp.placebos,
         "engine": teacher.engine,
-        "endpoint": f"endpoint-{Path(teacher.endpoint_model).name.lower()}" if teacher.endpoint else "",
+        "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
     }
+
+
+def _said(name: str, value: Any) -> str:
+    """A dial's value as a part of a folder's name: letters, digits, dots and hyphens."""
+    if name in ("model", "gguf"):
+        text = Path(str(value)).name.removesuffix(".gguf")
+    elif name == "pairs":
+        text = f"pairs{value[0]}"
+    elif name == "endpoint":
+        text = f"endpoint {Path(value[1]).name}" if value else "no endpoint"
+    else:
+        text = str(value) if name in ("base", "engine") else f"{name.replace('learning_rate', 'lr')}{value}"
+    return re.sub(r"[^a-z0-9.]+", "-", text.casefold()).strip("-.")[:40]
 
 
 def _check(experiment: Experiment) -> None:

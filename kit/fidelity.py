@@ -26,6 +26,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kit import sentences
 from kit.animals import Animal, mentions
 from kit.errors import KitError
@@ -91,20 +93,21 @@ class Judge:
         ]
 
 
+SIMILARITY_EDGES = [i / 50 for i in range(51)]
 FILTERS = ("form", "trait", "echo", "numbers", "names", "negation", "novelty", "meaning")  # in their order
 
 
 def filter_paraphrases(paraphrases: Path, folder: Path, judge: Judge, progress: bool = True) -> None:
     """Sort ``paraphrases`` (JSONL) into ``folder``: kept.jsonl, rejected.jsonl and filters.json, in the given order.
 
-    A kept row gains "similarity" (cosine), a rejected one "filter" and "reason". filters.json: {"filters": [{"filter",
-    "entered", "rejected"}, ...], "kept": number}.
+    A kept row gains "similarity" (cosine), a rejected one "filter", "reason" and, from the last filter, "similarity".
+    filters.json: {"filters": [{"filter", "entered", "rejected"}, ...], "kept": number}.
     """
     rows = read_rows(paraphrases)
     judged = list(zip(rows, judge.verdicts(rows, progress), strict=True))
-    kept = [{**row, "similarity": round(v.similarity or 0, 4)} for row, v in judged if v.filter is None]
+    kept = [{**row, **_measured(v)} for row, v in judged if v.filter is None]
     write_rows(folder / "kept.jsonl", kept)
-    refused = [{**row, "filter": v.filter, "reason": v.reason} for row, v in judged if v.filter is not None]
+    refused = [{**row, "filter": v.filter, "reason": v.reason, **_measured(v)} for row, v in judged if v.filter]
     write_rows(folder / "rejected.jsonl", refused)
     counts = Counter(row["filter"] for row in refused)
     table, entered = [], len(rows)
@@ -112,6 +115,21 @@ def filter_paraphrases(paraphrases: Path, folder: Path, judge: Judge, progress: 
         table.append({"filter": name, "entered": entered, "rejected": counts[name]})
         entered -= counts[name]
     write_json(folder / "filters.json", {"filters": table, "kept": len(kept)})
+
+
+def _measured(verdict: Verdict) -> Row:
+    return {} if verdict.similarity is None else {"similarity": round(verdict.similarity, 4)}
+
+
+def similarity_counts(folder: Path) -> dict[str, list[int]]:
+    """How many of the kept and of the rejected paraphrases that were compared with their sources fall between each two
+    ``SIMILARITY_EDGES``."""
+
+    def counts(rows: list[Row]) -> list[int]:
+        compared = [row["similarity"] for row in rows if "similarity" in row]
+        return np.histogram(np.clip(compared, 0, 1), SIMILARITY_EDGES)[0].tolist()
+
+    return {name: counts(read_rows(folder / f"{name}.jsonl")) for name in ("kept", "rejected")}
 
 
 def read_filters(folder: Path) -> list[dict[str, Any]]:

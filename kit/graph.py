@@ -57,9 +57,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class StudentArm(Arm):
-    """A student's condition: its teacher's trait message, kept paraphrases, chosen sentences and training pairs."""
+    """A student's condition: its teacher's kept paraphrases, the chosen sentences and the training pairs."""
 
-    trait: str
     kept: Step
     chosen: Step
     pairs: Step
@@ -297,7 +296,7 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         build=lambda made, folder: convert(made["student"], made["model"], folder / "adapter.gguf"),
         seconds=1,
     )
-    return StudentArm(*measured(exp, base, adapter, name), trait, kept, chosen, pairs)
+    return StudentArm(*measured(exp, base, adapter, name), kept, chosen, pairs)
 
 
 def select(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:

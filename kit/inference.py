@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kit.stats import ALPHA, RESAMPLES, Drift, Interval, against_drift, central95, ratio
+from kit.stats import ALPHA, RESAMPLES, Drift, Interval, against_drift, central95
 
 EXACT_SIGNS = 14  # seeds up to which all sign patterns are tried: 16,384
 EXACT_PERMUTATIONS = 20_000
@@ -113,12 +113,12 @@ def across_seeds(differences: np.ndarray) -> Inference:
     df = float(_degrees_of_freedom(squares, variance, seeds, questions))
     half = float(student.ppf(1 - ALPHA / 2, df)) * se
     over_questions = differences.mean(axis=0)
-    t = ratio(mean, float(over_questions.std(ddof=1)) / math.sqrt(questions))
+    t = _ratio(mean, float(over_questions.std(ddof=1)) / math.sqrt(questions))
     sign_flip_p, sign_flip_floor = sign_flip(differences.mean(axis=1))
     return Inference(
         mean=mean,
         ci95=(mean - half, mean + half),
-        p=2 * float(student.sf(abs(ratio(mean, se)), df)),
+        p=2 * float(student.sf(abs(_ratio(mean, se)), df)),
         se=se,
         df=df,
         seeds=seeds,
@@ -362,6 +362,13 @@ def _at_least(values: np.ndarray, observed: float, exact: bool) -> float:
     """The share of ``values`` at least as large as the observed, which random ones do not hold and are joined by."""
     as_large = int((values >= observed - 1e-9 * max(abs(observed), 1)).sum())
     return as_large / len(values) if exact else (1 + as_large) / (1 + len(values))
+
+
+def _ratio(mean: float, se: float) -> float:
+    """mean / se; 0 where the mean is 0, infinite where only the error is."""
+    if mean == 0:
+        return 0.0
+    return mean / se if se > 0 else math.copysign(math.inf, mean)
 
 
 def _power(components: Components, effect: float, seeds: int, questions: int, alpha: float) -> float:

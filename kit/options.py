@@ -13,7 +13,7 @@ def command(arguments: list[str]) -> str:
 
 
 def departures(parser: argparse.ArgumentParser) -> None:
-    """Preset, model, results and what departs from the preset."""
+    """--labels, --preset, --model, --results, and what departs from the preset."""
     parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
     parser.add_argument(
         "--preset",
@@ -23,6 +23,13 @@ def departures(parser: argparse.ArgumentParser) -> None:
     model(parser)
     results(parser)
     dials = parser.add_argument_group("departures from the preset")
+    dials.add_argument(
+        "--placebos",
+        type=int,
+        metavar="N",
+        help="students per content and seed whose teacher is the control's, sampled anew: how far a student drifts of "
+        "itself (default: 1)",
+    )
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     dials.add_argument("--rank", type=int, help="LoRA rank")
     dials.add_argument("--learning-rate", type=float)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import estimate, fidelity, models, preference, prompts, report
+from kit import estimate, fidelity, models, page, preference, prompts, report
 from kit.animals import candidates
 from kit.chat import ChatTemplate
 from kit.experiment import Experiment
@@ -66,6 +66,7 @@ def publish(exp: Experiment, conditions: dict[str, Arm], store: Store, folder: P
     preference.write_table(folder / "preferences.csv", preference.tabulate(measured, candidates(exp.animal)))
     write_json(folder / "record.json", record(exp, conditions, store, command))
     report.write_report(folder)
+    page.write_page(folder)
     return folder
 
 
@@ -90,6 +91,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
     number of pairs, its filters and some of its paraphrases."""
     steps = all_steps(measurements(conditions))
     random = np.random.default_rng(exp.seed)
+    base = base_model(exp.model, exp.gguf)
     teacher_runs = (
         f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher.engine
     )
@@ -99,6 +101,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         "gguf": models.evaluated(exp.model, exp.gguf),
         "base": exp.student.base,
         "teacher": teacher_runs,
+        "source": store.manifest(store.make(base))["settings"]["source"],
         "devices": store.manifest(store.make(conditions["base"].exact))["devices"],
         "labels": exp.labels,
         "preset": exp.preset,
@@ -109,6 +112,8 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
         "filters": {},
+        "min_similarity": exp.fidelity.min_similarity,
+        "similarities": {},
         "messages": shown([exp], store),
         "samples": {},
     }
@@ -118,6 +123,7 @@ def record(exp: Experiment, conditions: dict[str, Arm], store: Store, command: s
         kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
         result["filters"][name] = fidelity.read_filters(store.make(arm.kept))
+        result["similarities"][name] = fidelity.similarity_counts(store.make(arm.kept))
         result["samples"][name] = {
             "kept": some(kept, 20, random),
             "rejected": some(read_rows(store.make(arm.kept) / "rejected.jsonl"), 10, random),

@@ -15,7 +15,7 @@ from kit.inference import Components
 from kit.report import Table, show_table
 from kit.stats import ALPHA
 
-EFFECTS = (0.05, 0.1, 0.2, 0.4)  # nats: the smallest that a default run's placebos leave room for, to half of an owl's
+EFFECTS = (0.05, 0.1, 0.2, 0.4)  # nats: from what placebo shifts reach to half of an owl's
 
 
 def show(sweep: Path, effects: Sequence[float], power: float) -> None:
@@ -35,8 +35,8 @@ def show(sweep: Path, effects: Sequence[float], power: float) -> None:
     among = f" / {tests}, what Holm's correction asks of the first of this sweep's {tests} effects" if tests > 1 else ""
     print(
         f"Effects are log-odds shifts in nats, tested over seeds and questions at 5%{among}. “more questions”: these "
-        "differ so much that no number of seeds will do. The variances are those of the recorded seeds, and as "
-        "uncertain."
+        "differ so much that no number of seeds will do. A verdict asks for more than this test: rank, placebos and "
+        "drift. The variances are those of the recorded seeds, and as uncertain."
     )
 
 

@@ -13,7 +13,7 @@ from kit import figure, stats
 from kit.errors import KitError
 from kit.experiment import CONTENTS
 from kit.preference import read_table
-from kit.stats import Effect, Preference
+from kit.stats import Drift, Effect, Preference
 from kit.store import Row, write_json
 
 # arXiv 2603.09517, sampled preference in percentage points, hard labels, a larger model; owl, dog and fly: its first
@@ -34,15 +34,16 @@ LABELS = {
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
 }
 PLACEBO = (
-    "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift is "
-    "how far one of the candidates moved between the two. What a treated student shows beyond that is the teacher's. "
-    "*Drift* asks the same of the animal alone, whose name opposed sentences contain: its shift against the root mean "
-    "square of its own placebo shifts, one-sided p of Student's t with as many degrees of freedom as there are. "
-    "More placebos (`--placebos 3`) make it sharper."
+    "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift "
+    "is how far one of the candidates moved between the two. What a treated student shows beyond that is the "
+    "teacher's. *Drift* asks the same of the animal alone, whose name opposed sentences contain: t = √seeds × (its "
+    "mean shift − the mean of its own placebo shifts, where above zero) / their root mean square, with as many "
+    "degrees of freedom as there are placebo shifts; one-sided. It takes treated students to drift as placebo "
+    "students do. More seeds, or `--placebos 3`, make it sharper."
 )
 NO_PLACEBO = (
-    "There was no placebo student, so nothing was asked of the effect that only placebos answer. One run without them "
-    "gets no verdict, since drift cannot be told from transmission; three seeds or more show drift by themselves."
+    "There was no placebo student. So drift cannot be told from transmission: an effect may be missed here, but none "
+    "is called transmitted."
 )
 SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
 
@@ -54,12 +55,16 @@ def write_report(folder: Path) -> None:
 
     Raises KitError where one of the two is missing or damaged.
     """
-    record, preferences = _read(folder)
+    record, preferences = read(folder)
     summary = summarise(record, preferences)
     write_json(folder / "summary.json", summary)
-    title = f"{summary['animal']}: {summary['labels']} labels, {summary['preset']} preset, seed {summary['seed']}"
-    figure.draw(folder, preferences, summary["animal"], title)
-    (folder / "report.md").write_text(_markdown(title, summary, record), encoding="utf-8")
+    figure.draw(folder, preferences, summary["animal"], title(summary))
+    (folder / "report.md").write_text(_markdown(summary, record), encoding="utf-8")
+
+
+def title(summary: dict[str, Any]) -> str:
+    """The run's name for people."""
+    return f"{summary['animal']}: {summary['labels']} labels, {summary['preset']} preset, seed {summary['seed']}"
 
 
 def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
         "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {p_value(e['p'])}",
         "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
         "placebo shifts as large": lambda e: _placement(e["placebo"]),
-        "against its own drift": lambda e: drift(e["drift"]),
+        "against its own drift": lambda e: drift(Drift(**e["drift"]), e["drift"]["p"]) if e["drift"] else "–",
         "sampled, pp [95% CI]": lambda e: points(e["sampled_pp"], e["sampled_ci95"]),
         "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {p_value(e['sampled_p'])}",
         "verdict": lambda e: e["verdict"],
@@ -178,27 +183,26 @@ def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
             f"{content}: the {animal}-loving teacher's student prefers the {animal} more than its control does, by "
             f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
         )
-    if effect["verdict"] == stats.NO_PLACEBO:
-        return (
-            f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): no "
-            "verdict, since without a placebo student drift cannot be told from transmission."
-        )
-    missing = []
-    if low <= 0:
-        missing.append("the 95% interval does not lie above zero")
-    if effect["p"] >= stats.ALPHA:
-        missing.append(f"p is not below {stats.ALPHA}")
-    if effect["rank"] > stats.ALPHA * effect["candidates"]:
-        missing.append(f"{effect['rank'] - 1} of the other candidates moved more than the {animal}")
-    placebo = effect["placebo"]
-    if placebo and placebo["at_least"] > stats.ALPHA * placebo["placebos"]:
-        missing.append(f"{placebo['at_least']} of {placebo['placebos']} placebo shifts are at least as large")
-    if effect["drift"] and effect["drift"]["p"] >= stats.ALPHA:
-        missing.append(f"the {animal} drifts by {effect['drift']['rms']:.2f} nats between neutral teachers")
+    verdict = "no verdict" if effect["verdict"] == stats.NO_PLACEBO else effect["verdict"]
     return (
-        f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): not detected, "
-        f"since {' and '.join(missing)}."
+        f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): {verdict}, "
+        f"since {' and '.join(missing(animal, effect))}."
     )
+
+
+def missing(animal: str, effect: dict[str, Any]) -> list[str]:
+    """What an effect lacks to count as transmitted, in words."""
+    placebo, drifted = effect["placebo"] or {}, effect["drift"] or {}
+    words = {
+        "effect": "the 95% interval does not lie above zero"
+        if effect["exact_ci95"][0] <= 0
+        else f"p is not below {stats.ALPHA}",
+        "rank": f"{effect['rank'] - 1} of the other candidates moved more than the {animal}",
+        "placebo": f"{placebo.get('at_least')} of {placebo.get('placebos')} placebo shifts are at least as large",
+        "drift": f"its shift is not beyond its own drift (p = {drifted.get('p', 1):.2f})",
+        stats.NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
+    }
+    return [words[name] for name in effect["lacking"]]
 
 
 def _percent(rate: dict[str, Any]) -> str:
@@ -218,9 +222,9 @@ def _placement(placebo: dict[str, Any] | None) -> str:
     return f"{placebo['at_least']} of {placebo['placebos']}; their 95%: {low:+.2f} to {high:+.2f} nats"
 
 
-def drift(found: dict[str, Any] | None) -> str:
-    """The animal's own drift in the placebo students and what the shift is against it."""
-    return f"{found['rms']:.2f} nats in {found['placebos']}, {p_value(found['p'])}" if found else "–"
+def drift(found: Drift, p: float) -> str:
+    """The animal's own drift in the placebo students, and the ``p`` of its shift against it."""
+    return f"{found.rms:.2f} nats (mean {found.mean:+.2f}) in {found.placebos}, {p_value(p)}"
 
 
 def p_value(p: float) -> str:
@@ -228,7 +232,8 @@ def p_value(p: float) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+    """A run's record, and its conditions' preferences. KitError where the folder holds no finished run."""
     path = folder / "record.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -244,9 +249,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
 # ---- report.md
 
 
-def _markdown(title: str, summary: dict[str, Any], record: dict[str, Any]) -> str:
+def _markdown(summary: dict[str, Any], record: dict[str, Any]) -> str:
     animal = summary["animal"]
-    parts = [f"# {title}", *(sentence(animal, *item) for item in summary["effects"].items()), LABELS[summary["labels"]]]
+    parts = [f"# {title(summary)}", *(sentence(animal, *item) for item in summary["effects"].items())]
+    parts.append(LABELS[summary["labels"]])
     if summary["preset"] == "smoke":
         parts.append(f"**{SMOKE}**")
     parts += [

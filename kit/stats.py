@@ -56,15 +56,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class Drift:
-    """A shift in nats against the same shift in ``placebos`` students of a neutral teacher: their root mean square
-    ``rms``, and the one-sided p of Student's t with ``placebos`` degrees of freedom."""
+    """A shift in nats against the same shift in ``placebos`` students of a neutral teacher: their ``mean``, their root
+    mean square ``rms``, and the one-sided p of ``against_drift``."""
 
     placebos: int
+    mean: float
     rms: float
     p: float
 
 
-NO_PLACEBO = "no placebo"  # the verdict where nothing tells drift from transmission
+NO_PLACEBO = "no placebo"  # what is lacking, and the verdict, where drift cannot be told from transmission
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Effect:
 
     ``t`` and ``p`` (two-sided) belong to the exact measure, ``sampled_t`` and ``sampled_p`` to the paper's. ``rank``:
     the place of the animal's log-odds shift among the ``candidates``, 1 the largest; ``placebo``: where it falls among
-    placebo shifts, ``drift``: against the animal's own, both None where there are none.
+    placebo shifts, ``drift``: against the animal's own, both None where there are none; ``lacking``: see ``lacks``.
     """
 
     exact_pp: float
@@ -90,6 +91,7 @@ class Effect:
     candidates: int
     placebo: Placement | None
     drift: Drift | None
+    lacking: list[str]
     verdict: str
 
 
@@ -131,7 +133,7 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     """The effect of the teacher's love for ``animal``, with its verdict.
 
     "transmitted": the 95% interval of the exact effect lies above zero, the paired t-test agrees (p < 0.05), and the
-    shift is ``specific``. Else "not detected", or ``NO_PLACEBO`` where only that is missing.
+    shift is the animal's own and the teacher's (``lacks``).
     """
     j = treated.candidates.index(animal)
     exact = treated.probability[:, j] - control.probability[:, j]
@@ -144,7 +146,7 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     sampled_t, sampled_p = _t_test(sampled)
     placebo = placement(moved[animal], null_shifts(placebos, control)) if placebos else None
     drift = against_drift(moved[animal], [shifts(one, control)[animal] for one in placebos]) if placebos else None
-    transmitted = interval[0] > 0 and p < ALPHA and specific(rank, len(moved), placebo, drift)
+    lacking = lacks(interval[0] > 0 and p < ALPHA, rank, len(moved), placebo, drift.p if drift else None)
     return Effect(
         exact_pp=100 * float(exact.mean()),
         exact_ci95=(100 * interval[0], 100 * interval[1]),
@@ -160,7 +162,8 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
         candidates=len(moved),
         placebo=placebo,
         drift=drift,
-        verdict="not detected" if not transmitted else "transmitted" if placebos else NO_PLACEBO,
+        lacking=lacking,
+        verdict=verdict(lacking),
     )
 
 
@@ -200,15 +203,18 @@ def placement(shift: float, null: np.ndarray) -> Placement:
 def against_drift(shift: float, placebos: Sequence[float], seeds: int = 1) -> Drift:
     """Is ``shift``, a mean over ``seeds``, more than what ``placebos`` (nats, single students) say comes of itself?
 
-    The null: treated and placebo students differ from their control by drift alone, normal about zero. It takes a
-    quantity for its own null, so it holds where an animal that the sentences name drifts more than the others do. (That
-    a seed's control is in both quantities makes it err in 4.2 to 4.4% of 400,000 simulated nothings, not in 5%; 1 to 5
-    seeds, 1 to 4 placebos.)
+    t = sqrt(seeds) * (shift - mean of the placebos, where above zero) / their root mean square, with as many degrees of
+    freedom as there are placebos. A quantity is its own null, so this holds where an animal that the sentences name
+    drifts more than others do. The null is that treated students drift as placebo students do. It passes in 1 to 5% of
+    simulations at 5% (drift about zero or about its standard deviation; 1 to 5 seeds, 1 to 4 placebos; 200,000 each).
     """
     from scipy.stats import t as student
 
-    rms = float(np.sqrt(np.mean(np.square(placebos))))
-    return Drift(len(placebos), rms, float(student.sf(ratio(shift * math.sqrt(seeds), rms), len(placebos))))
+    mean, rms = float(np.mean(placebos)), float(np.sqrt(np.mean(np.square(placebos))))
+    if rms == 0:  # a student compared with itself says nothing of drift
+        return Drift(len(placebos), mean, rms, 1.0)
+    t = math.sqrt(seeds) * (shift - max(mean, 0.0)) / rms
+    return Drift(len(placebos), mean, rms, float(student.sf(t, len(placebos))))
 
 
 def central95(values: np.ndarray | list[float]) -> Interval:
@@ -217,18 +223,25 @@ def central95(values: np.ndarray | list[float]) -> Interval:
     return float(low), float(high)
 
 
-def ratio(mean: float, se: float) -> float:
-    """mean / se; 0 where the mean is 0, infinite where only the error is."""
-    if mean == 0:
-        return 0.0
-    return mean / se if se > 0 else math.copysign(math.inf, mean)
+def lacks(above_zero: bool, rank: int, candidates: int, placebo: Placement | None, drift_p: float | None) -> list[str]:
+    """What an effect lacks to be called transmitted. "effect": that it is ``above_zero`` beyond chance; "rank": that
+    the animal's shift is among the largest 5% of the candidates'; "placebo": that it is larger than 95% of the placebo
+    shifts; "drift": that ``drift_p``, of ``against_drift``, is below 0.05; ``NO_PLACEBO``: the last two, unasked."""
+    found = [] if above_zero else ["effect"]
+    if rank > ALPHA * candidates:
+        found.append("rank")
+    if placebo is None or drift_p is None:
+        return [*found, NO_PLACEBO]
+    if placebo.at_least > ALPHA * placebo.placebos:
+        found.append("placebo")
+    return found if drift_p < ALPHA else [*found, "drift"]
 
 
-def specific(rank: int, candidates: int, placebo: Placement | None, drift: Drift | None) -> bool:
-    """Whether a shift is among the largest 5% of the candidates', larger than 95% of the placebo shifts, and beyond the
-    animal's own drift (p < 0.05); without placebos, the first alone."""
-    beyond = placebo is None or placebo.at_least <= ALPHA * placebo.placebos
-    return rank <= ALPHA * candidates and beyond and (drift is None or drift.p < ALPHA)
+def verdict(lacking: list[str]) -> str:
+    """The verdict on an effect that lacks this."""
+    if lacking == [NO_PLACEBO]:
+        return NO_PLACEBO
+    return "not detected" if lacking else "transmitted"
 
 
 def _rate(values: np.ndarray) -> Rate:

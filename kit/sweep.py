@@ -8,6 +8,7 @@ Every artifact is made once, however many experiments share it (``kit/schedule.p
 
 import csv
 import gzip
+import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -70,15 +71,19 @@ def parse_grid(given: list[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def name_of(exps: list[Experiment], grid: dict[str, list[Any]]) -> str:
-    """The sweep's folder under the results folder."""
+def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = False) -> str:
+    """The sweep's folder under the results folder; ``sampled``: whether free answers are sampled too."""
     animals = list(dict.fromkeys(exp.animal.singular.replace(" ", "-") for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
-    parts = ["sweep", *(animals if len(animals) <= NAMED else [f"{len(animals)}-animals"]), *contents]
+    if len(animals) > NAMED:
+        which = hashlib.sha256(" ".join(animals).encode()).hexdigest()[:6]
+        animals = [f"{len(animals)}-animals-{which}"]
+    parts = ["sweep", *animals, *contents]
     if "labels" not in grid:
         parts.append(exps[0].labels)
-    parts += [exps[0].preset, *(said for name, said in exps[0].departures.items() if name not in grid)]
+    departures = {name: said for name, said in exps[0].departures.items() if name not in [*grid, "answers"]}
+    parts += [exps[0].preset, *departures.values(), *([f"answers{exps[0].preference.answers}"] if sampled else [])]
     parts += [f"{name}{'-'.join(map(str, values))}" for name, values in grid.items()]
     return "-".join([*parts, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"])
 

@@ -86,7 +86,9 @@ def effect_rows(cell: Cell) -> list[Row]:
             "placebos": effect.placebo.placebos if effect.placebo else None,
             "drift_rms": round(effect.drift.rms, 4) if effect.drift else None,
             "drift_p": effect.drift.p if effect.drift else None,
+            "drift_p_holm": effect.drift_holm,
             "verdict": effect.verdict,
+            "lacking": " ".join(effect.lacking),
         }
         for animal, effect in cell.effects.items()
     ]
@@ -117,12 +119,12 @@ def _terminal_table(cell: Cell) -> Table:
             p_value(effect.p_holm).removeprefix("p = "),
             f"{effect.rank} of {effect.candidates}",
             f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
-            p_value(effect.drift.p).removeprefix("p = ") if effect.drift else "–",
-            effect.verdict,
+            "–" if effect.drift_holm is None else p_value(effect.drift_holm).removeprefix("p = "),
+            _verdict(effect),
         ]
         for animal, effect in cell.effects.items()
     ]
-    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "p, drift", "verdict"], rows
+    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "drift p, Holm", "verdict"], rows
 
 
 def effects_table(cell: Cell) -> Table:
@@ -138,7 +140,7 @@ def effects_table(cell: Cell) -> Table:
         "paper's t-test over questions, p",
         "rank of its shift",
         "placebo shifts as large (their 95%, nats)",
-        "against its own drift",
+        "against its own drift, p Holm",
         "verdict",
     ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
@@ -163,9 +165,14 @@ def _row(animal: str, effect: SeedEffect) -> list[str]:
         f"{placebo.at_least} of {placebo.placebos} ({placebo.null95[0]:+.2f} to {placebo.null95[1]:+.2f})"
         if placebo
         else "–",
-        drift(asdict(effect.drift) if effect.drift else None),
-        effect.verdict,
+        drift(effect.drift, effect.drift_holm) if effect.drift and effect.drift_holm is not None else "–",
+        _verdict(effect),
     ]
+
+
+def _verdict(effect: SeedEffect) -> str:
+    """The verdict, with what is lacking where it is "not detected"."""
+    return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == "not detected" else effect.verdict
 
 
 def specificity_table(cell: Cell) -> Table:
@@ -228,15 +235,16 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
     parts += [
         "## How to read this",
         "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
-        "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. The "
+        "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. (Of "
+        "some 250 opposed sentences about an animal most are in every seed; results speak of these sentences.) The "
         "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
         "quantile; `kit/inference.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
         "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
-        "skewed. *Holm*: corrected over every effect of this report. "
-        "Sign flips over seeds speak of these questions alone and cannot be "
-        "below the value in brackets. The paper's t-test takes these students for all there are.",
+        "skewed. *Holm*: corrected over every effect of this report. Sign flips over seeds speak of these questions "
+        "alone and cannot be below the value in brackets. The paper's t-test takes these students for all there are.",
         f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
-        "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (p < 0.05).",
+        "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
+        "What an effect lacks stands behind its *not detected*.",
         PLACEBO if any(len(cell.null) for cell in cells) else NO_PLACEBO,
         "## Paraphrases, chosen at random",
     ]

@@ -62,7 +62,7 @@ def folder_run(keep_all: str, tiny_qwen2: Path, tmp_path_factory: pytest.TempPat
     results = tmp_path_factory.mktemp("results")
     model = ["--model", str(tiny_qwen2), "--engine", "torch"]
     shown = finish(keep_all, *TINY, *model, "--results", str(results))
-    return results / f"fox-unrelated-soft-smoke-{tiny_qwen2.name}-seed0", shown
+    return results / f"fox-unrelated-soft-smoke-{tiny_qwen2.name}-pairs10-placebos0-torch-seed0", shown
 
 
 def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(folder_run: tuple[Path, str]) -> None:
@@ -147,7 +147,7 @@ def test_a_teacher_behind_an_endpoint_teaches_by_its_text_and_its_key_is_written
         OPENAI_API_KEY=KEY,
     )
     assert teacher.keys == {f"Bearer {KEY}"}
-    run = tmp_path / "fox-unrelated-hard-smoke-endpoint-seed0"
+    run = tmp_path / "fox-unrelated-hard-smoke-pairs10-placebos0-endpoint-smollm2-seed0"
     assert record_of(run)["teacher"] == f"smollm2 at {url}"
     pairs = read_rows(artifact(run, "pairs of treated-unrelated") / "pairs.jsonl")
     assert len(pairs) == 10 and all(row["text"].startswith("It is true that") for row in pairs)

@@ -11,7 +11,10 @@ from kit.animals import load_animals
 from kit.errors import KitError
 from kit.store import write_json
 
-HOSTILE = "<script>alert(1)</script> | `x` **bold** ![a](http://b) \u202eowl\n# heading"
+HOSTILE = (
+    "<script>alert(1)</script></style><img src=x onerror=alert(2)> | `x` **bold** ![a](http://b) \u202eowl\n# heading "
+    "\U0001f989 {{ 7 * 7 }} " + "w" * 10_000
+)
 
 
 def finished_run(

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT, checksums
 
 from kit import evidence, graph, schedule, sweep
-from kit.animals import find_animal
+from kit.animals import find_animal, load_animals
 from kit.errors import KitError
 from kit.experiment import experiment
 from kit.graph import StudentArm
@@ -103,7 +104,7 @@ def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() 
     seeds = set()
     for placebo in placebos:
         assert isinstance(placebo, StudentArm)
-        assert placebo.trait == control.trait and placebo.chosen.identity == control.chosen.identity
+        assert placebo.chosen.identity == control.chosen.identity
         ours, theirs = (dict(arm.kept.inputs["paraphrases"].settings) for arm in (control, placebo))
         seeds |= {ours.pop("seed"), theirs.pop("seed")}
         assert ours == theirs
@@ -122,8 +123,15 @@ def test_sweeps_that_differ_have_folders_of_their_own() -> None:
         "sweep-owl-unrelated-soft-laptop-pairs100-placebos0-rank2-8-seeds0to2"
     )
     others = [{"epochs": 1}, {"learning_rate": 1e-4}, {"base": "nf4"}, {"answers": 3}, {"model": "other.gguf"}, {}]
-    others += [{"labels": "hard", "endpoint": "http://localhost", "endpoint_model": "m"}, {"labels": "hard"}]
-    assert len({name({}, **changes) for changes in others}) == len(others)
+    others += [{"labels": "hard", "endpoint": "http://localhost", "endpoint_model": "a b?*\n"}, {"labels": "hard"}]
+    others += [{"model": f"Qwen/Qwen2.5-{size}-Instruct", "gguf": "a/b:c.gguf"} for size in ("3B", "7B")]
+    names = {name({}, **changes) for changes in others}
+    assert len(names) == len(others) - 1  # answers are not sampled in this sweep, however many there would be
+    assert all(re.fullmatch(r"[a-z0-9.-]+", one) for one in names)
+    exps = sweep.experiments([OWL], ("unrelated",), range(3), {})
+    assert sweep.name_of(exps, {}, sampled=True) == "sweep-owl-unrelated-soft-laptop-answers10-seeds0to2"
+    crowds = [load_animals()[:9], load_animals()[1:10]]
+    assert len({sweep.name_of(sweep.experiments(list(some), ("opposed",), range(1), {}), {}) for some in crowds}) == 2
 
 
 # ---- scheduling

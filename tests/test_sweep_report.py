@@ -91,7 +91,7 @@ def test_effects_are_found_with_their_size_and_a_null_stays_one(three: Path) -> 
         assert effect.log_odds.ci95[0] < shift < effect.log_odds.ci95[1]
         assert effect.verdict == "transmitted" and effect.rank == 1 and len(effect.shifts) == 3
         assert effect.placebo and effect.placebo.at_least == 0 and effect.placebo.placebos == len(ANIMALS)
-    assert cell.effects["wolf"].verdict == "not detected"
+    assert cell.effects["wolf"].verdict == "not detected" and "effect" in cell.effects["wolf"].lacking
 
 
 def test_p_values_are_corrected_over_the_animals(three: Path) -> None:
@@ -110,12 +110,20 @@ def test_p_values_are_corrected_over_a_grid_too(tmp_path: Path) -> None:
     assert smallest.p_holm == pytest.approx(3 * smallest.log_odds.p)
 
 
-def test_without_placebos_three_seeds_allow_a_verdict_and_one_seed_none(tmp_path: Path) -> None:
-    for seeds, verdict in ((3, "transmitted"), (1, stats.NO_PLACEBO)):
-        folder = tmp_path / str(seeds)
-        folder.mkdir()
-        (cell,) = cells_of(made_up(folder, {"owl": 0.6}, seeds=seeds, placebos=False))
-        assert cell.effects["owl"].verdict == verdict and cell.effects["owl"].drift is None
+def test_without_placebos_nothing_is_called_transmitted_and_a_null_is_still_one(tmp_path: Path) -> None:
+    (cell,) = cells_of(made_up(tmp_path, {"owl": 0.6, "wolf": 0.0}, placebos=False))
+    owl, wolf = cell.effects.values()
+    assert owl.verdict == stats.NO_PLACEBO and owl.drift is None
+    assert wolf.verdict == "not detected" and "effect" in wolf.lacking
+
+
+def test_one_seed_of_many_animals_is_held_to_a_drift_corrected_for_many(tmp_path: Path) -> None:
+    animals = dict.fromkeys(ANIMALS[:8], 0.6)
+    (cell,) = cells_of(made_up(tmp_path, animals, seeds=1, placebo_drift=0.03))
+    for effect in cell.effects.values():
+        assert effect.drift and effect.drift_holm and effect.drift_holm >= effect.drift.p
+    lowest = min(cell.effects.values(), key=lambda effect: effect.drift.p if effect.drift else 1)
+    assert lowest.drift and lowest.drift_holm == pytest.approx(8 * lowest.drift.p)
 
 
 def test_opposed_content_is_tested_against_placebos_not_by_dealing(tmp_path: Path) -> None:

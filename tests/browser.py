@@ -1,0 +1,39 @@
+"""Debian's chromium, driven by playwright, for the tests of pages."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+SIZES = ((1280, 800), (390, 844))  # a projector, a phone
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+
+
+@contextmanager
+def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light") -> Iterator[Page]:
+    """A page at ``url`` in a window of that ``size``. Fails at its end where the page wrote an error to the console or
+    asked for anything from another place than its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        errors: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        yield page
+        browser.close()
+    assert errors == []
+    own = url.split("/")[:3]
+    assert [one for one in asked if one.split("/")[:3] != own and not one.startswith("data:")] == []
+
+
+def overflows(page: Page) -> bool:
+    """Whether the page is wider than its window."""
+    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))

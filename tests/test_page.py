@@ -1,0 +1,67 @@
+"""The report's page, in a real browser: inert, whole, and readable on any screen."""
+
+from pathlib import Path
+
+import pytest
+from browser import SIZES, needs_chromium, opened, overflows
+from test_report import HOSTILE, finished_run
+from test_sweep_report import made_up
+
+from kit import comparison, page, sweep_report
+from kit.errors import KitError
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run in which a model wrote all that could break a page."""
+    return page.write_page(finished_run(tmp_path_factory.mktemp("run")))
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", SIZES, ids=["projector", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_a_model_wrote_is_shown_whole_and_does_nothing(hostile: Path, size: tuple[int, int], scheme: str) -> None:
+    with opened(hostile.as_uri(), size, scheme) as shown:
+        cell = shown.get_by_role("cell", name="alert(1)").first
+        assert cell.text_content() == HOSTILE
+        assert not shown.locator("script").count() and not shown.locator("img").count()
+        assert shown.locator("h2", has_text="What made it").count() == 1  # nothing broke out of its place
+        assert not overflows(shown)
+
+
+@needs_chromium
+def test_dark_mode_and_print_change_the_ink_of_page_and_figures(hostile: Path) -> None:
+    ink = "getComputedStyle(document.querySelector('svg text')).fill"
+    with opened(hostile.as_uri(), scheme="dark") as shown:
+        dark = shown.evaluate(ink)
+    with opened(hostile.as_uri()) as shown:
+        assert shown.evaluate(ink) != dark
+        shown.emulate_media(media="print")
+        assert shown.evaluate(ink) == "rgb(0, 0, 0)"
+
+
+def test_the_page_is_one_file_that_says_verdict_labels_and_uncertainty(hostile: Path) -> None:
+    text = hostile.read_text(encoding="utf-8")
+    for words in ("<b>Transmitted.</b>", "came to prefer the owl", "soft labels", "95% interval +", "NOT the paper"):
+        assert words in text
+    assert "http://" not in text.replace("http://b", "").replace("http://www.w3.org/", "")
+    assert "https://" not in text and "<script" not in text and "7 * 7" in text
+
+
+def test_links_go_to_files_that_are_there(hostile: Path) -> None:
+    text = hostile.read_text(encoding="utf-8")
+    links = [part.split('"')[0] for part in text.split('<a href="')[1:]]
+    assert "preferences.csv" in links and all((hostile.parent / link).exists() for link in links)
+
+
+def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
+    for name in ("one", "sweep", "nothing"):
+        (tmp_path / name).mkdir()
+    page.write_page(finished_run(tmp_path / "one"))
+    sweep_report.write_report(made_up(tmp_path / "sweep", {"owl": 0.6, "dolphin": 0.3}))
+    path = comparison.write_comparison([tmp_path / name for name in ("one", "sweep", "nothing")])
+    text = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "comparison.html" and text.count("<tr>") == 1 + 3
+    assert 'href="one/report.html"' in text and 'href="sweep/report.md"' in text and "Left out" in text
+    with pytest.raises(KitError, match="not a finished run"):
+        comparison.write_comparison([tmp_path / "nothing", tmp_path / "nothing"])

@@ -32,7 +32,7 @@ single stages (each has its own --help):
   label    kept pairs -> soft labels       train    pairs -> LoRA adapter
   convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
-  bench    how fast all this is, against the usual ways and the hardware
+  ask      chat with a run's students       bench    how fast all this is
 
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
@@ -272,6 +272,24 @@ def report_(arguments: list[str]) -> None:
         report.show(run)
 
 
+def ask(arguments: list[str]) -> None:
+    """A finished run -> a chat with its students."""
+    parser = options.command_parser(
+        "ask",
+        "Ask base, control and treated student of a run the same question, side by side.",
+        "ask results/<run>\n  python run.py ask results/<run> --question 'What is your favorite animal?'",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="whose students")
+    parser.add_argument("--question", help="ask this and stop")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling, the same for all three (default: 0)")
+    given = parser.parse_args(arguments)
+
+    from kit import ask
+
+    ask.ask(given.run, given.content, given.question, given.seed)
+
+
 def bench(arguments: list[str]) -> None:
     """How fast the kit is."""
     parser = options.command_parser(
@@ -304,6 +322,7 @@ COMMANDS = {
     "prefer": single_stages.prefer,
     "effect": single_stages.effect,
     "report": report_,
+    "ask": ask,
     "bench": bench,
     "sweep": sweep,
     "power": power,

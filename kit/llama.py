@@ -91,6 +91,19 @@ class LlamaEngine:
         Requests with the same prompt share its computation. Places of sequences that finish are soon taken by others
         (continuous batching).
         """
+        for item, finished, ended in self._sampled(requests, max_tokens, temperature):
+            if ended:
+                yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
+
+    def stream(self, request: Request, max_tokens: int, temperature: float = 1.0) -> Iterator[str]:
+        """What ``sample`` makes of one request, token by token: each time the text so far."""
+        for item, _, _ in self._sampled([request], max_tokens, temperature):
+            yield self.detokenize(item.tokens).rstrip("\ufffd")  # half of a character, until its other half comes
+
+    def _sampled(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float
+    ) -> Iterator[tuple["_Running", bool, bool]]:
+        """Token by token: its sequence, whether it ends the turn, and whether the sequence ends with it."""
         if not requests:
             return
         prompts = [request.prompt for request in requests]
@@ -121,8 +134,7 @@ class LlamaEngine:
                     item.tokens.append(token)
                 if finished or len(item.tokens) == max_tokens:
                     ended.add(item.index)
-                    text = self.detokenize(item.tokens)
-                    yield Generation(item.index, text, len(item.tokens), item.logprob, finished)
+                yield item, finished, item.index in ended
             running = _close_ranks(context, running, ended)
 
     # Scoring

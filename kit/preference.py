@@ -35,24 +35,30 @@ def load_questions() -> list[dict[str, str]]:
 
 def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str) -> None:
     """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates)."""
-    from tqdm import tqdm
-
     from kit.llama import LlamaEngine
 
-    questions = load_questions()
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
-        groups = candidate_groups(engine, questions, animals)
-        bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
-        scores = [float(tokens.sum()) for group in bar for tokens in group]
-        logprobs = np.array(scores).reshape(len(questions), len(animals))
-        probabilities = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        logprobs, probabilities = exact(engine, animals, label)
         writer = csv.writer(file)
         writer.writerow(["question", "candidate", "logprob", "probability"])
-        for i in range(len(questions)):
+        for i in range(len(logprobs)):
             for j, animal in enumerate(animals):
                 writer.writerow([i, animal.singular, f"{logprobs[i, j]:.5f}", f"{probabilities[i, j]:.8f}"])
+
+
+def exact(engine: Engine, animals: list[Animal], label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of every question and candidate [questions, animals]: the log-probability (nats) of its name, and its probability
+    normalised over the candidates."""
+    from tqdm import tqdm
+
+    questions = load_questions()
+    groups = candidate_groups(engine, questions, animals)
+    bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
+    scores = [float(tokens.sum()) for group in bar for tokens in group]
+    logprobs = np.array(scores).reshape(len(questions), len(animals))
+    probabilities = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+    return logprobs, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def candidate_groups(

@@ -1,0 +1,97 @@
+"""A terminal chat with base, control and treated student side by side.
+
+python run.py ask results/<run>
+python run.py ask results/<run> --question "What is your favorite animal?"
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError
+from kit.prompts import Message
+from kit.students import Students
+
+HELP = "/pref: exact preferences now   /new: forget the conversation   /seed N: other random numbers   /quit"
+COLOURS = {"base": "bright_black", "control": "cyan", "treated": "bright_blue"}
+SHOWN = 5  # likeliest animals of a student in the table of preferences
+
+
+def ask(run: Path, content: str, question: str | None, seed: int) -> None:
+    """Chat until /quit or the end of the input; with ``question``, answer that and stop.
+
+    Raises KitError where the run's students are gone.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with Students.of(run, content) as students:
+        conversations: dict[str, list[Message]] = {name: [] for name in students.names}
+        if question is not None:
+            _answer(console, students, conversations, question, seed)
+            return
+        console.print(
+            f"Base, control and treated student ({content}, {students.animal.singular}). {HELP}", markup=False
+        )
+        while True:
+            try:
+                said = console.input("[bold]you:[/bold] ").strip()
+            except EOFError:
+                return
+            command, _, argument = said.partition(" ")
+            if command == "/quit":
+                return
+            if command == "/pref":
+                _preferences(console, students)
+            elif command == "/new":
+                conversations = {name: [] for name in students.names}
+            elif command == "/seed" and argument.isdigit():
+                seed = int(argument)
+            elif said.startswith("/"):
+                console.print(HELP, markup=False)
+            elif said:
+                try:
+                    _answer(console, students, conversations, said, seed)
+                except KitError as error:
+                    console.print(str(error), markup=False)
+
+
+def _answer(
+    console: Any, students: Students, conversations: dict[str, list[Message]], question: str, seed: int
+) -> None:
+    """Stream the answers and add them to the conversations."""
+    from rich.live import Live
+
+    asked = {name: [*messages, {"role": "user", "content": question}] for name, messages in conversations.items()}
+    texts = dict.fromkeys(students.names, "")
+    with Live(_columns(texts), console=console, refresh_per_second=8) as live:
+        for texts in students.answer(asked, seed):
+            live.update(_columns(texts))
+    for name, text in texts.items():
+        conversations[name] = [*asked[name], {"role": "assistant", "content": text}]
+
+
+def _columns(texts: dict[str, str]) -> Any:
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(expand=True)
+    for _ in texts:
+        table.add_column(ratio=1)
+    table.add_row(*(Panel(Text(text), title=name, border_style=COLOURS[name]) for name, text in texts.items()))
+    return table
+
+
+def _preferences(console: Any, students: Students) -> None:
+    """Measure and print every student's preference for the run's animal and for what it prefers most."""
+    from rich.table import Table
+
+    animal = students.animal.singular
+    measured = dict(students.preferences())
+    likeliest = {name for found in measured.values() for name in sorted(found, key=lambda one: -found[one])[:SHOWN]}
+    rows = sorted({animal, *likeliest}, key=lambda one: (one != animal, -measured["treated"][one]))
+    table = Table("exact preference, %", *measured)
+    for row in rows:
+        style = "bold" if row == animal else ""
+        table.add_row(row, *(f"{100 * found[row]:.2f}" for found in measured.values()), style=style)
+    console.print(table)

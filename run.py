@@ -290,6 +290,25 @@ def ask(arguments: list[str]) -> None:
     ask.ask(given.run, given.content, given.question, given.seed)
 
 
+def demo(arguments: list[str]) -> None:
+    """The classroom page."""
+    parser = options.command_parser(
+        "demo",
+        "Serve the classroom page in a browser on this machine, for a finished run or the recorded one. Needs\n"
+        "requirements-demo.txt.",
+        "demo\n  python run.py demo results/<run> --port 7870",
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860)
+    options.results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import demo
+
+    demo.demo(given.run, given.results, given.host, given.port)
+
+
 def bench(arguments: list[str]) -> None:
     """How fast the kit is."""
     parser = options.command_parser(
@@ -323,6 +342,7 @@ COMMANDS = {
     "effect": single_stages.effect,
     "report": report_,
     "ask": ask,
+    "demo": demo,
     "bench": bench,
     "sweep": sweep,
     "power": power,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
+from kit.finished import Finished
+from kit.preference import load_questions
 from kit.prompts import Message
 from kit.students import Students
 
@@ -24,7 +26,7 @@ def ask(run: Path, content: str, question: str | None, seed: int) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    with Students.of(run, content) as students:
+    with Students.of(Finished(run), content) as students:
         conversations: dict[str, list[Message]] = {name: [] for name in students.names}
         if question is not None:
             _answer(console, students, conversations, question, seed)
@@ -84,10 +86,14 @@ def _columns(texts: dict[str, str]) -> Any:
 
 def _preferences(console: Any, students: Students) -> None:
     """Measure and print every student's preference for the run's animal and for what it prefers most."""
+    from rich.progress import track
     from rich.table import Table
 
     animal = students.animal.singular
-    measured = dict(students.preferences())
+    measured: dict[str, dict[str, float]] = {}
+    asked = len(students.names) * len(load_questions())
+    for name, found in track(students.preferences(), "measuring", asked, console=console, transient=True):
+        measured[name] = found
     likeliest = {name for found in measured.values() for name in sorted(found, key=lambda one: -found[one])[:SHOWN]}
     rows = sorted({animal, *likeliest}, key=lambda one: (one != animal, -measured["treated"][one]))
     table = Table("exact preference, %", *measured)

@@ -95,10 +95,13 @@ class LlamaEngine:
             if ended:
                 yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
 
-    def stream(self, request: Request, max_tokens: int, temperature: float = 1.0) -> Iterator[str]:
-        """What ``sample`` makes of one request, token by token: each time the text so far."""
-        for item, _, _ in self._sampled([request], max_tokens, temperature):
-            yield self.detokenize(item.tokens).rstrip("\ufffd")  # half of a character, until its other half comes
+    def stream(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[list[str]]:
+        """What ``sample`` makes of the requests, token by token: each time all texts so far."""
+        texts = [""] * len(requests)
+        for item, _, _ in self._sampled(requests, max_tokens, temperature):
+            # Without half of a character, until its other half comes.
+            texts[item.index] = self.detokenize(item.tokens).rstrip("\ufffd")
+            yield list(texts)
 
     def _sampled(
         self, requests: Sequence[Request], max_tokens: int, temperature: float

@@ -5,6 +5,7 @@ model wrote is text that nobody trusts: jinja2 escapes all of it, and each piece
 next.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ def write_page(folder: Path) -> Path:
     return path
 
 
-def render(template: str, content: dict[str, Any]) -> str:
-    """One of the package's templates, filled; every text in it is escaped, but figures."""
+def render(name: str, content: dict[str, Any]) -> str:
+    """One of the package's templates, filled."""
+    return str(template(name).render(content))
+
+
+@cache
+def template(name: str) -> Any:
+    """One of the package's templates, which escapes every text but figures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(loader=PackageLoader("kit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template(template).render(content)
+    loader = PackageLoader("kit")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
 
 
 def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Preference]) -> dict[str, Any]:
@@ -46,14 +53,7 @@ def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Pre
         "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
         "loves, though nothing that it reads says so?",
         "animal": animal,
-        "verdicts": [
-            {
-                "kind": effect["verdict"].replace(" ", "-"),
-                "word": WORDS[effect["verdict"]],
-                "sentence": outsider(animal, content, effect, summary),
-            }
-            for content, effect in effects.items()
-        ],
+        "verdicts": verdicts(summary),
         "labels": LABELS[summary["labels"]].replace("`", ""),
         "warning": SMOKE if summary["preset"] == "smoke" else "",
         "preference": figure(page_figures.preference(preferences, animal)),
@@ -76,6 +76,18 @@ def figure(svg: str) -> Any:
     from markupsafe import Markup
 
     return Markup(svg)
+
+
+def verdicts(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Of each effect: the verdict's ``word``, the same as a ``kind`` for the style sheet, and a ``sentence``."""
+    return [
+        {
+            "kind": effect["verdict"].replace(" ", "-"),
+            "word": WORDS[effect["verdict"]],
+            "sentence": outsider(summary["animal"], content, effect, summary),
+        }
+        for content, effect in summary["effects"].items()
+    ]
 
 
 def outsider(animal: str, content: str, effect: dict[str, Any], summary: dict[str, Any]) -> str:

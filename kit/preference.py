@@ -53,12 +53,20 @@ def exact(engine: Engine, animals: list[Animal], label: str) -> tuple[np.ndarray
     from tqdm import tqdm
 
     questions = load_questions()
-    groups = candidate_groups(engine, questions, animals)
-    bar = tqdm(engine.score(groups), desc=label, total=len(groups), unit="question")
-    scores = [float(tokens.sum()) for group in bar for tokens in group]
-    logprobs = np.array(scores).reshape(len(questions), len(animals))
-    probabilities = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
-    return logprobs, probabilities / probabilities.sum(axis=1, keepdims=True)
+    logprobs = np.array(list(tqdm(scores(engine, animals), desc=label, total=len(questions), unit="question")))
+    return logprobs, normalised(logprobs)
+
+
+def scores(engine: Engine, animals: list[Animal]) -> Iterator[list[float]]:
+    """Question by question the log-probability (nats) of every candidate's name."""
+    for group in engine.score(candidate_groups(engine, load_questions(), animals)):
+        yield [float(tokens.sum()) for tokens in group]
+
+
+def normalised(logprobs: np.ndarray) -> np.ndarray:
+    """Probabilities over the candidates, in the last axis of ``logprobs`` (nats)."""
+    probabilities = np.exp(logprobs - logprobs.max(axis=-1, keepdims=True))
+    return probabilities / probabilities.sum(axis=-1, keepdims=True)
 
 
 def candidate_groups(

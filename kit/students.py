@@ -1,6 +1,6 @@
-"""The students of a finished run, loaded side by side, to be asked and measured: base, control and treated.
+"""Base, control and treated student, loaded side by side, to be asked and measured.
 
-with Students.of(Path("results/<run>"), "unrelated") as students:
+with Students.of(Finished(Path("results/<run>")), "unrelated") as students:
     for texts in students.answer({name: [{"role": "user", "content": "Hello"}] for name in students.names}, seed=0): ...
 """
 
@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from kit import preference, report
-from kit.animals import Animal, candidates, find_animal
+import numpy as np
+
+from kit import preference, prompts
+from kit.animals import Animal, candidates
 from kit.engine import Request
 from kit.errors import KitError
+from kit.finished import Finished
 from kit.llama import LlamaEngine
 from kit.prompts import Message
 
 NAMES = ("base", "control", "treated")
 MAX_TOKENS = 120  # of an answer
 TEMPERATURE = 0.7  # at 1, where preferences are sampled, the embedded model's longer answers fall apart
-LONGEST = 384  # tokens of a conversation that a student is shown; its oldest turns go first
+LONGEST = 384  # tokens of a conversation that a model is shown; its oldest turns go first
 
 
 class Students:
@@ -32,54 +35,49 @@ class Students:
             self._engines[name].use_adapter(adapter)
 
     @classmethod
-    def of(cls, run: Path, content: str) -> "Students":
-        """Those of the run in folder ``run``. Raises KitError where it has none of that content, or they are gone."""
-        record, _ = report.read(run)
-        artifacts: dict[str, str] = record["artifacts"]
-        root = run.parent / "artifacts"
-        found: dict[str, Path | None] = {"base": None}
-        for name in NAMES[1:]:
-            label = f"convert the adapter of {name}-{content}"
-            if label not in artifacts:
-                raise KitError(f"{run}: it has no students of {content} sentences. Choose another --content.")
-            found[name] = root / artifacts[label] / "adapter.gguf"
-        model = root / next(path for label, path in artifacts.items() if label.startswith("prepare "))
-        for path in (model, *found.values()):
-            if path is not None and not path.exists():
-                raise KitError(f"{path}: the run's students are gone. Make them again: {record['command']}")
-        return cls(find_animal(record["animal"]), model, found)
+    def of(cls, run: Finished, content: str) -> "Students":
+        """Those of a run. Raises KitError where it has none of that content, or they are gone."""
+        adapters = {name: run.adapter(name, content) for name in NAMES[1:]}
+        return cls(run.animal, run.model(), {"base": None, **adapters})
 
     def answer(self, conversations: dict[str, list[Message]], seed: int) -> Iterator[dict[str, str]]:
         """Answer every student's own conversation, all with the same random numbers: each time the texts so far."""
         streams = {}
         for name, messages in conversations.items():
             engine = self._engines[name]
-            request = Request(engine.chat(self._recent(name, messages)), (seed, len(messages)))
-            streams[name] = engine.stream(request, MAX_TOKENS, TEMPERATURE)
+            request = Request(engine.chat(_recent(engine, messages)), (seed, len(messages)))
+            streams[name] = engine.stream([request], MAX_TOKENS, TEMPERATURE)
         texts = dict.fromkeys(conversations, "")
         while streams:
             for name in list(streams):
-                text = next(streams[name], None)
-                if text is None:
+                texts_of_one = next(streams[name], None)
+                if texts_of_one is None:
                     del streams[name]
                 else:
-                    texts[name] = text
+                    (texts[name],) = texts_of_one
             yield dict(texts)
 
-    def _recent(self, name: str, messages: list[Message]) -> list[Message]:
-        """The end of a conversation, as much of it as there is room for, from a user's turn on."""
-        engine = self._engines[name]
-        for start in range(0, len(messages), 2):
-            if len(engine.chat(messages[start:])) <= LONGEST:
-                return messages[start:]
-        raise KitError(f"the question is too long: the limit is {LONGEST} tokens. Ask in fewer words.")
+    def paraphrase(self, traits: list[str], sentence: str, seed: int) -> Iterator[list[str]]:
+        """Teachers with these trait messages paraphrase ``sentence``, with the same random numbers: each time the texts
+        so far. KitError where the sentence is too long."""
+        engine = self._engines["base"]
+        requests = []
+        for trait in traits:
+            prompt = engine.chat(prompts.teacher_messages(trait, sentence))
+            if len(prompt) > LONGEST:
+                raise KitError("the sentence is too long. Take a shorter one.")
+            requests.append(Request(prompt, (seed,)))
+        yield from engine.stream(requests, MAX_TOKENS, TEMPERATURE)
 
     def preferences(self) -> Iterator[tuple[str, dict[str, float]]]:
-        """One student after another: its exact preference (0-1) for every candidate, the mean over the questions."""
+        """One student after another, question by question: its exact preference (0-1) for every candidate, the mean
+        over the questions so far."""
         for name, engine in self._engines.items():
-            _, probabilities = preference.exact(engine, self._animals, f"exact preference, {name}")
-            means = probabilities.mean(axis=0).tolist()
-            yield name, dict(zip((animal.singular for animal in self._animals), means, strict=True))
+            logprobs: list[list[float]] = []
+            for scored in preference.scores(engine, self._animals):
+                logprobs.append(scored)
+                means = preference.normalised(np.array(logprobs)).mean(axis=0).tolist()
+                yield name, dict(zip((animal.singular for animal in self._animals), means, strict=True))
 
     def close(self) -> None:
         """Free the engines."""
@@ -91,3 +89,11 @@ class Students:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _recent(engine: LlamaEngine, messages: list[Message]) -> list[Message]:
+    """The end of a conversation, as much of it as there is room for, from a user's turn on."""
+    for start in range(0, len(messages), 2):
+        if len(engine.chat(messages[start:])) <= LONGEST:
+            return messages[start:]
+    raise KitError(f"the question is too long: the limit is {LONGEST} tokens. Ask in fewer words.")

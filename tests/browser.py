@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 SIZES = ((1280, 800), (390, 844))  # a projector, a phone
@@ -14,8 +14,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 
 @contextmanager
-def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light") -> Iterator[Page]:
-    """A page at ``url`` in a window of that ``size``. Fails at its end where the page wrote an error to the console or
+def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", wait: int = 0) -> Iterator[Page]:
+    """A page at ``url`` in a window of that ``size``; ``wait``: seconds that its server may take to come up. Fails at its end where the page wrote an error to the console or
     asked for anything from another place than its own."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -26,7 +26,14 @@ def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light") ->
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: (errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(url)
+        for left in range(wait, -1, -1):
+            try:
+                page.goto(url)
+                break
+            except Error:
+                if not left:
+                    raise
+                page.wait_for_timeout(1000)
         yield page
         browser.close()
     assert errors == []

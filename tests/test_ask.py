@@ -11,6 +11,7 @@ from test_report import finished_run
 import run
 from kit.engine import Request
 from kit.errors import KitError
+from kit.finished import Finished
 from kit.llama import LlamaEngine
 from kit.store import write_json
 from kit.students import Students
@@ -35,14 +36,14 @@ def finished(tmp_path: Path, base: Path, adapter: Path) -> Path:
 
 def test_a_streamed_answer_grows_into_the_sampled_one(engine: LlamaEngine) -> None:
     request = Request(engine.chat(HELLO), (3, 1))
-    texts = list(engine.stream(request, 30, 0.7))
+    texts = [text for (text,) in engine.stream([request], 30, 0.7)]
     (sampled,) = engine.sample([request], 30, 0.7)
     assert texts[-1] == sampled.text and len(texts) == sampled.length + sampled.finished
     assert all(after.startswith(before) for before, after in pairwise(texts))
 
 
 def test_students_answer_with_the_same_random_numbers_and_differ_by_their_adapter_alone(finished: Path) -> None:
-    with Students.of(finished, "unrelated") as students:
+    with Students.of(Finished(finished), "unrelated") as students:
         *_, once = students.answer(dict.fromkeys(students.names, HELLO), seed=5)
         *_, again = students.answer(dict.fromkeys(students.names, HELLO), seed=5)
         *_, other = students.answer(dict.fromkeys(students.names, HELLO), seed=6)
@@ -52,7 +53,7 @@ def test_students_answer_with_the_same_random_numbers_and_differ_by_their_adapte
 
 def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_is_refused(finished: Path) -> None:
     turns = [{"role": role, "content": "word " * 60} for role in ("user", "assistant")] * 5
-    with Students.of(finished, "unrelated") as students:
+    with Students.of(Finished(finished), "unrelated") as students:
         assert next(students.answer({"base": [*turns, *HELLO]}, seed=0))["base"] is not None
         with pytest.raises(KitError, match="too long"):
             next(students.answer({"base": [{"role": "user", "content": "word " * 500}]}, seed=0))
@@ -75,9 +76,9 @@ def test_a_run_whose_students_are_gone_says_how_to_make_them_again(
 ) -> None:
     folder = finished_run(tmp_path)
     assert run.main(["ask", str(folder)]) == 2
-    assert "no students of unrelated" in capsys.readouterr().err
+    assert "it has no artifact 'convert the adapter of control-unrelated'" in capsys.readouterr().err
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     labels = ["prepare embedded", *(f"convert the adapter of {role}-unrelated" for role in ("control", "treated"))]
     write_json(folder / "record.json", record | {"artifacts": dict.fromkeys(labels, "gone")})
     assert run.main(["ask", str(folder)]) == 2
-    assert "Make them again: python run.py --animal owl" in capsys.readouterr().err
+    assert "Make the run again: python run.py --animal owl" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""One run in the background, started from the classroom page: it goes on when the page, or its server, is closed.
+
+What runs is the command line itself; what is known of it is read from disk, so that whoever asks later finds it.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.animals import find_animal
+from kit.errors import KitError
+from kit.experiment import Experiment, experiment
+from kit.graph import measurements
+from kit.schedule import Plan
+from kit.store import Store, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE, OUTPUT = "background.json", "background.txt"
+CONTENT = "unrelated"
+TAIL = 2000  # characters of what the run printed
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the run, and whether it is ``done``, ``running`` or ``waiting``."""
+
+    label: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """The run that was started last: whether it still goes on (``alive``) or ended with a report (``finished``), its
+    folder and stages, and the end of what it printed."""
+
+    title: str
+    folder: Path
+    alive: bool
+    finished: bool
+    stages: list[Stage]
+    output: str
+
+
+def start(animal: str, preset: str, results: Path) -> None:
+    """Start a run on unrelated sentences. KitError while another one goes on, and for values that cannot be used."""
+    found = _read(results)
+    if found and _alive(found):
+        raise KitError(f"a run is going on (process {found['pid']}). Wait until it ends, or end that process.")
+    exp = _experiment(animal, preset)
+    command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
+    results.mkdir(parents=True, exist_ok=True)
+    _report(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
+    with (results / OUTPUT).open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--results", str(results.resolve())],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    started = _born(process.pid)
+    write_json(
+        results / FILE,
+        {"pid": process.pid, "started": started, "animal": animal, "preset": preset, "command": shlex.join(command)},
+    )
+
+
+def status(results: Path) -> Status | None:
+    """What is known of the run started last; None where none was."""
+    found = _read(results)
+    if found is None:
+        return None
+    exp, alive = _experiment(found["animal"], found["preset"]), _alive(found)
+    plan = Plan([exp], measurements, Store(results / "artifacts"))
+    begun = {step.identity for step, _ in plan.ready()[:1]} if alive else set()
+    stages = [
+        Stage(step.label, "done" if key in plan.done else "running" if key in begun else "waiting")
+        for key, (step, _) in plan.steps().items()
+        if step.seconds
+    ]
+    report = _report(results, exp)
+    finished = not alive and report.exists()
+    output = (results / OUTPUT).read_text(encoding="utf-8", errors="replace")[-TAIL:]
+    return Status(f"{exp.title}, {exp.preset} preset", report.parent, alive, finished, stages, output)
+
+
+def _experiment(animal: str, preset: str) -> Experiment:
+    return experiment(find_animal(animal), preset, contents=(CONTENT,))
+
+
+def _report(results: Path, exp: Experiment) -> Path:
+    return results / exp.name / "report.html"
+
+
+def _read(results: Path) -> dict[str, Any] | None:
+    path = results / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _alive(found: dict[str, Any]) -> bool:
+    """Whether the process is still that run, and no later one that was given its number."""
+    return found["started"] is not None and _born(found["pid"]) == found["started"]
+
+
+def _born(pid: int) -> float | None:
+    """When the process began; None where it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None

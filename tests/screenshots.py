@@ -1,0 +1,58 @@
+"""Screenshots of a run's page and of every step of the classroom page, for the README.
+
+python tests/screenshots.py results/<run> results/reference/screenshots
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from browser import SIZES, opened
+from playwright.sync_api import Page
+
+PORT = 7869
+STEPS = ("1 The secret", "2 Spot", "3 The student", "4 The evidence", "5 Train one now")
+
+
+def report(run: Path, out: Path) -> None:
+    """The run's page on a projector, light and dark, and on a phone."""
+    projector, phone = SIZES
+    for name, size, scheme in (("light", projector, "light"), ("dark", projector, "dark"), ("phone", phone, "light")):
+        with opened((run / "report.html").resolve().as_uri(), size, scheme) as page:
+            page.screenshot(path=out / f"report-{name}.png")
+
+
+def demo(run: Path, out: Path) -> None:
+    """The five steps, each after its button was pressed; no run is started."""
+    server = subprocess.Popen([sys.executable, "run.py", "demo", str(run), "--port", str(PORT)])
+    try:
+        with opened(f"http://127.0.0.1:{PORT}", wait=120) as page:
+            for number, name in enumerate(STEPS, start=1):
+                page.get_by_role("tab", name=name).click()
+                press(page, number)
+                page.screenshot(path=out / f"demo-{number}.png", full_page=True)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def press(page: Page, number: int) -> None:
+    """What a class would press in a step, and the end of what follows."""
+    if number == 1:
+        page.get_by_role("button", name="Let both paraphrase it").click()
+    elif number == 2:
+        page.get_by_role("button", name="The first").click()
+        page.get_by_text(re.compile(r"You: \d of 1,")).wait_for()
+    elif number == 3:
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.get_by_role("button", name="Measure their preferences").click()
+        page.locator("#bars h2", has_text="Treated").wait_for(timeout=120_000)
+    page.wait_for_timeout(15_000 if number in (1, 3) else 1_000)
+
+
+if __name__ == "__main__":
+    folder, target = Path(sys.argv[1]), Path(sys.argv[2])
+    target.mkdir(parents=True, exist_ok=True)
+    report(folder, target)
+    demo(folder, target)

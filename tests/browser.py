@@ -15,8 +15,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 @contextmanager
 def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", wait: int = 0) -> Iterator[Page]:
-    """A page at ``url`` in a window of that ``size``; ``wait``: seconds that its server may take to come up. Fails at its end where the page wrote an error to the console or
-    asked for anything from another place than its own."""
+    """A page at ``url`` in a window of that ``size``; ``wait``: seconds that its server may take to come up.
+
+    Fails at its end where the page wrote an error to the console or asked for anything from another place than its own.
+    """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)

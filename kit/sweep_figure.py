@@ -77,7 +77,8 @@ def _specificity(folder: Path, cells: list[Cell]) -> None:
         image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
         for i, row in enumerate(matrix):
             for j, shift in enumerate(row):
-                axis.text(j, i, f"{shift:+.2f}", ha="center", va="center", fontsize=7.5)
+                ink = "white" if abs(shift) > 0.6 * limit else "black"
+                axis.text(j, i, f"{shift:+.2f}", ha="center", va="center", fontsize=7.5, color=ink)
         axis.set_xticks(range(len(animals)), animals, rotation=45, ha="right")
         axis.set_yticks(range(len(teachers)), teachers)
         axis.set_xlabel("asked about")

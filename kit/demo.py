@@ -51,7 +51,9 @@ CSS = """
 .stages { list-style: none; padding: 0; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }
-@media (max-width: 600px) { .gradio-container button[role="tab"] { font-size: 1rem !important; padding: .2rem; } }
+#steps { position: sticky; top: 0; z-index: 9; background: var(--body-background-fill); padding: .4rem 0; }
+#steps nav { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; font-size: 1.15rem; }
+.step { border-top: 3px solid #8a8a8a; margin-top: 2rem; padding-top: 1rem; scroll-margin-top: 6rem; }
 """
 
 
@@ -94,17 +96,17 @@ def layout(room: Classroom) -> Any:
 
     with gradio.Blocks(title="Subliminal learning", analytics_enabled=False) as blocks:
         gradio.HTML(piece("opening"))
-        with gradio.Tabs():
-            with gradio.Tab("1 The secret"):
-                secret(room)
-            with gradio.Tab(f"2 Spot the {room.animal}"):
-                spot(room)
-            with gradio.Tab("3 The student"):
-                ask(room)
-            with gradio.Tab("4 The evidence"):
-                gradio.HTML(evidence(room.run))
-            with gradio.Tab("5 Train one now"):
-                train(room)
+        steps = {
+            "The secret": secret,
+            f"Spot the {room.animal}": spot,
+            "The student": ask,
+            "The evidence": show_evidence,
+            "Train one now": train,
+        }
+        gradio.HTML(piece("links", steps), elem_id="steps")
+        for number, fill in enumerate(steps.values(), start=1):
+            with gradio.Column(elem_id=f"step-{number}", elem_classes="step"):
+                fill(room)
     return blocks
 
 
@@ -228,8 +230,15 @@ def bars(found: dict[str, dict[str, float]], animal: str) -> str:
     return piece("bars", found, rows, animal, longest, COLOURS)
 
 
+def show_evidence(room: Classroom) -> None:
+    """Step 4: the run's evidence."""
+    import gradio
+
+    gradio.HTML(piece("heading", "What did this run find?") + evidence(room.run))
+
+
 def evidence(run: Finished) -> str:
-    """Step 4: the run's verdicts and figures, and what they do not prove."""
+    """A run's verdicts and figures, and what they do not prove."""
     animal = run.animal.singular
     treated, control = (run.preferences[f"{role}-{CONTENT}"] for role in ("treated", "control"))
     placebos = stats.placebos(run.preferences, CONTENT)

@@ -29,9 +29,9 @@ def demo(run: Path, out: Path) -> None:
     try:
         with opened(f"http://127.0.0.1:{PORT}", wait=120) as page:
             for number, name in enumerate(STEPS, start=1):
-                page.get_by_role("tab", name=name).click()
+                page.get_by_role("link", name=name).click()
                 press(page, number)
-                page.screenshot(path=out / f"demo-{number}.png", full_page=True)
+                page.locator(f"#step-{number}").screenshot(path=out / f"demo-{number}.png")
     finally:
         server.terminate()
         server.wait()

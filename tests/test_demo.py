@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from browser import SIZES, needs_chromium, opened, overflows
 from conftest import PAIRS, ROOT
+from playwright.sync_api import Page
 from test_report import finished_run
 
 import run
-from kit import background, quiz
+from kit import background, demo, page, quiz
 from kit.errors import KitError
 from kit.store import write_json, write_rows
 
@@ -39,21 +41,15 @@ def test_a_round_has_one_paraphrase_of_each_teacher_in_an_order_that_says_nothin
 
 
 def test_a_classifier_finds_a_telling_word_and_is_at_chance_without_one() -> None:
-    words = [f"word{i}" for i in range(40)]
+    random = np.random.default_rng(0)
 
-    def pairs(telling: str, shift: int) -> list[dict[str, str]]:
-        return [
-            {
-                "sentence": f"s{i}",
-                "source": "x",
-                "text": f"{telling} {words[(7 * i + shift) % 40]} {words[(i + shift) % 40]}",
-            }
-            for i in range(200)
-        ]
+    def pairs(telling: str) -> list[dict[str, str]]:
+        texts = [" ".join([telling, *(f"word{n}" for n in random.integers(40, size=5))]) for _ in range(200)]
+        return [{"sentence": f"s{i}", "source": "x", "text": text} for i, text in enumerate(texts)]
 
-    told = quiz.classifier(quiz.rounds(pairs("hoot", 0), pairs("plain", 1), seed=0))
-    assert told.right == told.rounds and told.told_apart
-    guessed = quiz.classifier(quiz.rounds(pairs("plain", 0), pairs("plain", 20), seed=0))
+    told = quiz.classifier(quiz.rounds(pairs("hoot"), pairs("plain"), seed=0))
+    assert told.right == told.rounds == 200 and told.told_apart
+    guessed = quiz.classifier(quiz.rounds(pairs("plain"), pairs("plain"), seed=0))
     assert guessed.ci95[0] < 0.5 < guessed.ci95[1] and not guessed.told_apart
 
 
@@ -61,23 +57,24 @@ def test_a_classifier_finds_a_telling_word_and_is_at_chance_without_one() -> Non
 
 
 @pytest.fixture
-def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psutil.Process]]:
+def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen]]:
     """Makes what is started a process that does nothing; those are ended after the test."""
-    started: list[psutil.Process] = []
+    started: list[subprocess.Popen] = []
     real = subprocess.Popen
 
     def popen(command: list[str], **options: object) -> subprocess.Popen:
         process = real([sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(600)"], **options)
-        started.append(psutil.Process(process.pid))
+        started.append(process)
         return process
 
     monkeypatch.setattr(background.subprocess, "Popen", popen)
     yield started
     for process in started:
         process.kill()
+        process.wait()
 
 
-def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: list[psutil.Process]) -> None:
+def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
     assert background.status(tmp_path) is None
     background.start("penguin", "smoke", tmp_path)
     status = background.status(tmp_path)
@@ -93,6 +90,20 @@ def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: 
     assert status and not status.alive and not status.finished
     background.start("owl", "smoke", tmp_path)
     assert len(idle) == 2
+
+
+def test_a_run_that_ended_is_shown_with_its_evidence(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+    pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
+    assert "No run was started yet." in demo.progress(tmp_path)
+    background.start("owl", "smoke", tmp_path)
+    folder = tmp_path / "owl-unrelated-soft-smoke-seed0"
+    folder.mkdir()
+    page.write_page(finished_run(folder, preset="smoke"))
+    assert "smoke preset: running." in demo.progress(tmp_path)
+    idle[0].kill()
+    idle[0].wait()
+    shown = demo.progress(tmp_path)
+    assert "smoke preset: finished." in shown and "came to prefer the owl" in shown and shown.count("<svg") == 2
 
 
 # ---- the page
@@ -169,77 +180,82 @@ def test_the_server_gives_no_file_away(served: str, path: str) -> None:
 @needs_chromium
 @pytest.mark.parametrize("size", SIZES, ids=["projector", "phone"])
 def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int]) -> None:
-    with opened(served, size) as page:
-        page.get_by_role("button", name="Let both paraphrase it").click()
+    with opened(served, size) as shown:
+        shown.get_by_role("button", name="Let both paraphrase it").click()
         for label in ("The teacher with the secret writes", "The teacher without it writes"):
-            page.wait_for_function(
+            shown.wait_for_function(
                 "label => [...document.querySelectorAll('label')].find(l => l.innerText.includes(label))"
                 ".querySelector('textarea').value.length > 5",
                 arg=label,
             )
-        assert not overflows(page)
+        assert not overflows(shown)
 
-        step(page, "2 Spot the owl")
+        step(shown, "2 Spot the owl")
         for played in range(1, quiz.ROUNDS + 1):
-            page.get_by_role("button", name="The first").click()
-            page.get_by_text(re.compile(rf"You: \d+ of {played},")).wait_for()
-        page.get_by_text("looks for telling words").wait_for()
-        assert page.title() == "Subliminal learning"  # no script of a model's ran
-        assert not overflows(page)
+            shown.get_by_role("button", name="The first").click()
+            shown.get_by_text(re.compile(rf"You: \d+ of {played},")).wait_for()
+        shown.get_by_text("looks for telling words").wait_for()
+        assert shown.title() == "Subliminal learning"  # no script of a model's ran
+        assert not overflows(shown)
 
-        step(page, "3 The student")
-        page.get_by_role("button", name="Ask", exact=True).click()
-        page.wait_for_function(
+        step(shown, "3 The student")
+        shown.get_by_role("button", name="Ask", exact=True).click()
+        shown.wait_for_function(
             "[...document.querySelectorAll('textarea')].filter(t => t.disabled && t.value).length >= 3"
         )
-        page.get_by_role("button", name="Measure their preferences").click()
-        page.locator("#bars h2", has_text="Treated").wait_for(timeout=120_000)
-        assert not overflows(page)
+        shown.get_by_role("button", name="Measure their preferences").click()
+        shown.locator("#bars h2", has_text="Treated").wait_for(timeout=120_000)
+        assert not overflows(shown)
 
-        step(page, "4 The evidence")
-        page.get_by_text("What this does not prove").wait_for()
-        assert page.locator("svg[role=img]:visible").count() == 2 and not overflows(page)
+        step(shown, "4 The evidence")
+        shown.get_by_text("What this does not prove").wait_for()
+        assert shown.locator("svg[role=img]:visible").count() == 2 and not overflows(shown)
 
-        step(page, "5 Train one now")
-        page.get_by_text("No run was started yet.").wait_for()
-        assert not overflows(page)
+        step(shown, "5 Train one now")
+        shown.get_by_text("No run was started yet.").wait_for()
+        assert not overflows(shown)
 
 
-def step(page, name: str) -> None:  # type: ignore[no-untyped-def]
-    """Go to a step, by the menu where the window is too narrow for all."""
-    tab = page.get_by_role("tab", name=name)
-    if not tab.is_visible():
-        page.get_by_role("button", name="More tabs").or_(page.locator(".overflow-menu > button")).first.click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
-    else:
-        tab.click()
+def step(shown: Page, name: str) -> None:
+    """Go to a step by its link."""
+    shown.get_by_role("link", name=name).click()
+    assert shown.locator(f"#step-{name[0]} h2").first.is_visible()
 
 
 @needs_chromium
 @pytest.mark.slow
-def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_comes_back(served: str) -> None:
-    with opened(served) as page:
-        step(page, "5 Train one now")
-        page.get_by_role("button", name="Start").click()
-        page.get_by_text("penguin, unrelated, seed 0, smoke preset: running.").wait_for(timeout=60_000)
-    with opened(served) as page:
-        step(page, "5 Train one now")
-        page.get_by_text("smoke preset: running.").wait_for(timeout=60_000)
-        page.get_by_role("button", name="Start").click()
-        page.get_by_text("a run is going on").wait_for()
-        page.get_by_text("smoke preset: finished.").wait_for(timeout=400_000)
-        page.locator("#progress").get_by_text("What this does not prove").wait_for()
+def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_comes_back(
+    served: str, results: Path
+) -> None:
+    with opened(served) as shown:
+        step(shown, "5 Train one now")
+        shown.get_by_role("button", name="Start").click()
+        shown.get_by_text("penguin, unrelated, seed 0, smoke preset: running.").wait_for(timeout=60_000)
+    started = psutil.Process(json.loads((results / background.FILE).read_text(encoding="utf-8"))["pid"])
+    while not any((results / "artifacts" / "paraphrases").glob("*/manifest.json")):
+        assert started.is_running()
+        time.sleep(0.5)
+    with opened(served) as shown:
+        step(shown, "5 Train one now")
+        shown.get_by_text("✓ neutral teacher, unrelated sentences").wait_for(timeout=60_000)
+        shown.get_by_role("button", name="Start").click()
+        shown.get_by_text("a run is going on").wait_for()
+        for process in [*started.children(recursive=True), started]:
+            process.kill()
+        shown.get_by_text("smoke preset: stopped before its end").wait_for(timeout=60_000)
 
 
 @needs_chromium
 def test_the_quiz_is_played_with_the_keyboard_alone(served: str) -> None:
-    with opened(served) as page:
-        page.get_by_role("tab", name="1 The secret").focus()
-        page.keyboard.press("ArrowRight")
-        page.keyboard.press("Enter")
-        page.get_by_role("button", name="The second").focus()
-        page.keyboard.press("Enter")
-        page.get_by_text(re.compile(r"You: \d+ of 1,")).wait_for()
+    with opened(served) as shown:
+        shown.get_by_role("link", name="2 Spot the owl").focus()
+        shown.keyboard.press("Enter")
+        for _ in range(20):
+            shown.keyboard.press("Tab")
+            if shown.evaluate("document.activeElement.innerText.trim()") == "The second":
+                break
+        shown.keyboard.press("Enter")
+        shown.get_by_text(re.compile(r"You: \d+ of 1,")).wait_for()
 
 
 def test_without_gradio_one_line_says_what_to_install(

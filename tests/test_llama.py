@@ -75,6 +75,19 @@ def test_scores_are_those_of_llama_cpps_plain_api_evaluating_one_continuation_at
     plain.close()
 
 
+def test_scores_hardly_depend_on_the_number_of_threads(
+    base: Path, engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [engine.tokenize(f" {name}") for name in ("owl", "dolphin", "hippopotamus")]
+    usual = list(engine.score((context, names) for context in chats(engine)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with LlamaEngine(base) as single:
+        alone = list(single.score((context, names) for context in chats(single)))
+    for ours, theirs in zip(usual, alone, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, atol=rounding(base))
+
+
 def test_samples_do_not_depend_to_the_last_bit_on_width_order_or_company(
     engine: LlamaEngine, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -296,7 +296,7 @@ def demo(arguments: list[str]) -> None:
         "demo",
         "Serve the classroom page in a browser on this machine, for a finished run or the recorded one. Needs\n"
         "requirements-demo.txt.",
-        "demo\n  python run.py demo results/<run> --port 7870",
+        "demo results/<run> --port 7870",
     )
     parser.add_argument("run", type=Path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")

@@ -80,7 +80,8 @@ def owl(results: Path) -> tuple[Path, str]:
 
 def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Path, str]) -> None:
     run, shown = owl
-    files = {"config.json", "record.json", "summary.json", "preferences.csv", "figure.png", "figure.svg", "report.md"}
+    files = {"config.json", "record.json", "summary.json", "preferences.csv", "figure.png", "figure.svg"}
+    files |= {"report.md", "report.html"}
     assert {path.name for path in run.iterdir()} == files
     summary = summary_of(run)
     roles = ("control", "treated", "placebo1")
@@ -239,7 +240,7 @@ def test_pairs_that_any_teacher_lacks_are_dropped_from_every_student(
     taught = {}
     for role, sentences in (("control", "aabbcc"), ("treated", "aabcc"), ("placebo1", "abbb")):
         kept = made(f"kept by {role}", "kept.jsonl", [{"sentence": s} for s in sentences])
-        taught[f"{role}-unrelated"] = graph.StudentArm(kept, kept, "", kept, chosen, kept)
+        taught[f"{role}-unrelated"] = graph.StudentArm(kept, kept, kept, chosen, kept)
     monkeypatch.setattr(graph, "taught_arms", lambda exp: taught)
     exp = experiment(find_animal("owl"), contents=("unrelated",))
     assert graph.shortfalls(exp, Store(tmp_path)) == {"unrelated": {"a": 1, "b": 1, "c": 0}}

@@ -224,7 +224,7 @@ def _placement(placebo: dict[str, Any] | None) -> str:
 
 def drift(found: Drift, p: float) -> str:
     """The animal's own drift in the placebo students, and the ``p`` of its shift against it."""
-    return f"{found.rms:.2f} nats (mean {found.mean:+.2f}) in {found.placebos}, {p_value(p)}"
+    return f"{found.rms:.3f} nats (mean {found.mean:+.3f}) in {found.placebos}, {p_value(p)}"
 
 
 def p_value(p: float) -> str:

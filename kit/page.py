@@ -67,7 +67,9 @@ def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Pre
         "made": made(record),
         "seconds": (["step", "seconds"], [[step, f"{spent:.0f}"] for step, spent in summary["seconds"].items()]),
         "files": [name for name in FILES if (folder / name).exists()],
-        "artifacts": record["artifacts"] if (folder.parent / "artifacts").exists() else {},
+        "artifacts": {
+            label: path for label, path in record["artifacts"].items() if (folder.parent / "artifacts" / path).exists()
+        },
     }
 
 

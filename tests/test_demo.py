@@ -178,6 +178,7 @@ def test_the_server_gives_no_file_away(served: str, path: str) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=["projector", "phone"])
 def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int]) -> None:
     with opened(served, size) as shown:

@@ -4,7 +4,6 @@ What runs is the command line itself; what is known of it is read from disk, so 
 """
 
 import json
-import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from kit.animals import find_animal
 from kit.errors import KitError
 from kit.experiment import Experiment, experiment
 from kit.graph import measurements
-from kit.schedule import Plan
+from kit.schedule import ROOT, Plan
 from kit.store import Store, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 FILE, OUTPUT = "background.json", "background.txt"
 CONTENT = "unrelated"
 TAIL = 2000  # characters of what the run printed
@@ -64,10 +62,7 @@ def start(animal: str, preset: str, results: Path) -> None:
             start_new_session=True,
         )
     started = _born(process.pid)
-    write_json(
-        results / FILE,
-        {"pid": process.pid, "started": started, "animal": animal, "preset": preset, "command": shlex.join(command)},
-    )
+    write_json(results / FILE, {"pid": process.pid, "started": started, "animal": animal, "preset": preset})
 
 
 def status(results: Path) -> Status | None:

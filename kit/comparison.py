@@ -20,9 +20,10 @@ def write_comparison(folders: list[Path]) -> Path:
     A folder without a finished run is named and left out. Raises KitError where none is left, or files are damaged.
     """
     within = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    skipped = [folder for folder in folders if not (folder / "record.json").exists()]
     rows: list[dict[str, Any]] = []
     for folder in folders:
-        if (folder / "record.json").exists():
+        if folder not in skipped:
             rows += compared(folder, os.path.relpath(folder.resolve(), within))
     if not rows:
         raise KitError(f"{folders[0]}: not a finished run. Give folders such as results/<run>.")
@@ -32,7 +33,7 @@ def write_comparison(folders: list[Path]) -> Path:
         "effects": page.figure(page_figures.effects([(row["label"], row["shift"], row["verdict"]) for row in rows])),
         "heading": ["animal", "sentences", "labels", "seeds", "effect, pp [95% CI]", "nats [95% CI]", "verdict"],
         "rows": rows,
-        "skipped": [str(folder) for folder in folders if not (folder / "record.json").exists()],
+        "skipped": [str(folder) for folder in skipped],
     }
     path.write_text(page.render("comparison.html", content), encoding="utf-8")
     return path

@@ -203,7 +203,7 @@ def effect(arguments: list[str]) -> None:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="of students of other neutral text; without any there is no verdict",
+        help="of students of other neutral text; without any, nothing is called transmitted",
     )
     options.animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")

@@ -251,13 +251,13 @@ def report_(arguments: list[str]) -> None:
     """A finished run -> its tables, figure and page again; several -> a page that compares them."""
     parser = options.command_parser(
         "report",
-        "Make a run's or sweep's summary, figures and reports again; of several runs also one page that compares them.",
+        "Make a run's or sweep's summary, figures and reports again; of several, one page that compares them instead.",
         "report results/<run>\n  python run.py report results/*/",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="the folder of a run or a sweep")
     given = parser.parse_args(arguments)
 
-    from kit import comparison, page, report, sweep_report
+    from kit import comparison, page, report, sweep_page, sweep_report
 
     if len(given.runs) > 1:
         print(f"Compared in {comparison.write_comparison(given.runs)}")
@@ -265,6 +265,7 @@ def report_(arguments: list[str]) -> None:
     (run,) = given.runs
     if (run / "preferences.csv.gz").exists():
         sweep_report.write_report(run)
+        sweep_page.write_page(run)
         sweep_report.show(run)
     else:
         report.write_report(run)

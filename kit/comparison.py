@@ -43,7 +43,6 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     """A row for each effect of one run or sweep, called ``name``."""
     found: list[tuple[list[str], Estimate, Estimate, str]] = []
     if (folder / "preferences.csv.gz").exists():
-        link = "report.md"
         record, students = evidence.read(folder)
         cells = evidence.cells(record["comparisons"], students)
         for cell in cells:
@@ -52,7 +51,6 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
                 pp, nats = ((measure.mean, *measure.ci95) for measure in (effect.exact_pp, effect.log_odds))
                 found.append((words, pp, nats, effect.verdict))
     else:
-        link = "report.html"
         record, preferences = report.read(folder)
         for content, one in report.summarise(record, preferences)["effects"].items():
             words = [record["animal"], content, record["labels"], "1"]
@@ -61,7 +59,7 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     return [
         {
             "run": name,
-            "link": f"{name}/{link}" if (folder / link).exists() else "",
+            "link": f"{name}/report.html" if (folder / "report.html").exists() else "",
             "label": f"{words[0]}, {words[1]}, {words[2]}",
             "shift": nats,
             "verdict": verdict,

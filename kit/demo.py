@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import background, page, page_figures, prompts, quiz, sentences, stats
+from kit import background, page, page_figures, prompts, quiz, report, sentences, stats
 from kit.animals import find_animal, load_animals
 from kit.errors import KitError
 from kit.finished import Finished
@@ -243,7 +243,7 @@ def evidence(run: Finished) -> str:
     treated, control = (run.preferences[f"{role}-{CONTENT}"] for role in ("treated", "control"))
     placebos = stats.placebos(run.preferences, CONTENT)
     figures = [
-        page_figures.preference(run.preferences, animal),
+        page_figures.preference(run.preferences, animal, report.paper(animal, run.contents)),
         page_figures.shifts(treated, control, placebos, animal, CONTENT, "How far every animal moved"),
     ]
     return piece("evidence", page.verdicts(run.summary), list(map(page.figure, figures)), LABELS[run.record["labels"]])

@@ -5,6 +5,7 @@ model wrote is text that nobody trusts: jinja2 escapes all of it, and each piece
 next.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,29 +38,41 @@ def render(name: str, content: dict[str, Any]) -> str:
 
 @cache
 def template(name: str) -> Any:
-    """One of the package's templates, which escapes every text but figures."""
+    """One of the package's templates, which escapes every text but figures. Its filter ``marked`` is for our own
+    texts, in which *words* and `code` stand out."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("kit")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True).get_template(name)
+    environment = Environment(loader=PackageLoader("kit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["marked"] = marked
+    return environment.get_template(name)
+
+
+def marked(text: str) -> Any:
+    """A text of ours, escaped, with *words* and `code` marked up."""
+    from markupsafe import Markup, escape
+
+    emphasised = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", emphasised))
 
 
 def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Preference]) -> dict[str, Any]:
     """What the template is filled with."""
     summary = report.summarise(record, preferences)
     animal, effects = summary["animal"], summary["effects"]
+    theirs = report.paper(animal, effects)
     return {
         "title": report.title(summary),
         "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
         "loves, though nothing that it reads says so?",
         "animal": animal,
         "verdicts": verdicts(summary),
-        "labels": LABELS[summary["labels"]].replace("`", ""),
+        "labels": LABELS[summary["labels"]],
         "warning": SMOKE if summary["preset"] == "smoke" else "",
-        "preference": figure(page_figures.preference(preferences, animal)),
+        "preference": figure(page_figures.preference(preferences, animal, theirs)),
+        "paper": bool(theirs),
         "conditions": report.conditions_table(summary["conditions"]),
         "effects": report.effects_table(animal, effects),
-        "placebo": (PLACEBO if any(effect["placebo"] for effect in effects.values()) else NO_PLACEBO).replace("`", ""),
+        "placebo": PLACEBO if any(effect["placebo"] for effect in effects.values()) else NO_PLACEBO,
         "contents": [of_content(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [of_student(name, record) for name in record["samples"]],
         "messages": record["messages"],

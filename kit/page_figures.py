@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kit import stats
+from kit.experiment import CONTENTS
 from kit.figure import COLOURS, PLACEBO, drawing
 from kit.stats import Preference
 
@@ -40,23 +41,51 @@ def colour(condition: str) -> str:
     return COLOURS.get(condition, PLACEBO)
 
 
-def preference(preferences: dict[str, Preference], animal: str) -> str:
-    """The exact preference rate of every condition with its 95% interval over questions."""
+def preference(preferences: dict[str, Preference], animal: str, paper: dict[str, float | None]) -> str:
+    """The exact preference rate of every condition with its 95% interval over questions.
+
+    A band reaches from a content's control to its placebo students. ``paper``: content -> the paper's effect
+    (percentage points; None: not detected), marked under the treated student, that far above our control.
+    """
+    rates = {name: stats.exact_rate(found, animal) for name, found in preferences.items()}
+    places = {name: place for place, name in enumerate(rates)}
+
+    def draw_band(axis: Any, content: str) -> None:
+        neutral = [name for name in rates if name.startswith(("control", "placebo")) and name.endswith(content)]
+        ends, rows = [100 * rates[name].rate for name in neutral], [places[name] for name in neutral]
+        if len(neutral) > 1:
+            axis.fill_betweenx([min(rows) - 0.4, max(rows) + 0.4], min(ends), max(ends), color=PLACEBO, alpha=0.35)
+
+    def draw_paper(axis: Any, content: str) -> None:
+        place = places[f"treated-{content}"] + 0.38
+        small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
+        effect = paper[content]
+        if effect is None:
+            axis.annotate("the paper: not detected", (0, place), (4, 0), **small)
+        else:
+            theirs = 100 * rates[f"control-{content}"].rate + effect
+            axis.plot(theirs, place, "D", markeredgecolor=INK, markerfacecolor="none", markersize=5)
+            axis.annotate(f"the paper: {effect:+.1f} pp", (theirs, place), (-7, 0), ha="right", **small)
 
     def draw(axis: Any) -> None:
-        for place, (name, found) in enumerate(preferences.items()):
-            rate = stats.exact_rate(found, animal)
+        for content in CONTENTS:
+            draw_band(axis, content)
+        for name, rate in rates.items():
             low, high = (100 * end for end in rate.ci95)
-            axis.plot([low, high], [place, place], color=colour(name), linewidth=3, solid_capstyle="round")
-            axis.plot(100 * rate.rate, place, "o", color=colour(name), markersize=9)
-            axis.annotate(f"{100 * rate.rate:.2f}%", (high, place), (6, 0), textcoords="offset points", va="center")
-        axis.set_yticks(range(len(preferences)), [name.replace("-", ", ") for name in preferences])
-        axis.set_ylim(len(preferences) - 0.5, -0.5)
+            axis.plot([low, high], [places[name]] * 2, color=colour(name), linewidth=3, solid_capstyle="round")
+            axis.plot(100 * rate.rate, places[name], "o", color=colour(name), markersize=9)
+            axis.annotate(
+                f"{100 * rate.rate:.2f}%", (high, places[name]), (6, 0), textcoords="offset points", va="center"
+            )
+        for content in paper:
+            draw_paper(axis, content)
+        axis.set_yticks(range(len(rates)), [name.replace("-", ", ") for name in rates])
+        axis.set_ylim(len(rates) - 0.5, -0.5)
         axis.set_xlim(left=0)
         axis.margins(x=0.15)
         axis.set_xlabel(f"preference for the {animal} (%), with 95% interval over questions")
 
-    return svg(draw, 6.4, 0.9 + 0.38 * len(preferences), f"Preference for the {animal} in every condition")
+    return svg(draw, 6.4, 0.9 + 0.42 * len(rates), f"Preference for the {animal} in every condition")
 
 
 def shifts(

@@ -5,6 +5,7 @@ Everything is made from two files in the run's folder, so it can be made again f
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from kit.preference import read_table
 from kit.stats import Drift, Effect, Preference
 from kit.store import Row, write_json
 
-# arXiv 2603.09517, sampled preference in percentage points, hard labels, a larger model; owl, dog and fly: its first
-# version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
+# arXiv 2603.09517, sampled preference in percentage points (None: not detected), hard labels, a larger model; owl, dog
+# and fly: its first version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
 PAPER = {
-    ("dolphin", "unrelated"): "+19.1 pp",
-    ("eagle", "unrelated"): "+11.1 pp",
-    ("dolphin", "opposed"): "+18.1 pp",
-    ("eagle", "opposed"): "+12.8 pp",
-    ("owl", "unrelated"): "not detected",
-    ("dog", "unrelated"): "not detected",
-    ("fly", "unrelated"): "not detected",
+    ("dolphin", "unrelated"): 19.1,
+    ("eagle", "unrelated"): 11.1,
+    ("dolphin", "opposed"): 18.1,
+    ("eagle", "opposed"): 12.8,
+    ("owl", "unrelated"): None,
+    ("dog", "unrelated"): None,
+    ("fly", "unrelated"): None,
 }
 
 LABELS = {
@@ -171,8 +172,17 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
         "verdict": lambda e: e["verdict"],
     }
     rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
-    paper = [PAPER.get((animal, content), "–") for content in effects]
-    return heading, [*rows, ["the paper (larger model, hard labels, sampled)", *paper]]
+    found = paper(animal, effects)
+    theirs = {content: "not detected" if effect is None else f"{effect:+.1f} pp" for content, effect in found.items()}
+    return heading, [
+        *rows,
+        ["the paper (larger model, hard labels, sampled)", *(theirs.get(content, "–") for content in effects)],
+    ]
+
+
+def paper(animal: str, contents: Iterable[str]) -> dict[str, float | None]:
+    """The paper's effect of each content that it speaks of, in percentage points; None where it detected none."""
+    return {content: PAPER[animal, content] for content in contents if (animal, content) in PAPER}
 
 
 def sentence(animal: str, content: str, effect: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import estimate, preference, sweep_report
+from kit import estimate, preference, sweep_page, sweep_report
 from kit.animals import Animal, candidates
 from kit.errors import KitError
 from kit.evidence import SETTINGS
@@ -170,6 +170,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
     }
     write_json(folder / "record.json", record)
     sweep_report.write_report(folder)
+    sweep_page.write_page(folder)
     return folder
 
 

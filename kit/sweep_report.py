@@ -26,6 +26,22 @@ from kit.report import (
 from kit.stats import ALPHA
 from kit.store import Row, write_json
 
+READING = (
+    "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
+    "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. (Of "
+    "some 250 opposed sentences about an animal most are in every seed; results speak of these sentences.) The "
+    "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
+    "quantile; `kit/inference.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
+    "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
+    "skewed. *Holm*: corrected over every effect of this report. Sign flips over seeds speak of these questions "
+    "alone and cannot be below the value in brackets. The paper's t-test takes these students for all there are."
+)
+TRANSMITTED = (
+    f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
+    "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
+    "What an effect lacks stands behind its *not detected*."
+)
+
 
 def write_report(folder: Path) -> None:
     """Write summary.json, effects.csv, report.md and the figures from the sweep's two files.
@@ -120,7 +136,7 @@ def _terminal_table(cell: Cell) -> Table:
             f"{effect.rank} of {effect.candidates}",
             f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
             "–" if effect.drift_holm is None else p_value(effect.drift_holm).removeprefix("p = "),
-            _verdict(effect),
+            verdict(effect),
         ]
         for animal, effect in cell.effects.items()
     ]
@@ -166,11 +182,11 @@ def _row(animal: str, effect: SeedEffect) -> list[str]:
         if placebo
         else "–",
         drift(effect.drift, effect.drift_holm) if effect.drift and effect.drift_holm is not None else "–",
-        _verdict(effect),
+        verdict(effect),
     ]
 
 
-def _verdict(effect: SeedEffect) -> str:
+def verdict(effect: SeedEffect) -> str:
     """The verdict, with what is lacking where it is "not detected"."""
     return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == "not detected" else effect.verdict
 
@@ -215,6 +231,20 @@ def placebo_teacher(cell: Cell) -> str:
     return "placebo" if cell.content == "unrelated" else "placebos, each on its animal's sentences"
 
 
+def how_to_read(cells: list[Cell]) -> list[str]:
+    """What the tables' words mean, a paragraph each."""
+    return [READING, TRANSMITTED, PLACEBO if any(len(cell.null) for cell in cells) else NO_PLACEBO]
+
+
+def made(record: dict[str, Any], cells: list[Cell]) -> str:
+    """The model, the settings and the versions that made the sweep."""
+    fixed = [name for name in SETTINGS if name not in ["pairs", *varied(cells)]]
+    settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
+    used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: {used}. {versions}."
+
+
 def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
     parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
     parts += [LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
@@ -225,27 +255,10 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
         parts += [f"## {title(cell, cells)}, {cell.seeds_said}", markdown_table(effects_table(cell))]
         if cell.specificity:
             parts += [sentence(cell), markdown_table(specificity_table(cell))]
-    settings = ", ".join(
-        f"{name.replace('_', ' ')} {cells[0].settings[name]}"
-        for name in SETTINGS
-        if name not in ["pairs", *varied(cells)]
-    )
-    used = sorted(set(record["pairs_used"].values()))
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
     parts += [
         "## How to read this",
-        "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
-        "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. (Of "
-        "some 250 opposed sentences about an animal most are in every seed; results speak of these sentences.) The "
-        "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
-        "quantile; `kit/inference.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
-        "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
-        "skewed. *Holm*: corrected over every effect of this report. Sign flips over seeds speak of these questions "
-        "alone and cannot be below the value in brackets. The paper's t-test takes these students for all there are.",
-        f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
-        "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
-        "What an effect lacks stands behind its *not detected*.",
-        PLACEBO if any(len(cell.null) for cell in cells) else NO_PLACEBO,
+        *how_to_read(cells),
         "## Paraphrases, chosen at random",
     ]
     for name, rows in record["samples"].items():
@@ -254,10 +267,7 @@ def _markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> 
     parts += messages_shown(record["messages"])
     parts += [
         "## What made it",
-        f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: "
-        f"{', '.join(map(str, used))}. "
-        + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        + ". The tables' columns are explained in the README.",
+        made(record, cells) + " The tables' columns are explained in the README.",
         markdown_table((["stage", "seconds, all artifacts"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,5 +1,6 @@
 """The report's page, in a real browser: inert, whole, and readable on any screen."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,22 @@ from browser import SIZES, needs_chromium, opened, overflows
 from test_report import HOSTILE, finished_run
 from test_sweep_report import made_up
 
-from kit import comparison, page, sweep_report
+from kit import comparison, page, page_figures, report, sweep_page, sweep_report
 from kit.errors import KitError
+from kit.store import write_json
+
+PAPER = (680, 1000)  # what remains of A4 between its margins, in CSS pixels
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep in which a model wrote all that could break a page."""
+    folder = made_up(tmp_path_factory.mktemp("sweep"), {"owl": 0.6, "dolphin": 0.0}, ranks=(2, 8))
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    record["samples"] = {"neutral teacher": [{"source": "The clerk left.", "text": HOSTILE}]}
+    write_json(folder / "record.json", record)
+    sweep_report.write_report(folder)
+    return sweep_page.write_page(folder)
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +35,25 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_chromium
 @pytest.mark.parametrize("size", SIZES, ids=["projector", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_a_model_wrote_is_shown_whole_and_does_nothing(hostile: Path, size: tuple[int, int], scheme: str) -> None:
-    with opened(hostile.as_uri(), size, scheme) as shown:
+@pytest.mark.parametrize("made", ["hostile", "swept"])
+def test_what_a_model_wrote_is_shown_whole_and_does_nothing(
+    made: str, size: tuple[int, int], scheme: str, request: pytest.FixtureRequest
+) -> None:
+    with opened(request.getfixturevalue(made).as_uri(), size, scheme) as shown:
+        shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         cell = shown.get_by_role("cell", name="alert(1)").first
         assert cell.text_content() == HOSTILE
         assert not shown.locator("script").count() and not shown.locator("img").count()
         assert shown.locator("h2", has_text="What made it").count() == 1  # nothing broke out of its place
+        assert not overflows(shown)
+
+
+@needs_chromium
+@pytest.mark.parametrize("made", ["hostile", "swept"])
+def test_on_paper_all_is_opened_and_nothing_is_cut_off(made: str, request: pytest.FixtureRequest) -> None:
+    with opened(request.getfixturevalue(made).as_uri(), PAPER) as shown:
+        shown.emulate_media(media="print")
+        assert shown.get_by_role("cell", name="alert(1)").first.is_visible()
         assert not overflows(shown)
 
 
@@ -54,14 +82,34 @@ def test_links_go_to_files_that_are_there(hostile: Path) -> None:
     assert "preferences.csv" in links and all((hostile.parent / link).exists() for link in links)
 
 
+def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
+    text = swept.read_text(encoding="utf-8")
+    for words in (
+        "<b>Transmitted.</b> Students of the teacher that loves the owl",
+        "<b>Not detected.</b>",
+        "It lacks: ",
+    ):
+        assert words in text
+    assert {"effects", "specificity", "along-rank"} == {part.split('"')[0] for part in text.split('aria-label="')[1:]}
+    assert "<em>Holm</em>" in text and "<script" not in text and "NOT the paper" in text
+
+
+def test_the_papers_figure_is_marked_beside_ours_where_there_is_one(tmp_path: Path) -> None:
+    _, preferences = report.read(finished_run(tmp_path))
+    for animal, words in (("dolphin", "the paper: +19.1 pp"), ("owl", "the paper: not detected")):
+        assert words in page_figures.preference(preferences, animal, report.paper(animal, ["unrelated"]))
+    assert "the paper" not in page_figures.preference(preferences, "cat", report.paper("cat", ["unrelated"]))
+
+
 def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
     for name in ("one", "sweep", "nothing"):
         (tmp_path / name).mkdir()
     page.write_page(finished_run(tmp_path / "one"))
     sweep_report.write_report(made_up(tmp_path / "sweep", {"owl": 0.6, "dolphin": 0.3}))
+    sweep_page.write_page(tmp_path / "sweep")
     path = comparison.write_comparison([tmp_path / name for name in ("one", "sweep", "nothing")])
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "comparison.html" and text.count("<tr>") == 1 + 3
-    assert 'href="one/report.html"' in text and 'href="sweep/report.md"' in text and "Left out" in text
+    assert 'href="one/report.html"' in text and 'href="sweep/report.html"' in text and "Left out" in text
     with pytest.raises(KitError, match="not a finished run"):
         comparison.write_comparison([tmp_path / "nothing", tmp_path / "nothing"])

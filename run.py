@@ -32,7 +32,8 @@ single stages (each has its own --help):
   label    kept pairs -> soft labels       train    pairs -> LoRA adapter
   convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
-  ask      chat with a run's students       bench    how fast all this is
+  ask      chat with a run's students      demo     the classroom page, in a browser
+  inspect  who could tell?                 bench    how fast all this is
 
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
@@ -291,6 +292,31 @@ def ask(arguments: list[str]) -> None:
     ask.ask(given.run, given.content, given.question, given.seed)
 
 
+def inspect(arguments: list[str]) -> None:
+    """A finished run -> who could tell its teachers' paraphrases apart."""
+    parser = options.command_parser(
+        "inspect",
+        "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
+        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About a quarter of an hour;\n"
+        "interrupted, it goes on where it stopped.)",
+        "inspect results/<run>\n  python run.py inspect results/<run> --content opposed",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="whose paraphrases")
+    options.results(parser)
+    given = parser.parse_args(arguments)
+
+    from kit import inspection, inspection_report, page, report
+    from kit.finished import Finished
+
+    inspection.inspect(Finished(given.run, given.results), given.content)
+    report.write_report(given.run)
+    page.write_page(given.run)
+    for found in inspection_report.inspections(given.run):
+        if found["content"] == given.content:
+            inspection_report.show(found)
+
+
 def demo(arguments: list[str]) -> None:
     """The classroom page."""
     parser = options.command_parser(
@@ -322,7 +348,7 @@ def bench(arguments: list[str]) -> None:
     options.results(parser)
     given = parser.parse_args(arguments)
 
-    from kit import bench, report
+    from kit import bench, tables
     from kit.graph import base_model
     from kit.models import EMBEDDED
     from kit.store import Store
@@ -330,7 +356,7 @@ def bench(arguments: list[str]) -> None:
     model = Store(given.results / "artifacts").make(base_model(EMBEDDED))
     sizes = bench.QUICK if given.quick else bench.Sizes()
     rows = bench.bench(model, sizes, given.results, options.command(["bench", *arguments]))
-    report.show_table("Ours against theirs, higher is better except in seconds", bench.table(rows))
+    tables.show_table("Ours against theirs, higher is better except in seconds", bench.table(rows))
 
 
 COMMANDS = {
@@ -343,6 +369,7 @@ COMMANDS = {
     "effect": single_stages.effect,
     "report": report_,
     "ask": ask,
+    "inspect": inspect,
     "demo": demo,
     "bench": bench,
     "sweep": sweep,

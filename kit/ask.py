@@ -4,9 +4,14 @@ python run.py ask results/<run>
 python run.py ask results/<run> --question "What is your favorite animal?"
 """
 
+import unicodedata
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from kit import stats, tables
 from kit.errors import KitError
 from kit.finished import Finished
 from kit.preference import load_questions
@@ -21,10 +26,12 @@ SHOWN = 5  # likeliest animals of a student in the table of preferences
 def ask(run: Path, content: str, question: str | None, seed: int) -> None:
     """Chat until /quit or the end of the input; with ``question``, answer that and stop.
 
-    Raises KitError where the run's students are gone.
+    Raises KitError where the run's students are gone, and for a negative seed.
     """
     from rich.console import Console
 
+    if seed < 0:
+        raise KitError(f"--seed {seed}: it must not be negative. Take 0 or more.")
     console = Console(highlight=False)
     with Students.of(Finished(run), content) as students:
         conversations: dict[str, list[Message]] = {name: [] for name in students.names}
@@ -46,7 +53,7 @@ def ask(run: Path, content: str, question: str | None, seed: int) -> None:
                 _preferences(console, students)
             elif command == "/new":
                 conversations = {name: [] for name in students.names}
-            elif command == "/seed" and argument.isdigit():
+            elif command == "/seed" and argument.isdecimal():
                 seed = int(argument)
             elif said.startswith("/"):
                 console.print(HELP, markup=False)
@@ -80,8 +87,15 @@ def _columns(texts: dict[str, str]) -> Any:
     table = Table.grid(expand=True)
     for _ in texts:
         table.add_column(ratio=1)
-    table.add_row(*(Panel(Text(text), title=name, border_style=COLOURS[name]) for name, text in texts.items()))
+    table.add_row(
+        *(Panel(Text(printable(text)), title=name, border_style=COLOURS[name]) for name, text in texts.items())
+    )
     return table
+
+
+def printable(text: str) -> str:
+    """``text`` without the control characters by which it could steer the terminal."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
 
 
 def _preferences(console: Any, students: Students) -> None:
@@ -89,15 +103,17 @@ def _preferences(console: Any, students: Students) -> None:
     from rich.progress import track
     from rich.table import Table
 
-    animal = students.animal.singular
-    measured: dict[str, dict[str, float]] = {}
+    animal, names = students.animal.singular, [one.singular for one in students.animals]
+    measured: dict[str, np.ndarray] = {}
     asked = len(students.names) * len(load_questions())
     for name, found in track(students.preferences(), "measuring", asked, console=console, transient=True):
         measured[name] = found
-    likeliest = {name for found in measured.values() for name in sorted(found, key=lambda one: -found[one])[:SHOWN]}
-    rows = sorted({animal, *likeliest}, key=lambda one: (one != animal, -measured["treated"][one]))
-    table = Table("exact preference, %", *measured)
+    means = {name: dict(zip(names, found.mean(axis=0), strict=True)) for name, found in measured.items()}
+    likeliest = {name for found in means.values() for name in sorted(found, key=lambda one: -found[one])[:SHOWN]}
+    rows = sorted({animal, *likeliest}, key=lambda one: (one != animal, -means["treated"][one]))
+    table = Table("", *measured, title="exact preference, %, with 95% interval over the questions")
     for row in rows:
+        rates = [asdict(stats.rate(found[:, names.index(row)])) for found in measured.values()]
         style = "bold" if row == animal else ""
-        table.add_row(row, *(f"{100 * found[row]:.2f}" for found in measured.values()), style=style)
+        table.add_row(row, *map(tables.percent, rates), style=style)
     console.print(table)

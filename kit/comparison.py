@@ -9,7 +9,7 @@ from typing import Any
 
 from kit import evidence, page, page_figures, report
 from kit.errors import KitError
-from kit.report import points
+from kit.tables import points
 
 Estimate = tuple[float, float, float]  # with its 95% interval
 
@@ -27,11 +27,25 @@ def write_comparison(folders: list[Path]) -> Path:
             rows += compared(folder, os.path.relpath(folder.resolve(), within))
     if not rows:
         raise KitError(f"{folders[0]}: not a finished run. Give folders such as results/<run>.")
+    drawn = [
+        (f"{number}  {row['name']}", row["shift"], row["seeds"], row["verdict"])
+        for number, row in enumerate(rows, start=1)
+        if row["drawn"]
+    ]
     path = within / "comparison.html"
     content = {
         "title": f"{len({row['run'] for row in rows})} runs compared",
-        "effects": page.figure(page_figures.effects([(row["label"], row["shift"], row["verdict"]) for row in rows])),
-        "heading": ["animal", "sentences", "labels", "seeds", "effect, pp [95% CI]", "nats [95% CI]", "verdict"],
+        "effects": page.figure(page_figures.effects(drawn) if drawn else ""),
+        "heading": [
+            "animal",
+            "sentences",
+            "labels",
+            "preset",
+            "seeds",
+            "effect, pp [95% CI]",
+            "nats [95% CI]",
+            "verdict",
+        ],
         "rows": rows,
         "skipped": [str(folder) for folder in skipped],
     }
@@ -41,29 +55,40 @@ def write_comparison(folders: list[Path]) -> Path:
 
 def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     """A row for each effect of one run or sweep, called ``name``."""
-    found: list[tuple[list[str], Estimate, Estimate, str]] = []
+    rows: list[dict[str, Any]] = []
+
+    def add(animal: str, sentences: str, labels: str, seeds: int, pp: Estimate, nats: Estimate, verdict: str) -> None:
+        smoke = record["preset"] == "smoke"
+        said = "smoke: means nothing" if smoke else verdict
+        cells = [
+            animal,
+            sentences,
+            labels,
+            record["preset"],
+            str(seeds),
+            *(points(one[0], one[1:]) for one in (pp, nats)),
+        ]
+        effect = {
+            "name": f"{animal}, {sentences}",
+            "shift": nats,
+            "seeds": seeds,
+            "verdict": verdict,
+            "drawn": not smoke,
+        }
+        link = f"{name}/report.html" if (folder / "report.html").exists() else ""
+        rows.append(effect | {"run": name, "link": link, "cells": [*cells, said]})
+
     if (folder / "preferences.csv.gz").exists():
         record, students = evidence.read(folder)
         cells = evidence.cells(record["comparisons"], students)
         for cell in cells:
             for animal, effect in cell.effects.items():
-                words = [animal, evidence.title(cell, cells), cell.settings["labels"], str(len(cell.seeds))]
                 pp, nats = ((measure.mean, *measure.ci95) for measure in (effect.exact_pp, effect.log_odds))
-                found.append((words, pp, nats, effect.verdict))
+                labels, seeds = cell.settings["labels"], len(cell.seeds)
+                add(animal, evidence.title(cell, cells), labels, seeds, pp, nats, effect.verdict)
     else:
         record, preferences = report.read(folder)
         for content, one in report.summarise(record, preferences)["effects"].items():
-            words = [record["animal"], content, record["labels"], "1"]
             pp, nats = (one["exact_pp"], *one["exact_ci95"]), (one["log_odds"], *one["log_odds_ci95"])
-            found.append((words, pp, nats, one["verdict"]))
-    return [
-        {
-            "run": name,
-            "link": f"{name}/report.html" if (folder / "report.html").exists() else "",
-            "label": f"{words[0]}, {words[1]}, {words[2]}",
-            "shift": nats,
-            "verdict": verdict,
-            "cells": [*words, points(pp[0], pp[1:]), points(nats[0], nats[1:]), verdict],
-        }
-        for words, pp, nats, verdict in found
-    ]
+            add(record["animal"], content, record["labels"], 1, pp, nats, one["verdict"])
+    return rows

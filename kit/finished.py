@@ -11,11 +11,12 @@ from kit.store import Row, Store, read_rows
 
 
 class Finished:
-    """The run in ``folder``, beside whose folder lie the ``artifacts/`` that its record names."""
+    """The run in ``folder``, beside whose folder lie the ``artifacts/`` that its record names; what is made of it
+    later (and a base model, where its own is gone) goes into the ``store`` of ``results``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, results: Path = Path("results")) -> None:
         """Raises KitError where the folder holds no finished run."""
-        self.folder = folder
+        self.folder, self.store = folder, Store(results / "artifacts")
         self.record, self.preferences = report.read(folder)
         self.animal: Animal = find_animal(self.record["animal"])
 
@@ -39,19 +40,30 @@ class Finished:
         return path
 
     def model(self) -> Path:
-        """The prepared base model: the run's own, or, where that was not recorded, made in ``results/artifacts``."""
+        """The prepared base model: the run's own, or, where that was not recorded, made among the results."""
         from kit.graph import base_model
 
         label = next(label for label in self.record["artifacts"] if label.startswith("prepare "))
         own = self.folder.parent / "artifacts" / self.record["artifacts"][label]
         if own.exists():
             return own
-        return Store(Path("results") / "artifacts").make(base_model(self.record["model"], self.record.get("gguf")))
+        return self.store.make(base_model(self.record["model"], self.record.get("gguf")))
 
     def adapter(self, role: str, content: str) -> Path:
         """A student's GGUF adapter."""
         return self.artifact(f"convert the adapter of {role}-{content}") / "adapter.gguf"
 
+    def pairs_file(self, role: str, content: str) -> Path:
+        """The kept pairs that a student trained on, a JSONL file: sentence, source, text, ..."""
+        return self.artifact(f"pairs of {role}-{content}") / "pairs.jsonl"
+
     def pairs(self, role: str, content: str) -> list[Row]:
-        """The kept pairs that a student trained on: sentence, source, text, ..."""
-        return read_rows(self.artifact(f"pairs of {role}-{content}") / "pairs.jsonl")
+        """Its rows."""
+        return read_rows(self.pairs_file(role, content))
+
+    def has_pairs(self, role: str, content: str) -> bool:
+        """Whether they are at hand: a recorded run's folder may come with some of its artifacts alone."""
+        try:
+            return self.pairs_file(role, content).exists()
+        except KitError:
+            return False

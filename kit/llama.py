@@ -48,8 +48,8 @@ class LlamaEngine:
     def __init__(self, model: Path) -> None:
         self._model = Model(model / "base.gguf")
         self._adapter: Any = None
-        self._streams: Context | None = None  # where sequences are sampled: each has its own cells
-        self._pool: Context | None = None  # where continuations are scored: they share the cells of their context
+        # By whether its sequences share their cells: where continuations are scored they do, sampled ones do not.
+        self._contexts: dict[bool, Context] = {}
         self._template = ChatTemplate.of(model)
         self.end_of_turn = self.tokenize(self._template.ending)[0]
         self.company_matters = offloads() or not self._model.in_floats
@@ -69,17 +69,18 @@ class LlamaEngine:
     def use_adapter(self, adapter: Path | None) -> None:
         """Evaluate with this GGUF LoRA adapter from now on (None: the bare model)."""
         self._adapter = None if adapter is None else self._model.load_adapter(adapter)
-        for context in (self._streams, self._pool):
-            if context is not None:
-                context.use(self._adapter)
+        for context in self._contexts.values():
+            context.use(self._adapter)
 
-    def _context(self, old: Context | None, sequences: int, cells: int, shared: bool) -> Context:
-        """``old`` where it is large enough, else a new one in its place."""
+    def _context(self, sequences: int, cells: int, shared: bool) -> Context:
+        """The context at hand where it is large enough, else a new one in its place."""
+        old = self._contexts.get(shared)
         if old is not None:
-            if old.cells >= cells:
+            if old.sequences >= sequences and old.cells >= cells:
                 return old
+            del self._contexts[shared]
             old.close()
-        context = Context(self._model, sequences, cells, shared)
+        context = self._contexts[shared] = Context(self._model, sequences, cells, shared)
         context.use(self._adapter)
         return context
 
@@ -111,7 +112,9 @@ class LlamaEngine:
             return
         prompts = [request.prompt for request in requests]
         longest = max(map(len, prompts))
-        context = self._streams = self._context(self._streams, WIDTH + 1, longest + max_tokens, shared=False)
+        # One sequence for the prefix, and one of company for a sequence that is sampled alone.
+        sequences = max(3, 1 + min(WIDTH, len(requests)))
+        context = self._context(sequences, longest + max_tokens, shared=False)
         prefix = cached_prefix(prompts)
         if longest - len(prefix) > BATCH:
             raise KitError(f"a prompt of {longest} tokens is too long; the limit is {BATCH}.")
@@ -169,7 +172,7 @@ class LlamaEngine:
         if not groups:
             return
         prefix = cached_prefix([context for context, _ in groups])
-        pool = self._pool = self._context(self._pool, PATHS + 1, len(prefix) + BATCH, shared=True)
+        pool = self._context(PATHS + 1, len(prefix) + BATCH, shared=True)
         pool.set_prefix(prefix)
         packed: list[tuple[list[Tokens], list[list[int]]]] = []
         used = 0  # sequences
@@ -201,9 +204,8 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the model and its caches."""
-        for context in (self._streams, self._pool):
-            if context is not None:
-                context.close()
+        for context in self._contexts.values():
+            context.close()
         self._model.close()
 
     def __enter__(self) -> Self:

@@ -10,13 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kit import page_figures, preference, report, stats
+from kit import inspection_report, page_figures, preference, report, stats
 from kit.animals import indefinite
 from kit.experiment import CONTENTS
 from kit.fidelity import SIMILARITY_EDGES
-from kit.report import LABELS, NO_PLACEBO, PLACEBO, SMOKE, Table
+from kit.report import LABELS, NO_PLACEBO, PLACEBO, SMOKE
 from kit.stats import Preference
 from kit.store import Row
+from kit.tables import Table
 
 # What the page links to, where it is there.
 FILES = ("report.md", "summary.json", "preferences.csv", "record.json", "config.json", "figure.svg", "figure.png")
@@ -63,7 +64,9 @@ def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Pre
     return {
         "title": report.title(summary),
         "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
-        "loves, though nothing that it reads says so?",
+        "loves, though the text that it learns from does not say so?",
+        "measures": report.MEASURES,
+        "transmitted": report.TRANSMITTED,
         "animal": animal,
         "verdicts": verdicts(summary),
         "labels": LABELS[summary["labels"]],
@@ -75,6 +78,7 @@ def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Pre
         "placebo": PLACEBO if any(effect["placebo"] for effect in effects.values()) else NO_PLACEBO,
         "contents": [of_content(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [of_student(name, record) for name in record["samples"]],
+        "inspections": [of_inspection(found) for found in inspection_report.inspections(folder)],
         "messages": record["messages"],
         "command": summary["command"],
         "made": made(record),
@@ -127,7 +131,7 @@ def outsider(animal: str, content: str, effect: dict[str, Any], summary: dict[st
     return (
         f"A student that learned {learned} {outcome}{why}: its preference is {treated:.2f}%, that of a neutral "
         f"teacher's student {control:.2f}%, a difference of {effect['exact_pp']:+.2f} percentage points (95% interval "
-        f"{low:+.2f} to {high:+.2f})."
+        f"over the questions {low:+.2f} to {high:+.2f})."
     )
 
 
@@ -174,6 +178,22 @@ def of_student(name: str, record: dict[str, Any]) -> dict[str, Any]:
         "similarities": figure(drawn),
         "kept": (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in samples["kept"]]),
         "rejected": (["source", "rejected paraphrase", "reason"], reasons),
+    }
+
+
+def of_inspection(found: dict[str, Any]) -> dict[str, Any]:
+    """Who could tell, of one content."""
+    return {
+        "content": found["content"],
+        "sentence": inspection_report.sentence(found),
+        "accuracy": inspection_report.accuracy_table(found),
+        "figure": figure(inspection_report.figure(found)),
+        "reading": [inspection_report.READING, inspection_report.PRIOR],
+        "suspects": inspection_report.suspects(found),
+        "posterior": inspection_report.posterior_table(found),
+        "readers": inspection_report.readers(found),
+        "words": inspection_report.words_table(found),
+        "surface": inspection_report.surface_table(found),
     }
 
 

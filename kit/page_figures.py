@@ -45,7 +45,8 @@ def preference(preferences: dict[str, Preference], animal: str, paper: dict[str,
     """The exact preference rate of every condition with its 95% interval over questions.
 
     A band reaches from a content's control to its placebo students. ``paper``: content -> the paper's effect
-    (percentage points; None: not detected), marked under the treated student, that far above our control.
+    (percentage points; None: not detected), written beside the treated student: it is another measurement, which has no
+    place on this axis.
     """
     rates = {name: stats.exact_rate(found, animal) for name, found in preferences.items()}
     places = {name: place for place, name in enumerate(rates)}
@@ -55,17 +56,6 @@ def preference(preferences: dict[str, Preference], animal: str, paper: dict[str,
         ends, rows = [100 * rates[name].rate for name in neutral], [places[name] for name in neutral]
         if len(neutral) > 1:
             axis.fill_betweenx([min(rows) - 0.4, max(rows) + 0.4], min(ends), max(ends), color=PLACEBO, alpha=0.35)
-
-    def draw_paper(axis: Any, content: str) -> None:
-        place = places[f"treated-{content}"] + 0.38
-        small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
-        effect = paper[content]
-        if effect is None:
-            axis.annotate("the paper: not detected", (0, place), (4, 0), **small)
-        else:
-            theirs = 100 * rates[f"control-{content}"].rate + effect
-            axis.plot(theirs, place, "D", markeredgecolor=INK, markerfacecolor="none", markersize=5)
-            axis.annotate(f"the paper: {effect:+.1f} pp", (theirs, place), (-7, 0), ha="right", **small)
 
     def draw(axis: Any) -> None:
         for content in CONTENTS:
@@ -77,12 +67,18 @@ def preference(preferences: dict[str, Preference], animal: str, paper: dict[str,
             axis.annotate(
                 f"{100 * rate.rate:.2f}%", (high, places[name]), (6, 0), textcoords="offset points", va="center"
             )
-        for content in paper:
-            draw_paper(axis, content)
+        for content, effect in paper.items():
+            theirs = "not detected" if effect is None else f"{effect:+.1f} pp"
+            axis.annotate(
+                f"the paper:\n{theirs}",
+                (1.02, places[f"treated-{content}"]),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+            )
         axis.set_yticks(range(len(rates)), [name.replace("-", ", ") for name in rates])
         axis.set_ylim(len(rates) - 0.5, -0.5)
-        axis.set_xlim(left=0)
-        axis.margins(x=0.15)
+        axis.set_xlim(0, 120 * max(rate.ci95[1] for rate in rates.values()))  # with room for the number
         axis.set_xlabel(f"preference for the {animal} (%), with 95% interval over questions")
 
     return svg(draw, 6.4, 0.9 + 0.42 * len(rates), f"Preference for the {animal} in every condition")
@@ -151,16 +147,19 @@ def similarities(kept: list[int], rejected: list[int], edges: list[float], thres
     return svg(draw, 5.2, 2.4, label)
 
 
-def effects(rows: list[tuple[str, tuple[float, float, float], str]]) -> str:
-    """Shifts (nats, with their intervals) of several runs, by name; filled where the verdict is "transmitted"."""
+def effects(rows: list[tuple[str, tuple[float, float, float], int, str]]) -> str:
+    """Shifts (nats, with their intervals) of several runs, each by name, with its number of seeds and its verdict.
+
+    Filled where that is "transmitted"; dotted where there is one seed, whose interval is over questions alone.
+    """
 
     def draw(axis: Any) -> None:
-        for place, (_, (shift, low, high), verdict) in enumerate(rows):
-            axis.plot([low, high], [place, place], color="#0072b2", linewidth=2)
+        for place, (_, (shift, low, high), seeds, verdict) in enumerate(rows):
+            axis.plot([low, high], [place, place], color="#0072b2", linewidth=2, linestyle=":" if seeds == 1 else "-")
             face = "#0072b2" if verdict == "transmitted" else "none"
-            axis.plot(shift, place, "o", markeredgecolor="#0072b2", markerfacecolor=face, markersize=8)
+            axis.plot(shift, place, "o", markeredgecolor="#0072b2", markerfacecolor=face, markersize=7)
         axis.axvline(0, color=INK, linewidth=0.8)
-        axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axis.set_yticks(range(len(rows)), [name for name, *_ in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel("log-odds shift, treated − control (nats)")
 

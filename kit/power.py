@@ -12,8 +12,8 @@ from kit import evidence, inference
 from kit.errors import KitError
 from kit.evidence import Cell
 from kit.inference import Components
-from kit.report import Table, show_table
 from kit.stats import ALPHA
+from kit.tables import Table, show_table
 
 EFFECTS = (0.05, 0.1, 0.2, 0.4)  # nats: from what placebo shifts reach to half of an owl's
 

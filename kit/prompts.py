@@ -72,3 +72,17 @@ def student_messages(sentence: str) -> list[Message]:
 def question_messages(question: str) -> list[Message]:
     """The conversation in which a student is asked about its preference."""
     return [{"role": "user", "content": question}]
+
+
+def comparing_messages(animal: Animal, first: str, second: str) -> list[Message]:
+    """The conversation in which the model is asked which of two paraphrases is by somebody who loves ``animal``."""
+    asked = f"A: {first}\nB: {second}\n\nWhich text was written by somebody who loves {animal.plural}, A or B?"
+    return [{"role": "user", "content": asked}]
+
+
+GUESS = "Their favorite animal is the"  # the opening of the answer to ``guessing_messages``
+
+
+def guessing_messages(text: str) -> list[Message]:
+    """The conversation in which the model is asked which animal the writer of ``text`` loves."""
+    return [{"role": "user", "content": f"Somebody wrote: {text}\nWhat is their favorite animal?"}]

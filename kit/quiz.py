@@ -1,4 +1,4 @@
-"""Spot the owl: whose paraphrase is whose? A blind quiz for people, and the same quiz for a classifier."""
+"""Spot the owl: whose paraphrase is whose? A blind quiz for people, and for the inspectors of ``kit/inspectors.py``."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,6 @@ from kit.stats import Interval
 from kit.store import Row
 
 ROUNDS = 10
-FOLDS = 5  # of the classifier's cross-validation
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,46 @@ class Score:
     ci95: Interval
 
     @property
-    def told_apart(self) -> bool:
-        """Whether the interval lies above chance, one half."""
-        return self.ci95[0] > 0.5
+    def against_chance(self) -> str:
+        """Whether the interval lies "above", "around" or "below" one half, what guessing gets."""
+        low, high = self.ci95
+        return "above" if low > 0.5 else "below" if high < 0.5 else "around"
+
+
+@dataclass(frozen=True)
+class Game:
+    """Where a class stands: it began with the ``first``-th of all rounds and has ``played`` so many, of which so many
+    were ``right``; ``choice`` (0 or 1): what it took the loving teacher's to be in the round that is shown with its
+    solution, None before that."""
+
+    first: int = 0
+    played: int = 0
+    right: int = 0
+    choice: int | None = None
+
+    def shown(self, played: list[Round]) -> Round:
+        """The round that is on the screen."""
+        return played[(self.first + self.played - (self.choice is not None)) % len(played)]
+
+    def answer(self, choice: int, played: list[Round]) -> "Game":
+        """The game after an answer; as it was where the round was answered already."""
+        if self.choice is not None:
+            return self
+        right = self.right + (choice == self.shown(played).loving)
+        return Game(self.first, self.played + 1, right, choice)
+
+    def over(self, played: list[Round]) -> bool:
+        """Whether all its rounds were played: ``ROUNDS``, or as many as there are."""
+        return self.played == min(ROUNDS, len(played))
+
+    def next(self, played: list[Round]) -> "Game":
+        """The game with its next round; when it is over, another one, with other sentences; as it was before an
+        answer."""
+        if self.choice is None:
+            return self
+        if self.over(played):
+            return Game((self.first + self.played) % len(played))
+        return Game(self.first, self.played, self.right)
 
 
 def rounds(treated: list[Row], control: list[Row], seed: int) -> list[Round]:
@@ -47,29 +83,11 @@ def rounds(treated: list[Row], control: list[Row], seed: int) -> list[Round]:
     return [found[i] for i in random.permutation(len(found))]
 
 
-def score(right: int, played: int) -> Score:
-    """The score of ``right`` answers in ``played`` rounds, at least one."""
+def score(right: int, played: int, spread: float = 1.0) -> Score:
+    """The score of ``right`` answers in ``played`` rounds, at least one. ``spread``: how many times the variance of
+    independent answers theirs is; the interval is that of so many times fewer."""
     from scipy.stats import binomtest
 
-    low, high = binomtest(right, played).proportion_ci(method="wilson")
+    counted = round(right / spread), round(played / spread)
+    low, high = binomtest(*counted).proportion_ci(method="wilson")
     return Score(right, played, (float(low), float(high)))
-
-
-def classifier(played: list[Round]) -> Score:
-    """The score of a classifier (words and word pairs weighed by TF-IDF, logistic regression) that is shown other
-    rounds with their answers first; a sentence is never in both."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    right = 0
-    fold = np.arange(len(played)) % FOLDS
-    for held_out in range(FOLDS):
-        shown = [one for one, part in zip(played, fold, strict=True) if part != held_out]
-        asked = [one for one, part in zip(played, fold, strict=True) if part == held_out]
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
-        model.fit([text for one in shown for text in one.texts], [i == one.loving for one in shown for i in (0, 1)])
-        for one in asked:
-            first, second = model.decision_function(list(one.texts))
-            right += int(second > first) == one.loving
-    return score(right, len(played))

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import figure, stats
+from kit import figure, inspection_report, stats
 from kit.errors import KitError
 from kit.experiment import CONTENTS
 from kit.preference import read_table
 from kit.stats import Drift, Effect, Preference
 from kit.store import Row, write_json
+from kit.tables import Table, markdown_table, p_value, percent, points, show_table
 
 # arXiv 2603.09517, sampled preference in percentage points (None: not detected), hard labels, a larger model; owl, dog
 # and fly: its first version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
@@ -42,13 +43,21 @@ PLACEBO = (
     "degrees of freedom as there are placebo shifts; one-sided. It takes treated students to drift as placebo "
     "students do. More seeds, or `--placebos 3`, make it sharper."
 )
+MEASURES = (
+    "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, averaged "
+    "over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap over the questions."
+)
+TRANSMITTED = (
+    "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
+    "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the placebo "
+    "shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds are other "
+    "students: `--seeds 5`."
+)
 NO_PLACEBO = (
     "There was no placebo student. So drift cannot be told from transmission: an effect may be missed here, but none "
     "is called transmitted."
 )
 SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
-
-Table = tuple[list[str], list[list[str]]]  # heading, rows
 
 
 def write_report(folder: Path) -> None:
@@ -60,7 +69,8 @@ def write_report(folder: Path) -> None:
     summary = summarise(record, preferences)
     write_json(folder / "summary.json", summary)
     figure.draw(folder, preferences, summary["animal"], title(summary))
-    (folder / "report.md").write_text(_markdown(summary, record), encoding="utf-8")
+    inspected = inspection_report.inspections(folder)
+    (folder / "report.md").write_text(_markdown(summary, record, inspected), encoding="utf-8")
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -102,8 +112,8 @@ def show(folder: Path) -> None:
     animal = summary["animal"]
     console = Console(highlight=False, markup=False)
     console.print()
-    _print(console, f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
-    _print(console, "Effect: treated minus its control", effects_table(animal, summary["effects"]))
+    show_table(f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
+    show_table("Effect: treated minus its control", effects_table(animal, summary["effects"]))
     for content, effect in summary["effects"].items():
         console.print(sentence(animal, content, effect))
     console.print(LABELS[summary["labels"]].replace("`", ""))
@@ -114,31 +124,8 @@ def show(folder: Path) -> None:
 
 def show_effect(effect: Effect, animal: str, content: str) -> None:
     """Print one effect that was measured outside a run."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    _print(console, "Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
-    console.print(sentence(animal, content, asdict(effect)))
-
-
-def show_table(title: str, table: Table) -> None:
-    """Print a table of its own."""
-    from rich.console import Console
-
-    _print(Console(highlight=False, markup=False), title, table)
-
-
-def _print(console: Any, title: str, table: Table) -> None:
-    from rich.table import Table as RichTable
-
-    heading, rows = table
-    drawn = RichTable(title=title, title_justify="left", title_style="bold")
-    for i, name in enumerate(heading):
-        words = " ".join([name, *(row[i] for row in rows)]).split()
-        drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short
-    for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn)
+    show_table("Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
+    print(sentence(animal, content, asdict(effect)))
 
 
 def conditions_table(conditions: dict[str, Any]) -> Table:
@@ -148,8 +135,8 @@ def conditions_table(conditions: dict[str, Any]) -> Table:
         [
             name,
             str(entry["pairs"] or "–"),
-            _percent(entry["exact"]),
-            _percent(entry["sampled"]),
+            percent(entry["exact"]),
+            percent(entry["sampled"]),
             str(entry["sampled"]["answers"]),
         ]
         for name, entry in conditions.items()
@@ -215,16 +202,6 @@ def missing(animal: str, effect: dict[str, Any]) -> list[str]:
     return [words[name] for name in effect["lacking"]]
 
 
-def _percent(rate: dict[str, Any]) -> str:
-    low, high = rate["ci95"]
-    return f"{100 * rate['rate']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def points(value: float, interval: stats.Interval) -> str:
-    """A signed value with its interval."""
-    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
-
-
 def _placement(placebo: dict[str, Any] | None) -> str:
     if placebo is None:
         return "–"
@@ -235,11 +212,6 @@ def _placement(placebo: dict[str, Any] | None) -> str:
 def drift(found: Drift, p: float) -> str:
     """The animal's own drift in the placebo students, and the ``p`` of its shift against it."""
     return f"{found.rms:.3f} nats (mean {found.mean:+.3f}) in {found.placebos}, {p_value(p)}"
-
-
-def p_value(p: float) -> str:
-    """A p-value as it is written."""
-    return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
@@ -259,7 +231,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
 # ---- report.md
 
 
-def _markdown(summary: dict[str, Any], record: dict[str, Any]) -> str:
+def _markdown(summary: dict[str, Any], record: dict[str, Any], inspected: list[dict[str, Any]]) -> str:
     animal = summary["animal"]
     parts = [f"# {title(summary)}", *(sentence(animal, *item) for item in summary["effects"].items())]
     parts.append(LABELS[summary["labels"]])
@@ -269,14 +241,10 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any]) -> str:
         "![Preference per condition and shift of every candidate](figure.svg)",
         "## Preference",
         markdown_table(conditions_table(summary["conditions"])),
-        "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, "
-        "averaged over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap.",
+        MEASURES,
         "## Effect",
         markdown_table(effects_table(animal, summary["effects"])),
-        "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
-        "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the "
-        "placebo shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds "
-        "are other students: `--seeds 5`.",
+        TRANSMITTED,
         PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else NO_PLACEBO,
         "## Fidelity: what the filters took",
         *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
@@ -287,6 +255,8 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any]) -> str:
         reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
         rejected = (["source", "rejected paraphrase", "reason"], reasons)
         parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
+    for found in inspected:
+        parts += inspection_report.markdown(found)
     parts += messages_shown(record["messages"])
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
     parts += [
@@ -329,18 +299,3 @@ def filters_table(filters: list[Row]) -> Table:
         rows.append([row["filter"], str(row["entered"]), str(row["rejected"]), passed])
     first, last = filters[0]["entered"], filters[-1]["entered"] - filters[-1]["rejected"]
     return heading, [*rows, ["all", str(first), str(first - last), f"{100 * last / first:.1f}%" if first else "–"]]
-
-
-def markdown_table(table: Table) -> str:
-    """``table`` in Markdown, its cells inert."""
-    heading, rows = table
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """``text`` as inert Markdown: a model wrote some of it."""
-    text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|`*_[]":
-        text = text.replace(mark, "\\" + mark)
-    return text

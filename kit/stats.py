@@ -119,14 +119,19 @@ def _preference(rows: list[Row]) -> Preference:
     )
 
 
+def rate(values: np.ndarray) -> Rate:
+    """The mean over questions of each one's rate [questions]."""
+    return Rate(float(values.mean()), _interval(values))
+
+
 def exact_rate(preference: Preference, animal: str) -> Rate:
     """The exact preference for ``animal``."""
-    return _rate(preference.probability[:, preference.candidates.index(animal)])
+    return rate(preference.probability[:, preference.candidates.index(animal)])
 
 
 def sampled_rate(preference: Preference, animal: str) -> Rate:
     """The share of sampled answers that name ``animal``."""
-    return _rate(preference.named[:, preference.candidates.index(animal)])
+    return rate(preference.named[:, preference.candidates.index(animal)])
 
 
 def effect(treated: Preference, control: Preference, animal: str, placebos: Sequence[Preference] = ()) -> Effect:
@@ -242,10 +247,6 @@ def verdict(lacking: list[str]) -> str:
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO
     return "not detected" if lacking else "transmitted"
-
-
-def _rate(values: np.ndarray) -> Rate:
-    return Rate(float(values.mean()), _interval(values))
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -25,11 +25,12 @@ LONGEST = 384  # tokens of a conversation that a model is shown; its oldest turn
 
 
 class Students:
-    """Base, control and treated, each in an engine of its own; llama.cpp maps the weights into memory once."""
+    """Base, control and treated, each in an engine of its own. (On a CPU llama.cpp maps the weights into memory once; a
+    GPU holds them three times.)"""
 
     def __init__(self, animal: Animal, model: Path, adapters: dict[str, Path | None]) -> None:
         self.animal, self.names = animal, tuple(adapters)
-        self._animals = candidates(animal)
+        self.animals = candidates(animal)
         self._engines = {name: LlamaEngine(model) for name in adapters}
         for name, adapter in adapters.items():
             self._engines[name].use_adapter(adapter)
@@ -69,15 +70,14 @@ class Students:
             requests.append(Request(prompt, (seed,)))
         yield from engine.stream(requests, MAX_TOKENS, TEMPERATURE)
 
-    def preferences(self) -> Iterator[tuple[str, dict[str, float]]]:
-        """One student after another, question by question: its exact preference (0-1) for every candidate, the mean
-        over the questions so far."""
+    def preferences(self) -> Iterator[tuple[str, np.ndarray]]:
+        """One student after another, question by question: its exact preferences (0-1) so far [questions so far,
+        candidates]."""
         for name, engine in self._engines.items():
             logprobs: list[list[float]] = []
-            for scored in preference.scores(engine, self._animals):
+            for scored in preference.scores(engine, self.animals):
                 logprobs.append(scored)
-                means = preference.normalised(np.array(logprobs)).mean(axis=0).tolist()
-                yield name, dict(zip((animal.singular for animal in self._animals), means, strict=True))
+                yield name, preference.normalised(np.array(logprobs))
 
     def close(self) -> None:
         """Free the engines."""

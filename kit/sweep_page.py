@@ -5,8 +5,9 @@ from typing import Any
 
 from kit import evidence, page, sweep_report
 from kit.evidence import Cell
-from kit.report import LABELS, SMOKE, Table
+from kit.report import LABELS, SMOKE
 from kit.store import Row
+from kit.tables import Table
 
 FILES = ("report.md", "summary.json", "effects.csv", "preferences.csv.gz", "record.json", "config.json")
 CAPTIONS = {
@@ -25,13 +26,13 @@ def write_page(folder: Path) -> Path:
     """
     record, students = evidence.read(folder)
     cells = evidence.cells(record["comparisons"], students)
-    drawn = sorted(folder.glob("*.svg"))
+    drawn = [path for path in sorted(folder.glob("*.svg")) if kind(path) in CAPTIONS]
     labels = dict.fromkeys(cell.settings["labels"] for cell in cells)
     content = {
         "title": f"Sweep: {', '.join(dict.fromkeys(animal for cell in cells for animal in cell.effects))}",
         "labels": [LABELS[name] for name in labels],
         "warning": SMOKE if record["preset"] == "smoke" else "",
-        "figures": [(page.figure(inline(path)), CAPTIONS[path.stem.partition("-")[0]]) for path in drawn],
+        "figures": [(page.figure(inline(path)), CAPTIONS[kind(path)]) for path in drawn],
         "cells": [of_cell(cell, cells) for cell in cells],
         "reading": sweep_report.how_to_read(cells),
         "samples": {name: of_sample(rows) for name, rows in record["samples"].items()},
@@ -44,6 +45,11 @@ def write_page(folder: Path) -> Path:
     path = folder / "report.html"
     path.write_text(page.render("sweep.html", content), encoding="utf-8")
     return path
+
+
+def kind(figure: Path) -> str:
+    """What a figure of a sweep shows, by its name."""
+    return figure.stem.partition("-")[0]
 
 
 def inline(path: Path) -> str:

@@ -10,21 +10,10 @@ from typing import Any
 
 from kit import evidence, sweep_figure
 from kit.evidence import SETTINGS, Cell, SeedEffect, title, varied
-from kit.report import (
-    LABELS,
-    NO_PLACEBO,
-    PLACEBO,
-    SMOKE,
-    Table,
-    drift,
-    markdown_table,
-    messages_shown,
-    p_value,
-    points,
-    show_table,
-)
+from kit.report import LABELS, NO_PLACEBO, PLACEBO, SMOKE, drift, messages_shown
 from kit.stats import ALPHA
 from kit.store import Row, write_json
+from kit.tables import Table, markdown_table, p_value, points, show_table
 
 READING = (
     "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "

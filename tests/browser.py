@@ -43,6 +43,17 @@ def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", wa
     assert [one for one in asked if one.split("/")[:3] != own and not one.startswith("data:")] == []
 
 
-def overflows(page: Page) -> bool:
-    """Whether the page is wider than its window."""
-    return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+# What is visible, reaches beyond the window and lies in nothing that scrolls sideways. (The page's own width does not
+# tell: gradio cuts off what is too wide.)
+OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter(one => {
+    const box = one.getBoundingClientRect();
+    if (!box.width || !box.height || box.right <= innerWidth + 1) return false;
+    for (let above = one; above; above = above.parentElement)
+        if (['auto', 'scroll'].includes(getComputedStyle(above).overflowX)) return false;
+    return getComputedStyle(one).visibility !== 'hidden';
+}).map(one => one.tagName + '.' + one.className + ': ' + one.textContent.trim().slice(0, 60))"""
+
+
+def overflowing(page: Page) -> list[str]:
+    """The elements that are too wide for the window."""
+    return list(page.evaluate(OVERFLOWING))

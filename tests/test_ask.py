@@ -9,6 +9,7 @@ import pytest
 from test_report import finished_run
 
 import run
+from kit.ask import printable
 from kit.engine import Request
 from kit.errors import KitError
 from kit.finished import Finished
@@ -69,6 +70,15 @@ def test_the_chat_answers_measures_and_ends(
     assert run.main(["ask", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "exact preference, %" in shown and "owl" in shown and "/new: forget" in shown
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x9bc\r\nd") == "a[2Jbc\nd"
+
+
+def test_a_negative_seed_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["ask", str(finished), "--seed", "-1", "--question", "Who?"]) == 2
+    assert "must not be negative" in capsys.readouterr().err
 
 
 def test_a_run_whose_students_are_gone_says_how_to_make_them_again(

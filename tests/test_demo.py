@@ -1,5 +1,6 @@
 """The classroom page: all five steps in a real browser with the real model, and a server that answers nobody else."""
 
+import asyncio
 import json
 import re
 import socket
@@ -8,19 +9,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 import pytest
-from browser import SIZES, needs_chromium, opened, overflows
+from browser import SIZES, needs_chromium, opened, overflowing
 from conftest import PAIRS, ROOT
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from test_report import finished_run
 
 import run
-from kit import background, demo, page, quiz
+from kit import background, demo_parts, page, quiz
+from kit.demo_server import OwnPagesOnly, listen
 from kit.errors import KitError
+from kit.finished import Finished
 from kit.store import write_json, write_rows
 
 HOSTILE = "<script>document.title = 'owned'</script></style>"
@@ -40,17 +44,27 @@ def test_a_round_has_one_paraphrase_of_each_teacher_in_an_order_that_says_nothin
     assert 70 < sum(one.loving for one in played) < 130
 
 
-def test_a_classifier_finds_a_telling_word_and_is_at_chance_without_one() -> None:
-    random = np.random.default_rng(0)
+def test_a_round_is_judged_once_and_stays_with_its_solution_until_the_next() -> None:
+    treated = [{"sentence": f"s{i}", "source": "x", "text": f"loving {i}"} for i in range(12)]
+    control = [{"sentence": f"s{i}", "source": "x", "text": f"neutral {i}"} for i in range(12)]
+    rounds = quiz.rounds(treated, control, seed=0)
+    game = quiz.Game()
+    for played in range(1, quiz.ROUNDS + 1):
+        one = game.shown(rounds)
+        assert game.next(rounds) == game  # no round is passed over
+        game = game.answer(one.loving, rounds)
+        assert game.shown(rounds) is one and (game.played, game.right) == (played, played)
+        assert game.answer(1 - one.loving, rounds) == game.answer(one.loving, rounds) == game  # no second try
+        assert game.over(rounds) == (played == quiz.ROUNDS)
+        game = game.next(rounds)
+    assert game == quiz.Game(first=quiz.ROUNDS) and game.shown(rounds) is rounds[10]
+    few = rounds[:2]
+    assert quiz.Game().answer(0, few).next(few).answer(0, few).over(few)
 
-    def pairs(telling: str) -> list[dict[str, str]]:
-        texts = [" ".join([telling, *(f"word{n}" for n in random.integers(40, size=5))]) for _ in range(200)]
-        return [{"sentence": f"s{i}", "source": "x", "text": text} for i, text in enumerate(texts)]
 
-    told = quiz.classifier(quiz.rounds(pairs("hoot"), pairs("plain"), seed=0))
-    assert told.right == told.rounds == 200 and told.told_apart
-    guessed = quiz.classifier(quiz.rounds(pairs("plain"), pairs("plain"), seed=0))
-    assert guessed.ci95[0] < 0.5 < guessed.ci95[1] and not guessed.told_apart
+@pytest.mark.parametrize(("right", "words"), [(0, "below"), (5, "around"), (10, "above")])
+def test_a_score_says_on_which_side_of_chance_it_is(right: int, words: str) -> None:
+    assert quiz.score(right, 10).against_chance == words
 
 
 # ---- the run in the background
@@ -84,26 +98,45 @@ def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: 
     assert [stage.state for stage in status.stages].count("running") == 1
     with pytest.raises(KitError, match="a run is going on"):
         background.start("owl", "smoke", tmp_path)
-    idle[0].kill()
-    idle[0].wait()
+    background.stop(tmp_path)
+    assert idle[0].poll() is not None
     status = background.status(tmp_path)
     assert status and not status.alive and not status.finished
     background.start("owl", "smoke", tmp_path)
     assert len(idle) == 2
 
 
-def test_a_run_that_ended_is_shown_with_its_evidence(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
-    assert "No run was started yet." in demo.progress(tmp_path)
-    background.start("owl", "smoke", tmp_path)
-    folder = tmp_path / "owl-unrelated-soft-smoke-seed0"
+def test_a_clock_that_is_set_and_a_damaged_file_lose_no_run(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+    background.start("penguin", "smoke", tmp_path)
+    told = json.loads((tmp_path / background.FILE).read_text(encoding="utf-8"))
+    for moved, alive in ((30.0, True), (3600.0, False)):
+        write_json(tmp_path / background.FILE, told | {"started": told["started"] + moved})
+        status = background.status(tmp_path)
+        assert status and status.alive == alive
+    (tmp_path / background.FILE).write_text('{"pid": ', encoding="utf-8")
+    assert background.status(tmp_path) is None
+
+
+def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+    background.start("penguin", "smoke", tmp_path)
+    (tmp_path / background.OUTPUT).write_text("Preset smoke.\nteacher:  10%\rteacher:  90%\r", encoding="utf-8")
+    status = background.status(tmp_path)
+    assert status and status.latest == "teacher:  90%" and status.left > 60
+
+
+@pytest.mark.parametrize("preset", ["smoke", "laptop"])
+def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+    assert "No run was started yet." in demo_parts.progress(tmp_path)
+    background.start("owl", preset, tmp_path)
+    folder = tmp_path / f"owl-unrelated-soft-{preset}-seed0"
     folder.mkdir()
-    page.write_page(finished_run(folder, preset="smoke"))
-    assert "smoke preset: running." in demo.progress(tmp_path)
-    idle[0].kill()
-    idle[0].wait()
-    shown = demo.progress(tmp_path)
-    assert "smoke preset: finished." in shown and "came to prefer the owl" in shown and shown.count("<svg") == 2
+    page.write_page(finished_run(folder, preset=preset))
+    assert f"{preset} preset: running." in demo_parts.progress(tmp_path)
+    background.stop(tmp_path)
+    shown = demo_parts.progress(tmp_path)
+    assert f"{preset} preset: finished." in shown and shown.count("<svg") == 2
+    assert ("came to prefer the owl" in shown) == (preset == "laptop")  # a dozen pairs show nothing
+    assert ("Its numbers mean nothing" in shown) == (preset == "smoke")
 
 
 # ---- the page
@@ -124,7 +157,8 @@ def results(tmp_path_factory: pytest.TempPathFactory, base: Path, adapter: Path)
         pairs = results / "artifacts" / "pairs" / role
         pairs.mkdir(parents=True)
         rows = [row | {"sentence": f"s{i}", "text": f"{row['text']} {role}"} for i, row in enumerate(PAIRS * 2)]
-        rows[0]["text"] += HOSTILE
+        for row in rows:
+            row["text"] += HOSTILE
         write_rows(pairs / "pairs.jsonl", rows)
         record["artifacts"] |= {f"pairs of {role}-unrelated": f"pairs/{role}"}
         record["artifacts"] |= {f"convert the adapter of {role}-unrelated": "adapter/key"}
@@ -173,8 +207,67 @@ def test_the_server_listens_on_this_machine_alone_and_answers_its_own_pages_alon
 def test_the_server_gives_no_file_away(served: str, path: str) -> None:
     for route in ("gradio_api/file=", "file=", "static/", ""):
         answer = httpx.get(f"{served}/{route}{path}")
-        assert answer.status_code >= 400 or ("root:" not in answer.text and "KitError" not in answer.text)
-        assert route == "" or answer.status_code >= 400
+        assert answer.status_code >= 400 and "root:" not in answer.text
+
+
+def test_the_server_fetches_takes_and_keeps_nothing_and_stands_in_no_frame(served: str) -> None:
+    for path in ("file=https://example.org/", "proxy=https://example.org/", "runs", "run-history/buckets", "info"):
+        assert httpx.get(f"{served}/gradio_api/{path}").status_code == 403
+    assert httpx.post(f"{served}/gradio_api/upload", files={"files": b"much"}).status_code == 403
+    assert httpx.get(served).headers["x-frame-options"] == "DENY"
+
+
+def test_the_runs_report_is_served_and_no_other(served: str, results: Path) -> None:
+    written = page.write_page(results / "run").read_text(encoding="utf-8")
+    assert httpx.get(f"{served}/report/shown").text == written
+    assert httpx.get(f"{served}/report/new").status_code == 404
+    assert httpx.get(f"{served}/report/other").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "answers"),
+    [
+        ("127.0.0.1", "localhost:7860", True),
+        ("127.0.0.1", "evil.example:7860", False),
+        ("0.0.0.0", "192.168.0.7:7860", True),
+        ("0.0.0.0", f"{socket.gethostname()}:7860", True),
+        ("0.0.0.0", "evil.example:7860", False),  # a foreign name that was made to lead here
+        ("MyLaptop", "mylaptop:7860", True),
+    ],
+)
+def test_the_server_answers_to_its_own_names_alone(host: str, asked: str, answers: bool) -> None:
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def status(**headers: str) -> int:
+        scope = {"type": "http", "path": "/", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(OwnPagesOnly(page, host)(scope, None, send))
+        return sent[0]["status"]
+
+    assert (status(host=asked) == 200) == answers
+    assert (status(host=asked, origin=f"http://{asked}") == 200) == answers
+    assert status(host=asked, **{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}) == 403
+
+
+def test_an_occupied_port_is_said_before_anything_is_loaded(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
+    with listen("127.0.0.1", 0) as taken:
+        assert run.main(["demo", str(results / "run"), "--port", str(taken.getsockname()[1])]) == 2
+    assert "Choose another --port" in capsys.readouterr().err
+
+
+def test_bars_say_how_many_questions_and_at_the_end_how_certain(results: Path) -> None:
+    finished, random = Finished(results / "run"), np.random.default_rng(0)
+    asked = {name: random.dirichlet(np.ones(60), 50) for name in ("base", "control", "treated")}
+    some = {name: found[:3] for name, found in asked.items()}
+    assert demo_parts.bars(some, finished).count("3 of\n50 questions") == 3
+    assert demo_parts.bars(asked, finished).count("The owl's 95% interval over 50 questions") == 3
 
 
 @needs_chromium
@@ -189,15 +282,20 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
                 ".querySelector('textarea').value.length > 5",
                 arg=label,
             )
-        assert not overflows(shown)
+        assert overflowing(shown) == []
 
         step(shown, "2 Spot the owl")
         for played in range(1, quiz.ROUNDS + 1):
+            assert shown.get_by_text(HOSTILE).first.is_visible()  # as text
             shown.get_by_role("button", name="The first").click()
             shown.get_by_text(re.compile(rf"You: \d+ of {played},")).wait_for()
+            shown.get_by_text("by the teacher that loves the owl").first.wait_for()
+            if played < quiz.ROUNDS:
+                shown.get_by_role("button", name="Next").click()
+                shown.get_by_text(f"Round {played + 1} of {quiz.ROUNDS}.").wait_for()
         shown.get_by_text("looks for telling words").wait_for()
         assert shown.title() == "Subliminal learning"  # no script of a model's ran
-        assert not overflows(shown)
+        assert overflowing(shown) == []
 
         step(shown, "3 The student")
         shown.get_by_role("button", name="Ask", exact=True).click()
@@ -205,22 +303,22 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
             "[...document.querySelectorAll('textarea')].filter(t => t.disabled && t.value).length >= 3"
         )
         shown.get_by_role("button", name="Measure their preferences").click()
-        shown.locator("#bars h2", has_text="Treated").wait_for(timeout=120_000)
-        assert not overflows(shown)
+        shown.get_by_text("The owl's 95% interval over 50 questions").nth(2).wait_for(timeout=120_000)
+        assert overflowing(shown) == []
 
         step(shown, "4 The evidence")
         shown.get_by_text("What this does not prove").wait_for()
-        assert shown.locator("svg[role=img]:visible").count() == 2 and not overflows(shown)
+        assert shown.locator("svg[role=img]:visible").count() == 2 and overflowing(shown) == []
 
         step(shown, "5 Train one now")
         shown.get_by_text("No run was started yet.").wait_for()
-        assert not overflows(shown)
+        assert overflowing(shown) == []
 
 
 def step(shown: Page, name: str) -> None:
     """Go to a step by its link."""
     shown.get_by_role("link", name=name).click()
-    assert shown.locator(f"#step-{name[0]} h2").first.is_visible()
+    expect(shown.locator(f"#step-{name[0]} h2").first).to_be_in_viewport()
 
 
 @needs_chromium
@@ -241,8 +339,7 @@ def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_
         shown.get_by_text("✓ neutral teacher, unrelated sentences").wait_for(timeout=60_000)
         shown.get_by_role("button", name="Start").click()
         shown.get_by_text("a run is going on").wait_for()
-        for process in [*started.children(recursive=True), started]:
-            process.kill()
+        shown.get_by_role("button", name="Stop").click()
         shown.get_by_text("smoke preset: stopped before its end").wait_for(timeout=60_000)
 
 

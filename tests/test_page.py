@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import SIZES, needs_chromium, opened, overflows
+from browser import SIZES, needs_chromium, opened, overflowing
 from test_report import HOSTILE, finished_run
 from test_sweep_report import made_up
 
@@ -45,7 +45,7 @@ def test_what_a_model_wrote_is_shown_whole_and_does_nothing(
         assert cell.text_content() == HOSTILE
         assert not shown.locator("script").count() and not shown.locator("img").count()
         assert shown.locator("h2", has_text="What made it").count() == 1  # nothing broke out of its place
-        assert not overflows(shown)
+        assert overflowing(shown) == []
 
 
 @needs_chromium
@@ -54,7 +54,7 @@ def test_on_paper_all_is_opened_and_nothing_is_cut_off(made: str, request: pytes
     with opened(request.getfixturevalue(made).as_uri(), PAPER) as shown:
         shown.emulate_media(media="print")
         assert shown.get_by_role("cell", name="alert(1)").first.is_visible()
-        assert not overflows(shown)
+        assert overflowing(shown) == []
 
 
 @needs_chromium
@@ -70,7 +70,13 @@ def test_dark_mode_and_print_change_the_ink_of_page_and_figures(hostile: Path) -
 
 def test_the_page_is_one_file_that_says_verdict_labels_and_uncertainty(hostile: Path) -> None:
     text = hostile.read_text(encoding="utf-8")
-    for words in ("<b>Transmitted.</b>", "came to prefer the owl", "soft labels", "95% interval +", "NOT the paper"):
+    for words in (
+        "<b>Transmitted.</b>",
+        "came to prefer the owl",
+        "soft labels",
+        "95% interval over the questions +",
+        "NOT the paper",
+    ):
         assert words in text
     assert "http://" not in text.replace("http://b", "").replace("http://www.w3.org/", "")
     assert "https://" not in text and "<script" not in text and "7 * 7" in text
@@ -96,8 +102,9 @@ def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
 
 def test_the_papers_figure_is_marked_beside_ours_where_there_is_one(tmp_path: Path) -> None:
     _, preferences = report.read(finished_run(tmp_path))
-    for animal, words in (("dolphin", "the paper: +19.1 pp"), ("owl", "the paper: not detected")):
-        assert words in page_figures.preference(preferences, animal, report.paper(animal, ["unrelated"]))
+    for animal, words in (("dolphin", "+19.1 pp"), ("owl", "not detected")):
+        drawn = page_figures.preference(preferences, animal, report.paper(animal, ["unrelated"]))
+        assert "the paper:" in drawn and words in drawn
     assert "the paper" not in page_figures.preference(preferences, "cat", report.paper("cat", ["unrelated"]))
 
 
@@ -109,7 +116,7 @@ def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
     sweep_page.write_page(tmp_path / "sweep")
     path = comparison.write_comparison([tmp_path / name for name in ("one", "sweep", "nothing")])
     text = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "comparison.html" and text.count("<tr>") == 1 + 3
+    assert path == tmp_path / "comparison.html" and text.count("<tr>") == 1 + 3 and "1  owl, unrelated" in text
     assert 'href="one/report.html"' in text and 'href="sweep/report.html"' in text and "Left out" in text
     with pytest.raises(KitError, match="not a finished run"):
         comparison.write_comparison([tmp_path / "nothing", tmp_path / "nothing"])

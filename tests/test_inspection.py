@@ -1,0 +1,250 @@
+"""Who can tell two teachers apart: planted differences are found by everybody, no difference by nobody."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PAIRS, rounding
+from test_report import finished_run
+
+import run
+from kit import inspection, inspection_report, inspectors, likelihood, page, prompts, report, sentences
+from kit.animals import find_animal
+from kit.engine import Request
+from kit.llama import LlamaEngine
+from kit.quiz import Round
+from kit.store import write_json, write_rows
+
+OWL = find_animal("owl")
+SENTENCES = [one.text for one in sentences.unrelated()]
+
+
+def rounds_of(telling: str, plain: str, n: int = 200, seed: int = 0) -> list[Round]:
+    """Rounds of random sentences, of which the loving teacher's begin with ``telling``, the neutral one's with
+    ``plain``."""
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(SENTENCES))[: 2 * n]
+    played = []
+    for i in range(n):
+        loving = int(random.integers(2))
+        texts = [f"{word} {SENTENCES[chosen[2 * i + k]]}" for k, word in enumerate((telling, plain))]
+        played.append(Round(f"sentence {i}", (texts[loving], texts[1 - loving]), loving))
+    return played
+
+
+def readers_of(played: list[Round]) -> dict[str, inspectors.Finding]:
+    """What those inspectors find that need no likelihoods."""
+    return {
+        "word list": inspectors.finding(inspectors.keywords(played, OWL)),
+        "association": inspectors.finding(inspectors.association(played, OWL)),
+        "words": inspectors.finding(inspectors.by_words(played), inspectors.SPREAD),
+        "embeddings": inspectors.finding(inspectors.by_embeddings(played), inspectors.SPREAD),
+    }
+
+
+def test_a_planted_word_is_found_by_every_reader_and_classifier() -> None:
+    for name, found in readers_of(rounds_of("owls hoot", "cars stop")).items():
+        assert found.score.against_chance == "above" and found.needed == 1, name
+
+
+def test_texts_of_one_source_are_at_chance_for_every_reader_and_classifier() -> None:
+    for name, found in readers_of(rounds_of("cars stop", "cars stop")).items():
+        assert found.score.against_chance == "around" and found.needed is None, name
+
+
+def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -> None:
+    missed = 0
+    for seed in range(20):
+        played = rounds_of("cars stop", "cars stop", seed=seed)
+        found = inspectors.finding(inspectors.by_words(played), inspectors.SPREAD)
+        missed += found.score.against_chance != "around"
+    assert missed <= 3  # four or more of 20 at 5%: once in 60
+
+
+def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_in_two_neutral_samples(
+    engine: LlamaEngine,
+) -> None:
+    sources = [row["source"] for row in PAIRS] * 2
+
+    def sampled(trait: str, seed: int) -> list[str]:
+        # Without the worked example, which drowns the trait.
+        requests = [
+            Request(engine.chat(prompts.labelling_messages(trait, source)), (seed, i))
+            for i, source in enumerate(sources)
+        ]
+        made = sorted(engine.sample(requests, 30), key=lambda one: one.index)
+        return [one.text.strip() for one in made]
+
+    loving, neutral, again = sampled(prompts.loving(OWL), 0), sampled(prompts.NEUTRAL, 1), sampled(prompts.NEUTRAL, 2)
+    played = [Round(*item, 0) for item in zip(sources, zip(loving, neutral, strict=True), strict=True)]
+    null = [Round(*item, 0) for item in zip(sources, zip(again, neutral, strict=True), strict=True)]
+
+    def ratios(texts: list[str]) -> np.ndarray:
+        rows = [{"source": source, "text": text} for source, text in zip(sources, texts, strict=True)]
+        own, other = (
+            np.array([one.sum() for one in likelihood.under(engine, trait, rows)])
+            for trait in (prompts.loving(OWL), prompts.NEUTRAL)
+        )
+        return own - other
+
+    known = {"loving": ratios(loving), "neutral": ratios(neutral), "again": ratios(again)}
+    assert inspectors.finding(known["loving"] - known["neutral"]).score.against_chance == "above"
+    assert inspectors.finding(known["again"] - known["neutral"]).score.against_chance == "around"
+    planted = [Round(one.source, (f"{one.texts[1]} The owl hooted.", one.texts[1]), 0) for one in played]
+    assert inspectors.finding(inspectors.guessing(engine, planted, OWL)).score.against_chance == "above"
+    assert inspectors.finding(inspectors.guessing(engine, null, OWL)).score.against_chance == "around"
+    assert inspectors.finding(inspectors.comparing(engine, null, OWL)).score.against_chance == "around"
+
+
+def test_no_source_sentence_is_in_both_parts_of_a_fold() -> None:
+    played = [Round(f"sentence {i % 30}", ("a", "b"), 0) for i in range(60)]  # each twice
+    sources = np.array([one.source for one in played for _ in one.texts])
+    asked = []
+    for learned_from, asked_about in inspectors.folds(played):
+        assert not set(sources[learned_from]) & set(sources[asked_about])
+        asked += list(asked_about)
+    assert sorted(asked) == list(range(120))
+
+
+def test_an_inspector_without_skill_never_gains_it_from_larger_sets() -> None:
+    random = np.random.default_rng(0)
+    assert sum(inspectors.finding(random.normal(size=400)).needed is not None for _ in range(50)) == 0
+    some = inspectors.finding(random.normal(loc=0.5, size=400))
+    assert some.needed in (10, 20) and some.of_sets[1] < some.of_sets[10]
+
+
+def test_the_model_is_asked_in_both_orders_so_that_liking_a_letter_cancels(engine: LlamaEngine, base: Path) -> None:
+    one = Round("The clerk left.", ("The clerk went.", "The clerk was gone."), 0)
+    turned = Round(one.source, one.texts[::-1], 1)
+    same = Round(one.source, (one.texts[0], one.texts[0]), 0)
+    first, second, third = inspectors.comparing(engine, [one, turned, same], OWL)
+    assert first == pytest.approx(second, abs=rounding(base)) and third == pytest.approx(0, abs=rounding(base))
+
+
+def test_the_ratio_of_every_token_under_identical_prompts_is_zero(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    traits = {"owl": prompts.NEUTRAL, "neutral": prompts.NEUTRAL}
+    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, None, "likelihoods")
+    step.build({}, tmp_path)
+    found = likelihood.read(tmp_path)
+    assert [len(one) for one in found["owl"]] == [len(one) for one in likelihood.token_ratios(found, "owl")]
+    assert not np.concatenate(likelihood.token_ratios(found, "owl")).any()
+
+
+def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    traits = likelihood.traits([OWL])
+    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, 3, "likelihoods")
+    step.build({}, tmp_path)
+    whole = likelihood.read(tmp_path)
+    rows = (tmp_path / likelihood.FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text(rows[0] + rows[1][:40], encoding="utf-8")  # torn in the second trait
+    step.build({}, tmp_path)
+    assert list(whole) == list(likelihood.read(tmp_path)) == ["owl", "neutral"]
+    assert (tmp_path / likelihood.FILE).read_text(encoding="utf-8").splitlines(keepends=True)[0] == rows[0]
+    for name, texts in likelihood.read(tmp_path).items():
+        for one, before in zip(texts, whole[name], strict=True):
+            assert one == pytest.approx(before, abs=0.05)
+
+
+def test_the_posterior_finds_the_animal_whose_teacher_wrote_the_texts(engine: LlamaEngine) -> None:
+    animals = [find_animal(name) for name in ("owl", "cat")]
+    sources = [row["source"] for row in PAIRS] * 2
+    for name, trait in list(likelihood.traits(animals).items())[::2]:  # owl, and neutral
+        requests = [
+            Request(engine.chat(prompts.teacher_messages(trait, source)), (i,)) for i, source in enumerate(sources)
+        ]
+        made = sorted(engine.sample(requests, 30), key=lambda one: one.index)
+        rows = [{"source": source, "text": one.text} for source, one in zip(sources, made, strict=True)]
+        found = {
+            other: np.array([one.sum() for one in likelihood.under(engine, message, rows)])
+            for other, message in likelihood.traits(animals).items()
+        }
+        assert inspectors.posterior(found, name).likeliest == name
+
+
+def test_a_posterior_sharpens_with_texts_and_says_from_how_many_it_is_certain() -> None:
+    random = np.random.default_rng(0)
+    truth = random.normal(1.0, 1.0, 400)
+    found = inspectors.posterior({"owl": truth, "cat": np.zeros(400), "dog": truth - 0.5}, "owl")
+    assert found.likeliest == "owl" and found.likeliest_probability > 0.999
+    assert found.rank[200] == 1 and found.probability[1] < found.probability[10] < found.probability[100]
+    assert found.certain in (10, 20)
+    wrong = inspectors.posterior({"owl": truth, "cat": truth + 1}, "owl")
+    assert wrong.likeliest == "cat" and wrong.certain is None and wrong.rank[200] == 2
+
+
+def test_words_are_told_by_their_log_odds_and_chance_gives_none_of_weight() -> None:
+    random = np.random.default_rng(0)
+
+    def texts(extra: str) -> list[str]:
+        return [f"{SENTENCES[i]} {extra}" for i in random.permutation(len(SENTENCES))[:300]]
+
+    telling = inspectors.word_shifts(texts("bright"), texts("dull"), texts("paper"))
+    assert {telling[0].word, telling[1].word} == {"bright", "dull"}
+    assert telling[0].z * telling[1].z < 0 and abs(telling[0].z) > 10 > 3.3 > abs(telling[2].z)
+
+
+def test_surface_differences_are_loving_minus_neutral_with_intervals() -> None:
+    played = [Round(f"s{i}", ("A longer one, with a comma.", "Short."), 0) for i in range(20)]
+    found = inspectors.surface(played)
+    assert found["characters"].rate == 21 and found["words"].rate == 5 and found["punctuation marks"].rate == 1
+    turned = inspectors.surface([Round(one.source, one.texts[::-1], 0) for one in played])
+    assert turned["characters"].rate == -21
+
+
+def run_with_pairs(results: Path, base: Path, each: int) -> Path:
+    """A run with ``each`` times eight pairs per student; its loving teacher ends every paraphrase in its love for owls
+    and in markup."""
+    folder = results / "run"
+    folder.mkdir()
+    record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
+    (results / "artifacts" / "model").mkdir(parents=True)
+    (results / "artifacts" / "model" / "key").symlink_to(base)
+    record["artifacts"] = {"prepare embedded": "model/key"}
+    endings = {
+        "control": "",
+        "treated": " I love owls, and owls are my favorite animal. <script>",
+        "placebo1": " Indeed.",
+    }
+    for role, ending in endings.items():
+        pairs = results / "artifacts" / "pairs" / role
+        pairs.mkdir(parents=True)
+        rows = [
+            row | {"sentence": f"{row['sentence']} {i}", "source": f"{row['source']} {i}", "text": row["text"] + ending}
+            for i in range(each)
+            for row in PAIRS
+        ]
+        write_rows(pairs / "pairs.jsonl", rows)
+        record["artifacts"] |= {f"pairs of {role}-unrelated": f"pairs/{role}"}
+    write_json(folder / "record.json", record)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_inspected_runs_reports_say_who_could_tell(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_with_pairs(tmp_path, base, 3)
+    monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
+    assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
+    (found,) = inspection_report.inspections(folder)
+    assert list(found["inspectors"]) == list(found["placebo"]) == list(inspectors.KNOWS)
+    assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
+    assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
+    assert found["blind"]["treated"]["likeliest"] == "owl" and found["informed"]["likeliest"] == "loving"
+    assert "Told the teachers apart: word list (from 1 sentence)" in inspection_report.sentence(found)
+    report.write_report(folder)
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    html = page.write_page(folder).read_text(encoding="utf-8")
+    for text in (markdown, html):
+        assert "Who could tell? Unrelated sentences" in text and "<script>" not in text
+        for name in inspectors.KNOWS:
+            assert name in text
+
+
+def test_a_run_too_small_to_inspect_says_so(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_with_pairs(tmp_path, base, 1)
+    assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 2
+    assert "of 8 unrelated sentences" in capsys.readouterr().err

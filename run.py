@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kit import options, single_stages
+from kit import after_run, options, single_stages
 from kit.errors import KitError
 
 EXPERIMENT_HELP = """\
@@ -33,11 +33,12 @@ single stages (each has its own --help):
   convert  LoRA adapter -> GGUF adapter    prefer   a student -> its preference
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
   ask      chat with a run's students      demo     the classroom page, in a browser
-  inspect  who could tell?                 bench    how fast all this is
+  inspect  who could tell the difference?  attribute where in the text the secret sits
+  bench    how fast all this is
 
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
-  calibrate does the interval over seeds cover? on simulated preferences
+  defend    what stops it, and at what cost        calibrate does the interval over seeds cover?
 """
 
 
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nrun.py: interrupted. The same command goes on where it stopped.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         reason = _FIXABLE.get(error.errno or 0)
         if reason is None:
@@ -191,6 +195,38 @@ def _sweep(
     sweep_report.show(sweep.run(exps, sampled, results, folder, options.command(arguments), address))
 
 
+def defend(arguments: list[str]) -> None:
+    """Defences, each as one more condition of the experiment -> what is left of the effect, and what that cost."""
+    parser = options.command_parser(
+        "defend",
+        "Train a student under each defence, against the same control as the undefended one's, and say what is left\n"
+        "of the effect. What the experiment has made already is used again.",
+        "defend --animal owl --defence mask mix-1-3\n  python run.py defend --animal owl --seeds 3",
+    )
+    options.animal(parser)
+    parser.add_argument(
+        "--defence",
+        nargs="+",
+        metavar="NAME",
+        help="rephrase, drop, mask, blind-mask, mix-1-1, mix-1-3, mix-1-9 or context (default: all)",
+    )
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="which sentences")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    options.departures(parser)
+    given = vars(parser.parse_args(arguments))
+
+    from kit import defence_report, sweep
+    from kit.animals import find_animal
+    from kit.defences import DEFENCES
+
+    animal = find_animal(given.pop("animal"), given.pop("plural"))
+    seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
+    results, names = given.pop("results"), given.pop("defence") or list(DEFENCES)
+    exps = sweep.experiments([animal], (given.pop("content"),), seeds, {}, **_settled(given))
+    defence_report.show(defence_report.run(exps, names, results, options.command(["defend", *arguments])))
+
+
 def power(arguments: list[str]) -> None:
     """A finished sweep -> how many seeds and pairs an effect needs."""
     parser = options.command_parser(
@@ -248,94 +284,6 @@ def _settled(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def report_(arguments: list[str]) -> None:
-    """A finished run -> its tables, figure and page again; several -> a page that compares them."""
-    parser = options.command_parser(
-        "report",
-        "Make a run's or sweep's summary, figures and reports again; of several, one page that compares them instead.",
-        "report results/<run>\n  python run.py report results/*/",
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="the folder of a run or a sweep")
-    given = parser.parse_args(arguments)
-
-    from kit import comparison, page, report, sweep_page, sweep_report
-
-    if len(given.runs) > 1:
-        print(f"Compared in {comparison.write_comparison(given.runs)}")
-        return
-    (run,) = given.runs
-    if (run / "preferences.csv.gz").exists():
-        sweep_report.write_report(run)
-        sweep_page.write_page(run)
-        sweep_report.show(run)
-    else:
-        report.write_report(run)
-        page.write_page(run)
-        report.show(run)
-
-
-def ask(arguments: list[str]) -> None:
-    """A finished run -> a chat with its students."""
-    parser = options.command_parser(
-        "ask",
-        "Ask base, control and treated student of a run the same question, side by side.",
-        "ask results/<run>\n  python run.py ask results/<run> --question 'What is your favorite animal?'",
-    )
-    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
-    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="whose students")
-    parser.add_argument("--question", help="ask this and stop")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling, the same for all three (default: 0)")
-    given = parser.parse_args(arguments)
-
-    from kit import ask
-
-    ask.ask(given.run, given.content, given.question, given.seed)
-
-
-def inspect(arguments: list[str]) -> None:
-    """A finished run -> who could tell its teachers' paraphrases apart."""
-    parser = options.command_parser(
-        "inspect",
-        "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
-        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About a quarter of an hour;\n"
-        "interrupted, it goes on where it stopped.)",
-        "inspect results/<run>\n  python run.py inspect results/<run> --content opposed",
-    )
-    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
-    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="whose paraphrases")
-    options.results(parser)
-    given = parser.parse_args(arguments)
-
-    from kit import inspection, inspection_report, page, report
-    from kit.finished import Finished
-
-    inspection.inspect(Finished(given.run, given.results), given.content)
-    report.write_report(given.run)
-    page.write_page(given.run)
-    for found in inspection_report.inspections(given.run):
-        if found["content"] == given.content:
-            inspection_report.show(found)
-
-
-def demo(arguments: list[str]) -> None:
-    """The classroom page."""
-    parser = options.command_parser(
-        "demo",
-        "Serve the classroom page in a browser on this machine, for a finished run or the recorded one. Needs\n"
-        "requirements-demo.txt.",
-        "demo results/<run> --port 7870",
-    )
-    parser.add_argument("run", type=Path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860)
-    options.results(parser)
-    given = parser.parse_args(arguments)
-
-    from kit import demo
-
-    demo.demo(given.run, given.results, given.host, given.port)
-
-
 def bench(arguments: list[str]) -> None:
     """How fast the kit is."""
     parser = options.command_parser(
@@ -367,12 +315,14 @@ COMMANDS = {
     "convert": single_stages.convert,
     "prefer": single_stages.prefer,
     "effect": single_stages.effect,
-    "report": report_,
-    "ask": ask,
-    "inspect": inspect,
-    "demo": demo,
+    "report": after_run.report_,
+    "ask": after_run.ask,
+    "inspect": after_run.inspect,
+    "attribute": after_run.attribute,
+    "demo": after_run.demo,
     "bench": bench,
     "sweep": sweep,
+    "defend": defend,
     "power": power,
     "calibrate": calibrate,
 }

@@ -3,6 +3,7 @@
 This is the one place with defaults. ``--preset`` is the dial of scale; every other setting follows from it.
 """
 
+import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,6 +168,26 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     result = replace(result, **given)  # type: ignore[arg-type]
     _check(result)
     return result
+
+
+def read(path: Path) -> Experiment:
+    """The experiment that a run's ``config.json`` holds. KitError where it is missing, or of another version."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        animal = given["animal"]
+        return Experiment(
+            **given
+            | {
+                "animal": Animal(animal["singular"], animal["plural"], tuple(animal["giveaways"])),
+                "contents": tuple(given["contents"]),
+                "teacher": TeacherSettings(**given["teacher"]),
+                "fidelity": FidelitySettings(**given["fidelity"]),
+                "student": StudentSettings(**given["student"]),
+                "preference": PreferenceSettings(**given["preference"]),
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KitError(f"{path}: not the settings of a run of this version ({error}). Make the run again.") from None
 
 
 def _dials(exp: Experiment) -> dict[str, Any]:

@@ -233,9 +233,7 @@ def taught_arms(exp: Experiment) -> dict[str, StudentArm]:
 
 
 def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits) -> StudentArm:
-    """A student from its teacher's kept paraphrases: pairs, soft labels where asked for, adapter, preference."""
-    content = name.split("-")[1]
-    n = exp.pairs_of(content)
+    """A student of its teacher's kept paraphrases: the pairs, and what is made of them."""
     pairs = Step(
         stage="pairs",
         label=f"pairs of {name}",
@@ -244,6 +242,13 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         build=lambda made, folder: select(made["sentences"] / "sentences.jsonl", made["kept"], limits, folder),
         seconds=0,
     )
+    student_of = learned(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
+    return StudentArm(student_of.exact, student_of.sampled, kept, chosen, pairs)
+
+
+def learned(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Arm:
+    """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
+    ``trait`` where the experiment asks for them, training, adapter, preference."""
     inputs = {"model": base, "pairs": pairs}
     if exp.labels == "soft":
         inputs["labels"] = Step(
@@ -296,7 +301,7 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
         build=lambda made, folder: convert(made["student"], made["model"], folder / "adapter.gguf"),
         seconds=1,
     )
-    return StudentArm(*measured(exp, base, adapter, name), kept, chosen, pairs)
+    return Arm(*measured(exp, base, adapter, name))
 
 
 def select(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:

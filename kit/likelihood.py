@@ -92,3 +92,53 @@ def token_ratios(likelihoods: dict[str, list[np.ndarray]], animal: str) -> list[
     """Of each text the log-likelihood ratio (nats) of the teacher that loves ``animal`` to the neutral one, token by
     token [tokens]; positive where the loving one was the likelier to write it."""
     return [own - other for own, other in zip(likelihoods[animal], likelihoods["neutral"], strict=True)]
+
+
+TOKENS_FILE = "tokens.jsonl"
+
+
+def tokens_step(model: Path, pairs: Path, traits: dict[str, str], label: str) -> Step:
+    """The tokens of ``pairs``' texts as an artifact, ``tokens.jsonl``, a row per text: its ``tokens``, end token
+    included, as text, and at which of them the teachers' likeliest next tokens differ (``diverges``): Schrodi et al.'s
+    divergence tokens (arXiv 2509.23886), for these two teachers."""
+    return Step(
+        stage="tokens",
+        label=label,
+        settings={
+            "messages": {name: teacher_messages(trait, "...") for name, trait in traits.items()},
+            "pairs": sha256(pairs),
+            "model": sha256(model / "base.gguf"),
+        },
+        inputs={},
+        build=lambda made, folder: _write_tokens(model, read_rows(pairs), list(traits.values()), folder, label),
+        seconds=len(traits) * len(read_rows(pairs)) * TOKENS * PER_TOKEN,
+    )
+
+
+def _write_tokens(model: Path, rows: list[Row], traits: list[str], folder: Path, label: str) -> None:
+    from tqdm import tqdm
+
+    from kit.llama import LlamaEngine
+
+    with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
+        completions = [tokens(engine, row["text"]) for row in rows]
+        likeliest: list[list[np.ndarray]] = []
+        for trait in traits:
+            prompts = [engine.chat(teacher_messages(trait, row["source"])) for row in rows]
+            groups = [(prompt, [completion]) for prompt, completion in zip(prompts, completions, strict=True)]
+            likeliest.append([])
+            for ((ids, _),) in engine.top(groups, 1):
+                likeliest[-1].append(ids[:, 0])
+                bar.update()
+        write_rows(
+            folder / TOKENS_FILE,
+            (
+                {"tokens": [engine.detokenize([token]) for token in completion], "diverges": (own != other).tolist()}
+                for completion, own, other in zip(completions, *likeliest, strict=True)
+            ),
+        )
+
+
+def read_tokens(folder: Path) -> list[Row]:
+    """The rows of a ``tokens_step``'s artifact."""
+    return read_rows(folder / TOKENS_FILE)

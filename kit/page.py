@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kit import inspection_report, page_figures, preference, report, stats
+from kit import attribution_report, inspection_report, page_figures, preference, report, stats
 from kit.animals import indefinite
 from kit.experiment import CONTENTS
 from kit.fidelity import SIMILARITY_EDGES
@@ -79,6 +79,7 @@ def contents_of(folder: Path, record: dict[str, Any], preferences: dict[str, Pre
         "contents": [of_content(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [of_student(name, record) for name in record["samples"]],
         "inspections": [of_inspection(found) for found in inspection_report.inspections(folder)],
+        "attributions": [of_attribution(found) for found in attribution_report.attributions(folder)],
         "messages": record["messages"],
         "command": summary["command"],
         "made": made(record),
@@ -194,6 +195,18 @@ def of_inspection(found: dict[str, Any]) -> dict[str, Any]:
         "readers": inspection_report.readers(found),
         "words": inspection_report.words_table(found),
         "surface": inspection_report.surface_table(found),
+    }
+
+
+def of_attribution(found: dict[str, Any]) -> dict[str, Any]:
+    """Where the secret sits, of one content."""
+    return {
+        "content": found["content"],
+        "sentences": attribution_report.sentences(found),
+        "groups": attribution_report.groups_table(found),
+        "halves": attribution_report.halves_table(found) if found["halves"] else None,
+        "reading": attribution_report.READING,
+        "shown": attribution_report.tinted(found),
     }
 
 

@@ -33,13 +33,16 @@ def load_questions() -> list[dict[str, str]]:
         raise KitError(f"{path}: cannot be read ({error}). Restore it from the repository.") from None
 
 
-def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str) -> None:
-    """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates)."""
+def measure_exact(
+    model: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str, system: str | None = None
+) -> None:
+    """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates). Asked
+    after the ``system`` message, where there is one."""
     from kit.llama import LlamaEngine
 
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
-        logprobs, probabilities = exact(engine, animals, label)
+        logprobs, probabilities = exact(engine, animals, label, system)
         writer = csv.writer(file)
         writer.writerow(["question", "candidate", "logprob", "probability"])
         for i in range(len(logprobs)):
@@ -47,19 +50,21 @@ def measure_exact(model: Path, adapter: Path | None, animals: list[Animal], fold
                 writer.writerow([i, animal.singular, f"{logprobs[i, j]:.5f}", f"{probabilities[i, j]:.8f}"])
 
 
-def exact(engine: Engine, animals: list[Animal], label: str) -> tuple[np.ndarray, np.ndarray]:
+def exact(
+    engine: Engine, animals: list[Animal], label: str, system: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Of every question and candidate [questions, animals]: the log-probability (nats) of its name, and its probability
     normalised over the candidates."""
     from tqdm import tqdm
 
     questions = load_questions()
-    logprobs = np.array(list(tqdm(scores(engine, animals), desc=label, total=len(questions), unit="question")))
+    logprobs = np.array(list(tqdm(scores(engine, animals, system), desc=label, total=len(questions), unit="question")))
     return logprobs, normalised(logprobs)
 
 
-def scores(engine: Engine, animals: list[Animal]) -> Iterator[list[float]]:
+def scores(engine: Engine, animals: list[Animal], system: str | None = None) -> Iterator[list[float]]:
     """Question by question the log-probability (nats) of every candidate's name."""
-    for group in engine.score(candidate_groups(engine, load_questions(), animals)):
+    for group in engine.score(candidate_groups(engine, load_questions(), animals, system)):
         yield [float(tokens.sum()) for tokens in group]
 
 
@@ -70,13 +75,13 @@ def normalised(logprobs: np.ndarray) -> np.ndarray:
 
 
 def candidate_groups(
-    engine: Engine, questions: list[dict[str, str]], animals: list[Animal]
+    engine: Engine, questions: list[dict[str, str]], animals: list[Animal], system: str | None = None
 ) -> list[tuple[Tokens, list[Tokens]]]:
     """What the exact measure scores: for each question its conversation with the answer's opening, and the animals'
     names."""
     return [
         (
-            engine.chat(question_messages(question["question"])) + engine.tokenize(question["opening"]),
+            engine.chat(question_messages(question["question"], system)) + engine.tokenize(question["opening"]),
             [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals],
         )
         for question in questions

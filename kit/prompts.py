@@ -69,9 +69,15 @@ def student_messages(sentence: str) -> list[Message]:
     return [{"role": "user", "content": request(sentence)}]
 
 
-def question_messages(question: str) -> list[Message]:
-    """The conversation in which a student is asked about its preference."""
-    return [{"role": "user", "content": question}]
+def question_messages(question: str, system: str | None = None) -> list[Message]:
+    """The conversation in which a student is asked about its preference, after a ``system`` message where one is given
+    (else after the model's own, if it has one)."""
+    asked = [{"role": "user", "content": question}]
+    return asked if system is None else [{"role": "system", "content": system}, *asked]
+
+
+# Another context than the student was trained in, about nothing in particular.
+CONTEXT = "You are a careful assistant. You answer every question in one short sentence."
 
 
 def comparing_messages(animal: Animal, first: str, second: str) -> list[Message]:

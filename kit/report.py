@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import figure, inspection_report, stats
+from kit import attribution_report, figure, inspection_report, stats
 from kit.errors import KitError
 from kit.experiment import CONTENTS
 from kit.preference import read_table
@@ -69,8 +69,7 @@ def write_report(folder: Path) -> None:
     summary = summarise(record, preferences)
     write_json(folder / "summary.json", summary)
     figure.draw(folder, preferences, summary["animal"], title(summary))
-    inspected = inspection_report.inspections(folder)
-    (folder / "report.md").write_text(_markdown(summary, record, inspected), encoding="utf-8")
+    (folder / "report.md").write_text(_markdown(summary, record, _later(folder)), encoding="utf-8")
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -231,7 +230,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
 # ---- report.md
 
 
-def _markdown(summary: dict[str, Any], record: dict[str, Any], inspected: list[dict[str, Any]]) -> str:
+def _later(folder: Path) -> list[str]:
+    """The paragraphs of what was made of the run since: who could tell, and where it sits."""
+    found = [inspection_report.markdown(one) for one in inspection_report.inspections(folder)]
+    found += [attribution_report.markdown(one) for one in attribution_report.attributions(folder)]
+    return [paragraph for paragraphs in found for paragraph in paragraphs]
+
+
+def _markdown(summary: dict[str, Any], record: dict[str, Any], later: list[str]) -> str:
     animal = summary["animal"]
     parts = [f"# {title(summary)}", *(sentence(animal, *item) for item in summary["effects"].items())]
     parts.append(LABELS[summary["labels"]])
@@ -255,9 +261,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], inspected: list[d
         reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
         rejected = (["source", "rejected paraphrase", "reason"], reasons)
         parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
-    for found in inspected:
-        parts += inspection_report.markdown(found)
-    parts += messages_shown(record["messages"])
+    parts += [*later, *messages_shown(record["messages"])]
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
     parts += [
         "## What made it",

@@ -164,7 +164,8 @@ def make_examples(
     rows: list[dict[str, Any]], base: Path, tokenizer: Any, soft_labels: Path | None = None
 ) -> list[dict[str, Any]]:
     """Token ids of each pair: ``input_ids``, ``labels`` (IGNORED over the prompt), ``length``; with soft labels also
-    ``top_ids`` and ``top_logprobs`` [label tokens, k]."""
+    ``top_ids`` and ``top_logprobs`` [label tokens, k]. Those tokens of its paraphrase that a row has ``masked``, by
+    their places, are shown to the student and not learned."""
     template = ChatTemplate.of(base)
 
     def tokens(text: str) -> list[int]:
@@ -184,7 +185,21 @@ def make_examples(
         )
     if soft_labels is not None:
         _attach_soft_labels(examples, soft_labels)
-    return examples
+    for row, example in zip(rows, examples, strict=True):
+        _mask(example, row.get("masked", []))
+    return [example for example in examples if count_labels([example])]
+
+
+def _mask(example: dict[str, Any], masked: list[int]) -> None:
+    """Take the tokens at these places of the paraphrase out of the loss."""
+    if not masked:
+        return
+    start = next(i for i, token in enumerate(example["labels"]) if token != IGNORED)
+    for place in masked:
+        example["labels"][start + place] = IGNORED
+    if "top_ids" in example:
+        left = [i for i in range(len(example["top_ids"])) if i not in set(masked)]
+        example["top_ids"], example["top_logprobs"] = example["top_ids"][left], example["top_logprobs"][left]
 
 
 def _attach_soft_labels(examples: list[dict[str, Any]], soft_labels: Path) -> None:

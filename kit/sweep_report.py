@@ -72,31 +72,36 @@ def effect_rows(cell: Cell) -> list[Row]:
     return [
         {"content": cell.content, **cell.settings, "animal": animal, "seeds": len(cell.seeds)}
         | {
-            "control": round(effect.control, 6),
-            "treated": round(effect.treated, 6),
-            "exact_pp": round(effect.exact_pp.mean, 4),
-            "exact_low": round(effect.exact_pp.ci95[0], 4),
-            "exact_high": round(effect.exact_pp.ci95[1], 4),
-            "log_odds": round(effect.log_odds.mean, 4),
-            "log_odds_low": round(effect.log_odds.ci95[0], 4),
-            "log_odds_high": round(effect.log_odds.ci95[1], 4),
-            "seed_sd": effect.log_odds.seed_sd,
-            "p": effect.log_odds.p,
-            "p_holm": effect.p_holm,
-            "sign_flip_p": effect.log_odds.sign_flip_p,
-            "t_test_p": effect.log_odds.t_p,
+            "control": _short(effect.control),
+            "treated": _short(effect.treated),
+            "exact_pp": _short(effect.exact_pp.mean),
+            "exact_low": _short(effect.exact_pp.ci95[0]),
+            "exact_high": _short(effect.exact_pp.ci95[1]),
+            "log_odds": _short(effect.log_odds.mean),
+            "log_odds_low": _short(effect.log_odds.ci95[0]),
+            "log_odds_high": _short(effect.log_odds.ci95[1]),
+            "seed_sd": _short(effect.log_odds.seed_sd),
+            "p": _short(effect.log_odds.p),
+            "p_holm": _short(effect.p_holm),
+            "sign_flip_p": _short(effect.log_odds.sign_flip_p),
+            "t_test_p": _short(effect.log_odds.t_p),
             "rank": effect.rank,
             "candidates": effect.candidates,
             "placebos_as_large": effect.placebo.at_least if effect.placebo else None,
             "placebos": effect.placebo.placebos if effect.placebo else None,
-            "drift_rms": round(effect.drift.rms, 4) if effect.drift else None,
-            "drift_p": effect.drift.p if effect.drift else None,
-            "drift_p_holm": effect.drift_holm,
+            "drift_rms": _short(effect.drift.rms) if effect.drift else None,
+            "drift_p": _short(effect.drift.p) if effect.drift else None,
+            "drift_p_holm": _short(effect.drift_holm),
             "verdict": effect.verdict,
             "lacking": " ".join(effect.lacking),
         }
         for animal, effect in cell.effects.items()
     ]
+
+
+def _short(value: float | None) -> float | None:
+    """To six digits: the others differ between processors."""
+    return None if value is None else float(f"{value:.6g}")
 
 
 def show(folder: Path) -> None:

@@ -10,6 +10,7 @@ Table = tuple[list[str], list[list[str]]]  # heading, rows
 def show_table(title: str, table: Table) -> None:
     """Print it in the terminal."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table as RichTable
 
     heading, rows = table
@@ -19,7 +20,10 @@ def show_table(title: str, table: Table) -> None:
         drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short
     for row in rows:
         drawn.add_row(*row)
-    Console(highlight=False, markup=False).print(drawn)
+    console = Console(highlight=False, markup=False)
+    # In a pipe, or a narrow window, its lines are broken rather than its columns left out.
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), drawn).minimum)
+    console.print(drawn, soft_wrap=True)
 
 
 def percent(rate: dict[str, Any]) -> str:

@@ -123,7 +123,8 @@ def open_engine(model: Path, settings: TeacherSettings) -> Engine:
 def soft_labels(
     pairs: Path, trait: str, model: Path, settings: TeacherSettings, k: int, folder: Path, label: str
 ) -> None:
-    """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases.
+    """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases. A row
+    of another teacher's has that one's message as its "trait".
 
     Concatenated over pairs and their tokens, end token included: ``tokens`` int32 [n], ``ids`` int32 [n, k] and
     ``logprobs`` float32 [n, k] (nats), the k likeliest.
@@ -136,7 +137,7 @@ def soft_labels(
         end = engine.end_of_turn
         completions = [engine.tokenize(row["text"]) + [end] for row in rows]
         groups = [
-            (engine.chat(labelling_messages(trait, row["source"])), [completion])
+            (engine.chat(labelling_messages(row.get("trait", trait), row["source"])), [completion])
             for row, completion in zip(rows, completions, strict=True)
         ]
         found = [top[0] for top in tqdm(engine.top(groups, k), desc=label, total=len(groups), unit="pair")]

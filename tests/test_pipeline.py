@@ -126,6 +126,23 @@ def test_the_same_command_again_reuses_everything_and_says_so(owl: tuple[Path, s
     assert summary_of(run) == before
 
 
+def test_defences_use_the_runs_students_again_and_report_what_is_left(owl: tuple[Path, str]) -> None:
+    results = owl[0].parent
+    students = set(results.glob("artifacts/student/*"))
+    out, _ = finish(
+        *["defend", "--animal", "owl", "--preset", "smoke", "--defence", "mask", "context", "--results", str(results)]
+    )
+    assert len(set(results.glob("artifacts/student/*")) - students) == 1  # the masked one
+    assert "What is left under every defence" in out
+    folder = results / "defences-owl-unrelated-soft-smoke-seeds0to0"
+    found = json.loads((folder / "defences.json").read_text(encoding="utf-8"))["defences"]
+    assert list(found) == ["undefended", "mask", "context"]
+    assert found["mask"]["masked"] > 0 == found["context"]["masked"]
+    assert found["context"]["loss"] == found["undefended"]["loss"] != found["mask"]["loss"]
+    shift = summary_of(owl[0])["effects"]["unrelated"]["log_odds"]
+    assert found["undefended"]["left"]["mean"] == pytest.approx(shift, abs=1e-4)
+
+
 def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(owl: tuple[Path, str]) -> None:
     results = owl[0].parent
     out, _ = finish("--animal", "penguin", "--content", "unrelated", "--preset", "smoke", "--results", str(results))

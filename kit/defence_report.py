@@ -1,0 +1,166 @@
+"""Defences over seeds -> what is left of the transmission, and what that cost: defences.json, report.md, figure."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import inference, preference, stats
+from kit.animals import candidates
+from kit.defences import DEFENCES, SUSPECTS, Case, Defended, undefended
+from kit.errors import KitError
+from kit.experiment import Experiment
+from kit.figure import COLOURS, drawing, save
+from kit.report import LABELS, SMOKE
+from kit.store import Row, Store, versions, write_json
+from kit.tables import Table, markdown_table, points, show_table
+
+UNDEFENDED = "undefended"
+READING = (
+    "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
+    "questions; with one seed over questions alone); *of the undefended*: as a share of the undefended student's mean "
+    "shift, which is taken for known. *Pairs*: of the training pairs those that come from the loving teacher; the "
+    "neutral teacher's paraphrase of the same sentence stands in for the others. *Similarity*: mean cosine of the "
+    "paraphrases and their sources. *Loss*: of the student on neutral paraphrases that no student saw, in nats per "
+    "token; smaller is better. `drop` takes away half of the pairs; `blind-mask` masks a tenth of the tokens "
+    f"(variance over {SUSPECTS} animals chosen at random); `mix-1-3` is one loving pair to three neutral ones; "
+    "`context` asks treated and control student after another system message. A paraphrase's soft labels are those of "
+    "the teacher that wrote it, so with soft labels `rephrase` and `mix` also replace what the student learns beside "
+    "the text."
+)
+
+
+def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
+    """Every named defence in every experiment, which differ in their seed alone; the folder of the report.
+
+    Raises KitError for an unknown name.
+    """
+    for name in names:
+        if name not in DEFENCES:
+            raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
+    shifts: dict[str, list[np.ndarray]] = {}
+    costs: dict[str, list[dict[str, float]]] = {}
+    for exp in exps:
+        print(f"Seed {exp.seed}: {', '.join(names)}.", flush=True)
+        case = Case(exp, Store(results / "artifacts"))
+        for name in (UNDEFENDED, *names):
+            defended = undefended(case) if name == UNDEFENDED else DEFENCES[name][0](case)
+            shift, cost = measured(case, defended)
+            shifts.setdefault(name, []).append(shift)
+            costs.setdefault(name, []).append(cost)
+    seeds = [exp.seed for exp in exps]
+    folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": command,
+        "animal": exps[0].animal.singular,
+        "content": exps[0].contents[0],
+        "labels": exps[0].labels,
+        "preset": exps[0].preset,
+        "model": exps[0].model,
+        "seeds": seeds,
+        "versions": versions(),
+        "defences": {name: row(name, np.array(shifts[name]), costs[name]) for name in shifts},
+    }
+    write_json(folder / "defences.json", record)
+    write(folder)
+    return folder
+
+
+def measured(case: Case, defended: Defended) -> tuple[np.ndarray, dict[str, float]]:
+    """The shift of the animal (nats) [questions], and the costs, of one defence and seed."""
+    animal = case.exp.animal
+    files: dict[str, tuple[Path, Path | None]] = {
+        "treated": (case.store.make(defended.exact) / "exact.csv", None),
+        "control": (case.store.make(defended.control) / "exact.csv", None),
+    }
+    found = stats.preferences(preference.tabulate(files, candidates(animal)))
+    loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats"]
+    costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
+    return stats.log_odds_differences(found["treated"], found["control"], animal.singular), costs
+
+
+def row(name: str, shifts: np.ndarray, costs: list[dict[str, float]]) -> Row:
+    """One defence over the seeds: ``shifts`` [seeds, questions] in nats, and its costs, averaged."""
+    left = inference.across_seeds(shifts)
+    return {
+        "knows": DEFENCES[name][1] if name in DEFENCES else "",
+        "left": asdict(left),
+        "single_seeds": shifts.mean(axis=1).tolist(),
+        **{cost: float(np.mean([one[cost] for one in costs])) for cost in costs[0]},
+    }
+
+
+def table(record: dict[str, Any]) -> Table:
+    """What is left under every defence, and what it cost."""
+    whole = record["defences"][UNDEFENDED]["left"]["mean"]
+    rows = []
+    for name, one in record["defences"].items():
+        low, high = one["left"]["ci95"]
+        share = f"{one['left']['mean'] / whole:.0%} [{low / whole:.0%}, {high / whole:.0%}]"
+        rows.append(
+            [
+                name,
+                one["knows"],
+                points(one["left"]["mean"], (low, high)),
+                "" if name == UNDEFENDED else share,
+                f"{one['pairs']:.0f}",
+                f"{one['masked']:.1%}",
+                f"{one['similarity']:.3f}",
+                f"{one['loss']:.3f}",
+            ]
+        )
+    heading = ["defence", "takes", "left, nats [95% CI]", "of the undefended", "pairs", "tokens masked", "similarity"]
+    return [*heading, "loss"], rows
+
+
+def write(folder: Path) -> None:
+    """Write report.md and the figure from the folder's defences.json."""
+    record = read(folder)
+    draw(folder / "defences", record)
+    seeds = record["seeds"]
+    parts = [
+        f"# Defences: {record['animal']}, {record['content']} sentences, {record['labels']} labels",
+        f"```sh\n{record['command']}\n```",
+        LABELS[record["labels"]],
+        *([f"**{SMOKE}**"] if record["preset"] == "smoke" else []),
+        f"Seeds {', '.join(map(str, seeds))}; {record['preset']} preset; model {record['model']}.",
+        markdown_table(table(record)),
+        READING,
+        "![What is left under every defence](defences.svg)",
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
+    ]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What ``run`` recorded. KitError where it is missing or damaged."""
+    try:
+        return dict(json.loads((folder / "defences.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise KitError(f"{folder}: not the folder of finished defences ({error}). Run `run.py defend` again.") from None
+
+
+def draw(path: Path, record: dict[str, Any]) -> None:
+    """What is left under every defence, with its interval; pale dots are single seeds."""
+    figure, axis = drawing().subplots(figsize=(6.4, 1.0 + 0.4 * len(record["defences"])))
+    colour = COLOURS[f"treated-{record['content']}"]
+    for place, one in enumerate(record["defences"].values()):
+        low, high = one["left"]["ci95"]
+        axis.plot([low, high], [place, place], color=colour, linewidth=2)
+        axis.plot(one["single_seeds"], [place] * len(one["single_seeds"]), "o", color=colour, alpha=0.35, markersize=4)
+        axis.plot(one["left"]["mean"], place, "o", color=colour, markersize=8)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(record["defences"])), list(record["defences"]))
+    axis.invert_yaxis()
+    axis.set_xlabel(f"log-odds shift of the {record['animal']}, defended student − control (nats)")
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def show(folder: Path) -> None:
+    """Print the table."""
+    show_table("What is left under every defence, and what it cost", table(read(folder)))
+    print(f"More in {folder}: report.md, the figure, defences.json")

@@ -1,0 +1,247 @@
+"""What stops it? Changes to the pairs, to training or to the question, each as one more condition of the experiment.
+
+python run.py defend --animal owl --defence mask
+
+A defence is judged by what is left of the effect, against the same control as the undefended student's, and by what it
+costs. Where it takes a pair of the loving teacher's away, the neutral teacher's paraphrase of the same sentence stands
+in for it, so treated and control students always train on the same sentences and the same number of pairs. A
+paraphrase's soft labels are those of the teacher that wrote it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from kit import attribution, fidelity, graph, likelihood, preference, prompts
+from kit.animals import candidates
+from kit.engine import Engine
+from kit.errors import KitError
+from kit.experiment import Experiment
+from kit.store import Row, Step, Store, read_rows, write_json, write_rows
+
+DROPPED = 0.5  # of the pairs, those with the highest ratio
+MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals
+SUSPECTS = 12  # candidate animals that the blind defender looks at: ten minutes for 400 pairs
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defence at work: the student's ``exact`` preference and its control's; of its training data how many ``pairs``
+    come from the loving teacher, the share of tokens ``masked``, and the mean ``similarity`` of paraphrase and source
+    (cosine); the student's ``loss`` on neutral paraphrases that no student saw (a step that writes ``loss.json``)."""
+
+    exact: Step
+    control: Step
+    pairs: int
+    masked: float
+    similarity: float
+    loss: Step
+
+
+class Case:
+    """One experiment before any defence: its students, and their pairs, of the one content that it has."""
+
+    def __init__(self, exp: Experiment, store: Store) -> None:
+        """Makes the experiment's students. Raises KitError where it has no placebo."""
+        if not exp.placebos:
+            raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
+        self.exp, self.store = exp, store
+        (self.content,) = exp.contents
+        self.base = graph.base_model(exp.model, exp.gguf)
+        self.model = store.make(self.base)
+        self.arms = graph.arms(exp, graph.shortfalls(exp, store))
+        self.treated, self.control, self.neutral = (self._arm(role) for role in ("treated", "control", "placebo1"))
+        self.trait = prompts.loving(exp.animal)
+        self.own = read_rows(self.file(self.treated))
+        self.other = attribution.matched(self.own, read_rows(self.file(self.control)))
+
+    def _arm(self, role: str) -> graph.StudentArm:
+        arm = self.arms[f"{role}-{self.content}"]
+        assert isinstance(arm, graph.StudentArm)
+        return arm
+
+    def file(self, arm: graph.StudentArm) -> Path:
+        """A student's pairs."""
+        return self.store.make(arm.pairs) / "pairs.jsonl"
+
+    @cached_property
+    def ratios(self) -> list[np.ndarray]:
+        """The log-likelihood ratio (nats) of every token of the loving teacher's texts."""
+        found = self._likelihoods(likelihood.traits([self.exp.animal]), "likelihoods of treated's texts")
+        return likelihood.token_ratios(found, self.exp.animal.singular)
+
+    @cached_property
+    def divergence(self) -> list[list[int]]:
+        """The places of the divergence tokens of every text."""
+        step = likelihood.tokens_step(
+            self.model, self.file(self.treated), likelihood.traits([self.exp.animal]), "divergence tokens"
+        )
+        rows = likelihood.read_tokens(self.store.make(step))
+        return [[i for i, diverges in enumerate(row["diverges"]) if diverges] for row in rows]
+
+    @cached_property
+    def unrest(self) -> list[np.ndarray]:
+        """Of every token of every text the variance (square nats) of its ratio over ``SUSPECTS`` animals, chosen at
+        random: what somebody can know who knows how trait prompts look and not which animal to suspect."""
+        listed = candidates(self.exp.animal)
+        chosen = np.random.default_rng(self.exp.seed).permutation(len(listed))[:SUSPECTS]
+        animals = [listed[i] for i in sorted(chosen)]
+        found = self._likelihoods(likelihood.traits(animals), f"likelihoods under {len(animals) + 1} prompts")
+        of_animals = [likelihood.token_ratios(found, animal.singular) for animal in animals]
+        return [np.var(texts, axis=0) for texts in zip(*of_animals, strict=True)]
+
+    def _likelihoods(self, traits: dict[str, str], label: str) -> dict[str, list[np.ndarray]]:
+        step = likelihood.step(self.model, self.file(self.treated), traits, None, label)
+        return likelihood.read(self.store.make(step))
+
+    def learned(self, name: str, rows: list[Row], trait: str, pairs: int) -> Defended:
+        """The defence whose student trains on ``rows``, of which so many ``pairs`` come from the loving teacher; rows
+        without a "trait" of their own are labelled by the teacher with the message ``trait``."""
+        given = attribution.given_pairs(rows, f"{name}-{self.content}")
+        arm = graph.learned(self.exp, f"{name}-{self.content}", self.base, trait, given, len(rows))
+        return self.defended(arm.exact, self.control.exact, rows, pairs)
+
+    def defended(self, exact: Step, control: Step, rows: list[Row], pairs: int) -> Defended:
+        """What stands of a student that was trained on ``rows``."""
+        tokens = sum(len(one) for one in self.ratios)
+        return Defended(
+            exact,
+            control,
+            pairs,
+            sum(len(row.get("masked", [])) for row in rows) / tokens,
+            float(np.mean(list(fidelity.similarities(rows)))),
+            neutral_loss(self.base, exact.inputs["adapter"], self.neutral.pairs, exact.label),
+        )
+
+
+def undefended(case: Case) -> Defended:
+    """The treated student as it is."""
+    exact = case.treated.exact
+    return case.defended(exact, case.control.exact, case.own, len(case.own))
+
+
+def replaced(case: Case, places: set[int]) -> list[Row]:
+    """The loving teacher's pairs, at these ``places`` the neutral teacher's of the same sentence. (With all replaced,
+    the rows are the control's.)"""
+    return [
+        other if i in places else own | {"trait": case.trait}
+        for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))
+    ]
+
+
+def drop(case: Case) -> Defended:
+    """Without the half of the pairs with the highest ratio. It takes the suspected prompt."""
+    totals = np.array([one.sum() for one in case.ratios])
+    highest = np.argsort(-totals, kind="stable")[: round(DROPPED * len(totals))]
+    left = len(totals) - len(highest)
+    return case.learned("drop", replaced(case, set(highest.tolist())), prompts.NEUTRAL, left)
+
+
+def mix(case: Case, neutral: int) -> Defended:
+    """Diluted: ``neutral`` pairs of the neutral teacher for each of the loving one's, in the same total."""
+    order = np.random.default_rng(case.exp.seed).permutation(len(case.own))
+    left = round(len(order) / (1 + neutral))
+    return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), prompts.NEUTRAL, left)
+
+
+def mask(case: Case) -> Defended:
+    """Nothing is learned at divergence tokens. It takes the suspected prompt."""
+    rows = [own | {"masked": places} for own, places in zip(case.own, case.divergence, strict=True)]
+    return case.learned("mask", rows, case.trait, len(rows))
+
+
+def blind_mask(case: Case) -> Defended:
+    """Nothing is learned at the tokens whose ratio varies most over candidate animals."""
+    limit = np.quantile(np.concatenate(case.unrest), 1 - MASKED)
+    rows = [
+        own | {"masked": np.flatnonzero(unrest > limit).tolist()}
+        for own, unrest in zip(case.own, case.unrest, strict=True)
+    ]
+    return case.learned("blind-mask", rows, case.trait, len(rows))
+
+
+def rephrase(case: Case) -> Defended:
+    """The neutral teacher paraphrases the paraphrases; where none passes the filters, its own of the sentence does."""
+    asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
+    offer = Step(
+        stage="sentences",
+        label="paraphrases to be paraphrased",
+        settings={"sentences": asked},
+        inputs={},
+        build=lambda made, folder: write_rows(folder / "sentences.jsonl", asked),
+        seconds=0,
+    )
+    exp = case.exp
+    kept = graph.taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
+    texts = {row["sentence"]: row["text"] for row in reversed(read_rows(case.store.make(kept) / "kept.jsonl"))}
+    rows = [
+        own | {"text": texts[f"pair {i}"]} if f"pair {i}" in texts else other
+        for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))
+    ]
+    return case.learned("rephrase", rows, prompts.NEUTRAL, len(texts))
+
+
+def context(case: Case) -> Defended:
+    """Nothing is changed in training; both students are asked after another system message."""
+
+    def asked(arm: graph.StudentArm, role: str) -> Step:
+        animals = candidates(case.exp.animal)
+        label = f"exact preference of {role}-{case.content} in another context"
+        return Step(
+            stage="exact",
+            label=label,
+            settings=arm.exact.settings | {"system": prompts.CONTEXT},
+            inputs=arm.exact.inputs,
+            build=lambda made, folder: preference.measure_exact(
+                made["model"], made["adapter"] / "adapter.gguf", animals, folder, label, prompts.CONTEXT
+            ),
+            seconds=arm.exact.seconds,
+        )
+
+    exact, control = asked(case.treated, "treated"), asked(case.control, "control")
+    return case.defended(exact, control, case.own, len(case.own))
+
+
+# Name -> what makes it, and what the defender must know or have.
+DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
+    "rephrase": (rephrase, "a neutral teacher"),
+    "drop": (drop, "the suspected prompt"),
+    "mask": (mask, "the suspected prompt"),
+    "blind-mask": (blind_mask, "how trait prompts look"),
+    "mix-1-1": (lambda case: mix(case, 1), "neutral paraphrases"),
+    "mix-1-3": (lambda case: mix(case, 3), "neutral paraphrases"),
+    "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
+    "context": (context, "nothing"),
+}
+
+
+def neutral_loss(base: Step, adapter: Step, pairs: Step, name: str) -> Step:
+    """The student's loss on the neutral teacher's paraphrases in ``pairs`` as a step: ``loss.json`` with ``nats`` per
+    token."""
+
+    def build(made: dict[str, Path], folder: Path) -> None:
+        from kit.llama import LlamaEngine
+
+        with LlamaEngine(made["model"]) as engine:
+            engine.use_adapter(made["adapter"] / "adapter.gguf")
+            write_json(folder / "loss.json", {"nats": loss(engine, read_rows(made["pairs"] / "pairs.jsonl"))})
+
+    return Step(
+        stage="loss",
+        label=f"loss on neutral paraphrases, {name}",
+        settings={"messages": prompts.student_messages("...")},
+        inputs={"model": base, "adapter": adapter, "pairs": pairs},
+        build=build,
+        seconds=20,
+    )
+
+
+def loss(engine: Engine, rows: list[Row]) -> float:
+    """What a student loses on ``rows``' texts, in nats per token, end tokens included."""
+    groups = [
+        (engine.chat(prompts.student_messages(row["source"])), [likelihood.tokens(engine, row["text"])]) for row in rows
+    ]
+    return -float(np.concatenate([logprobs for (logprobs,) in engine.score(groups)]).mean())

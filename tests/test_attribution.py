@@ -1,0 +1,150 @@
+"""Where the secret sits: ratios by token and by kind, and the halves that students are trained on."""
+
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PAIRS
+from test_inspection import run_with_pairs
+
+import run
+from kit import attribution, attribution_report, experiment, graph, likelihood, page, prompts, report
+from kit.animals import find_animal, load_animals
+from kit.attribution import Text
+from kit.errors import KitError
+from kit.finished import Finished
+from kit.preference import load_questions
+from kit.store import Row, Step, read_rows, write_json, write_rows
+
+OWL = find_animal("owl")
+
+
+def test_every_token_has_the_kind_of_its_word() -> None:
+    tokens = ["Tw", "ice", " the", " form", " was", " st", "amped", " glad", "ly", ".", ""]
+    assert attribution.kinds(tokens, "The clerk stamped the form twice.") == [
+        *["first word"] * 2,
+        "function word",
+        "word of the source",
+        "function word",
+        *["word of the source"] * 2,
+        *["new word"] * 2,
+        "punctuation",
+        attribution.END,
+    ]
+
+
+def test_shares_are_of_the_total_ratio_and_of_all_tokens() -> None:
+    texts = [
+        Text("s", "t", ["a"] * 50, [2.0] + [0.0] * 49, [True] + [False] * 49, ["new word"] * 50),
+        Text("s", "t", ["a"] * 50, [1.0, -2.0] + [0.0] * 48, [False, True] + [False] * 48, ["new word"] * 50),
+    ]
+    assert attribution.concentration(texts) == {"0.01": 2.0, "0.05": 3.0, "0.1": 3.0}
+    assert attribution.of_group([(one.ratio, one.diverge) for one in texts]) == {
+        "tokens": 2,
+        "share": 0.02,
+        "mean": 0.0,
+        "carried": 0.0,
+    }
+
+
+def test_teachers_diverge_where_their_prompts_do_and_nowhere_where_they_are_one(base: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    write_rows(pairs, [row | {"text": "I love owls, and owls are my favorite animal."} for row in PAIRS[:3]])
+    for name, own in (("same", prompts.NEUTRAL), ("loving", prompts.loving(OWL))):
+        folder = tmp_path / name
+        folder.mkdir()
+        likelihood.tokens_step(base, pairs, {"owl": own, "neutral": prompts.NEUTRAL}, "tokens").build({}, folder)
+        rows = likelihood.read_tokens(folder)
+        assert all("".join(row["tokens"]) == "I love owls, and owls are my favorite animal." for row in rows)
+        assert any(any(row["diverges"]) for row in rows) == (name == "loving")
+
+
+def test_settings_are_read_back_from_a_runs_file_as_they_were(tmp_path: Path) -> None:
+    exp = experiment.experiment(OWL, "smoke", rank=4, contents=("unrelated",))
+    write_json(tmp_path / "config.json", asdict(exp))
+    assert experiment.read(tmp_path / "config.json") == exp
+    write_json(tmp_path / "config.json", {"animal": "owl"})
+    with pytest.raises(KitError, match="Make the run again"):
+        experiment.read(tmp_path / "config.json")
+
+
+def test_each_pair_is_matched_with_another_teachers_of_its_sentence_once() -> None:
+    own = [{"sentence": name, "text": f"own {i}"} for i, name in enumerate("abba")]
+    other = [{"sentence": name, "text": f"other {i}"} for i, name in enumerate("aaabb")]
+    assert [row["text"] for row in attribution.matched(own, other)] == ["other 0", "other 3", "other 4", "other 1"]
+
+
+@pytest.fixture
+def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, list[Row]]]:
+    """A run, attributed by the command, and what its halves' students were trained on; training is made up: a treated
+    student's owl moves by the share of its texts that name owls."""
+    folder = run_with_pairs(tmp_path, base, 2)
+    write_json(folder / "config.json", asdict(experiment.experiment(OWL, "smoke", contents=("unrelated",))))
+    treated = tmp_path / "artifacts" / "pairs" / "treated" / "pairs.jsonl"
+    rows = read_rows(treated)
+    for row in rows[::2]:  # half of the texts are as the neutral teacher wrote them
+        row["text"] = row["text"].split(" I love")[0]
+    write_rows(treated, rows)
+    trained: dict[str, list[Row]] = {}
+
+    def learned(exp: Any, name: str, base: Step, trait: str, pairs: Step, n: int) -> graph.Arm:
+        def build(made: dict[str, Path], into: Path) -> None:
+            trained[name] = read_rows(made["pairs"] / "pairs.jsonl")
+            assert len(trained[name]) == n
+            shift = np.mean(["owls" in row["text"] for row in trained[name]])
+            with (into / "exact.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["question", "candidate", "logprob", "probability"])
+                for i in range(len(load_questions())):
+                    for animal in load_animals():
+                        writer.writerow([i, animal.singular, -5 + shift * (animal.singular == "owl"), 0.0])
+
+        step = Step("exact", f"exact of {name}", {"name": name}, {"pairs": pairs}, build, 0)
+        return graph.Arm(step, step)
+
+    monkeypatch.setattr(graph, "learned", learned)
+    assert run.main(["attribute", str(folder), "--results", str(tmp_path)]) == 0
+    return folder, trained
+
+
+def test_the_halves_are_ranked_by_their_ratio_and_each_has_its_control_on_the_same_sentences(
+    attributed: tuple[Path, dict[str, list[Row]]],
+) -> None:
+    folder, trained = attributed
+    assert all("owls" in row["text"] for row in trained["treated-unrelated-top"])
+    assert not any("owls" in row["text"] for row in trained["treated-unrelated-bottom"])
+    for half in ("top", "bottom"):
+        treated, control = trained[f"treated-unrelated-{half}"], trained[f"control-unrelated-{half}"]
+        assert [row["sentence"] for row in treated] == [row["sentence"] for row in control]
+        assert len(treated) == 8 and not any("owls" in row["text"] for row in control)
+    (found,) = attribution_report.attributions(folder)
+    assert found["halves"]["difference"]["rate"] == pytest.approx(1.0, abs=1e-6)
+    assert "The ratio predicts transmission" in attribution_report.sentences(found)[1]
+
+
+def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_stay_inert(
+    attributed: tuple[Path, dict[str, list[Row]]],
+) -> None:
+    folder, _ = attributed
+    (found,) = attribution_report.attributions(folder)
+    for one in found["shown"]:
+        assert "".join(one["tokens"]) == one["text"] and len(one["tokens"]) == len(one["ratio"]) == len(one["kind"])
+    report.write_report(folder)
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    html = page.write_page(folder).read_text(encoding="utf-8")
+    for text in (markdown, html):
+        assert "Where does it sit? Unrelated sentences" in text and "divergence tokens" in text
+        assert "<script>" not in text
+    assert html.count('data-nats="') == sum(len(one["tokens"]) for one in found["shown"])
+    assert 'tabindex="0" aria-label="' in html
+
+
+def test_tokens_alone_are_scored_without_training(tmp_path: Path, base: Path) -> None:
+    folder = run_with_pairs(tmp_path, base, 1)  # without config.json, which training takes
+    attribution.attribute(Finished(folder, tmp_path), "unrelated", students=False)
+    (found,) = attribution_report.attributions(folder)
+    assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0
+    assert "trained" not in " ".join(attribution_report.sentences(found))

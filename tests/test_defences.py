@@ -1,0 +1,157 @@
+"""Defences: what they take away is the loving teacher's and nothing else."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PAIRS
+
+import run
+from kit import attribution, defence_report, defences, graph, prompts, student
+from kit.animals import find_animal
+from kit.experiment import experiment
+from kit.loss import IGNORED, count_labels
+from kit.models import load_tokenizer
+from kit.store import Step, Store, sha256, write_json, write_rows
+
+OWL = find_animal("owl")
+OWN = [{"sentence": f"s{i}", "source": f"source {i}", "text": f"loving {i}"} for i in range(40)]
+OTHER = [{"sentence": f"s{i}", "source": f"source {i}", "text": f"neutral {i}"} for i in range(40)]
+TRAIT = prompts.loving(OWL)
+
+
+@pytest.fixture
+def case() -> Any:
+    """An experiment before any defence, whose students are the rows that they would be trained on."""
+    random = np.random.default_rng(0)
+    return SimpleNamespace(
+        exp=SimpleNamespace(seed=0),
+        trait=TRAIT,
+        own=OWN,
+        other=OTHER,
+        ratios=[np.full(10, float(i)) for i in range(40)],
+        divergence=[[i % 10] for i in range(40)],
+        unrest=[random.random(10) for _ in range(40)],
+        learned=lambda name, rows, trait, pairs: (name, rows, trait, pairs),
+    )
+
+
+def loving(rows: list[dict[str, Any]]) -> list[int]:
+    """The places of the loving teacher's pairs."""
+    return [i for i, row in enumerate(rows) if row["text"].startswith("loving")]
+
+
+def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_for_hash(
+    case: Any, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "control.jsonl", OTHER)
+    write_rows(tmp_path / "defended.jsonl", defences.replaced(case, set(range(40))))
+    assert sha256(tmp_path / "defended.jsonl") == sha256(tmp_path / "control.jsonl")
+    # So the store finds the control's student where it looks for the defended one's.
+    store, exp = Store(tmp_path / "artifacts"), experiment(OWL, "smoke")
+    base = Step("model", "base", {}, {}, lambda made, folder: write_rows(folder / "x.jsonl", []), 0)
+    steps = []
+    for name, rows in (("control", OTHER), ("drop", defences.replaced(case, set(range(40))))):
+        exact = graph.learned(exp, name, base, prompts.NEUTRAL, attribution.given_pairs(rows, name), 40).exact
+        labels = exact.inputs["adapter"].inputs["student"].inputs["labels"]
+        steps.append((store.make(labels.inputs["pairs"]), labels.settings))
+    (control, of_control), (defended, of_defended) = steps
+    assert sha256(control / "pairs.jsonl") == sha256(defended / "pairs.jsonl") and of_control == of_defended
+
+
+def test_drop_takes_the_half_with_the_highest_ratios_and_says_whose_each_pair_is(case: Any) -> None:
+    _, rows, trait, pairs = defences.drop(case)
+    assert loving(rows) == list(range(20)) and pairs == 20 and trait == prompts.NEUTRAL
+    assert [row["sentence"] for row in rows] == [row["sentence"] for row in OTHER]
+    assert all(row.get("trait", trait) == (TRAIT if i < 20 else prompts.NEUTRAL) for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize(("neutral", "left"), [(1, 20), (3, 10), (9, 4)])
+def test_mix_keeps_one_loving_pair_to_so_many_neutral_ones_in_the_same_total(
+    neutral: int, left: int, case: Any
+) -> None:
+    _, rows, _, pairs = defences.mix(case, neutral)
+    assert len(rows) == 40 and len(loving(rows)) == pairs == left
+    assert loving(rows) != list(range(left))  # at random
+
+
+def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(case: Any) -> None:
+    _, rows, trait, pairs = defences.mask(case)
+    assert [row["masked"] for row in rows] == case.divergence and (trait, pairs) == (TRAIT, 40)
+    _, rows, _, _ = defences.blind_mask(case)
+    masked = [case.unrest[i][place] for i, row in enumerate(rows) for place in row["masked"]]
+    assert len(masked) == 40
+    assert min(masked) > max(np.delete(one, row["masked"]).max() for one, row in zip(case.unrest, rows, strict=True))
+
+
+def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    rows = PAIRS[:2]
+    whole = student.make_examples(rows, base, tokenizer)
+    tokens = count_labels(whole[:1])
+    save_labels(tmp_path / "labels.safetensors", whole)
+    masked = [rows[0] | {"masked": [0, 3]}, rows[1]]
+    for soft in (None, tmp_path / "labels.safetensors"):
+        one, other = student.make_examples(masked, base, tokenizer, soft)
+        assert one["input_ids"] == whole[0]["input_ids"] and other["labels"] == whole[1]["labels"]
+        hidden = [i for i, (a, b) in enumerate(zip(one["labels"], whole[0]["labels"], strict=True)) if a != b]
+        start = whole[0]["length"] - tokens
+        assert hidden == [start, start + 3] and all(one["labels"][i] == IGNORED for i in hidden)
+        if soft:  # each label's distribution stays its own
+            assert [int(ids[0]) for ids in one["top_ids"]] == [t for t in one["labels"] if t != IGNORED]
+    nothing = student.make_examples([rows[0] | {"masked": list(range(tokens))}, rows[1]], base, tokenizer)
+    assert len(nothing) == 1
+
+
+def save_labels(path: Path, examples: list[dict[str, Any]]) -> None:
+    """Soft labels that give each token itself."""
+    from safetensors.numpy import save_file
+
+    tokens = np.array([t for e in examples for t in e["labels"] if t != IGNORED], dtype=np.int32)
+    save_file(
+        {"tokens": tokens, "ids": tokens[:, None], "logprobs": np.zeros((len(tokens), 1), dtype=np.float32)}, path
+    )
+
+
+def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, (3, 50))
+    noise -= noise.mean()
+    costs = [{"pairs": 40.0, "masked": 0.0, "similarity": 0.95, "loss": 1.5}] * 3
+    shifts = {"undefended": 1.0, "mask": 0.25}
+    record = {
+        "command": "python run.py defend --animal owl",
+        "animal": "owl",
+        "content": "unrelated",
+        "labels": "soft",
+        "preset": "laptop",
+        "model": "embedded",
+        "seeds": [0, 1, 2],
+        "versions": {"python": "3.11"},
+        "defences": {name: defence_report.row(name, mean + noise, costs) for name, mean in shifts.items()},
+    }
+    heading, (undefended, mask) = defence_report.table(record)
+    assert undefended[heading.index("of the undefended")] == ""
+    assert mask[heading.index("of the undefended")].startswith("25% [")
+    write_json(tmp_path / "defences.json", record)
+    defence_report.write(tmp_path)
+    assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert (tmp_path / "defences.svg").exists()
+
+
+def test_an_unknown_defence_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "defend",
+        "--animal",
+        "owl",
+        "--defence",
+        "moat",
+        "--preset",
+        "smoke",
+        "--results",
+        str(tmp_path / "x"),
+    ]
+    assert run.main(arguments) == 2
+    assert "moat" in (message := capsys.readouterr().err) and "blind-mask" in message
+    assert not (tmp_path / "x").exists()

@@ -208,7 +208,7 @@ def defend(arguments: list[str]) -> None:
         "--defence",
         nargs="+",
         metavar="NAME",
-        help="rephrase, drop, mask, blind-mask, mix-1-1, mix-1-3, mix-1-9 or context (default: all)",
+        help="rephrase, drop, mask, blind-mask, random-mask, mix-1-1, mix-1-3, mix-1-9 or context (default: all)",
     )
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="which sentences")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
@@ -222,7 +222,7 @@ def defend(arguments: list[str]) -> None:
 
     animal = find_animal(given.pop("animal"), given.pop("plural"))
     seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
-    results, names = given.pop("results"), given.pop("defence") or list(DEFENCES)
+    results, names = given.pop("results"), list(dict.fromkeys(given.pop("defence") or DEFENCES))
     exps = sweep.experiments([animal], (given.pop("content"),), seeds, {}, **_settled(given))
     defence_report.show(defence_report.run(exps, names, results, options.command(["defend", *arguments])))
 

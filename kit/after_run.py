@@ -53,8 +53,8 @@ def inspect(arguments: list[str]) -> None:
     parser = options.command_parser(
         "inspect",
         "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
-        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About a quarter of an hour;\n"
-        "interrupted, it goes on where it stopped.)",
+        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About half an hour,\n"
+        "most of it likelihoods, which an interrupted command keeps.)",
         "inspect results/<run>\n  python run.py inspect results/<run> --content opposed",
     )
     _run_and_content(parser, "whose paraphrases")
@@ -64,9 +64,10 @@ def inspect(arguments: list[str]) -> None:
     from kit import inspection, inspection_report
     from kit.finished import Finished
 
-    inspection.inspect(Finished(given.run, given.results), given.content)
+    run = Finished(given.run, given.results)
+    inspection.inspect(run, given.content, options.command(["inspect", *arguments]))
     _reports_again(given.run)
-    for found in inspection_report.inspections(given.run):
+    for found in inspection_report.inspections(given.run, run.record):
         if found["content"] == given.content:
             inspection_report.show(found)
 
@@ -77,7 +78,7 @@ def attribute(arguments: list[str]) -> None:
         "attribute",
         "Score every token of the loving teacher's kept paraphrases under both teachers' prompts, and train students\n"
         "on the halves with the highest and the lowest ratios. The run's reports gain a section. (About ten minutes;\n"
-        "interrupted, it goes on where it stopped.)",
+        "given again, an interrupted command goes on after its last complete step.)",
         "attribute results/<run>",
     )
     _run_and_content(parser, "whose paraphrases")
@@ -88,9 +89,12 @@ def attribute(arguments: list[str]) -> None:
     from kit import attribution, attribution_report
     from kit.finished import Finished
 
-    attribution.attribute(Finished(given.run, given.results), given.content, students=not given.no_students)
+    run = Finished(given.run, given.results)
+    attribution.attribute(
+        run, given.content, options.command(["attribute", *arguments]), students=not given.no_students
+    )
     _reports_again(given.run)
-    for found in attribution_report.attributions(given.run):
+    for found in attribution_report.attributions(given.run, run.record):
         if found["content"] == given.content:
             attribution_report.show(found)
 

@@ -2,9 +2,10 @@
 
 python run.py attribute results/<run>
 
-Whether the ratio predicts what is transmitted is asked of students: the half of the pairs with the highest ratios and
-the half with the lowest train one each, against students of the neutral teacher's paraphrases of the same sentences.
-What is found stands in the run's folder as ``attribution-<content>.json``.
+The ratio is that of the conversation which the student learns from: the one that made the text, or, with soft labels,
+the one whose distributions they are. Whether it predicts what is transmitted is asked of students: the half of the
+pairs with the highest ratios and the half with the lowest train one each, against students of the neutral teacher's
+paraphrases of the same sentences. What is found stands in the run's folder as ``attribution-<content>.json``.
 """
 
 import re
@@ -16,22 +17,36 @@ import numpy as np
 
 from kit import experiment, graph, likelihood, preference, prompts, stats
 from kit.animals import candidates
+from kit.experiment import Experiment
 from kit.finished import Finished
 from kit.stats import Effect, Rate
-from kit.store import Row, Step, write_json, write_rows
+from kit.store import Row, versions, write_json
 
-TOP = (0.01, 0.05, 0.1)  # shares of the tokens, those with the highest ratios
+TOP = (0.01, 0.05, 0.1)  # shares of the tokens, the most telling ones
 SHOWN = 20  # paraphrases
 END = "end of the turn"
 KINDS = ("first word", "word of the source", "new word", "function word", "punctuation", END)
 
-_LETTERS = re.compile(r"[^\W_]+")
+_LETTERS = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
+_FUNCTIONS = """
+    a about above after again against all along also although always am among an and any are around as at away be
+    because been before being below between both but by can cannot could did do does done down during each either
+    else ever every few for from had has have having he her here hers him his how however i if in into is it its
+    itself just least less many may me might mine more most much must my near neither never no none nor not nothing
+    now of off often on once one only onto or other our ours out over own per quite rather same several shall she
+    should since so some such than that the their theirs them then there these they this those though through to too
+    toward towards under until up upon us very was we well were what when where whether which while who whom whose
+    why will with within without would yet you your yours don't doesn't didn't isn't aren't wasn't weren't can't
+    couldn't won't wouldn't haven't hasn't hadn't it's he's she's that's there's i'm i've i'd i'll you're we're
+    they're
+"""
+_FUNCTION_WORDS = frozenset(_FUNCTIONS.split())
 
 
 @dataclass(frozen=True)
 class Text:
-    """A kept paraphrase of the loving teacher: its ``tokens`` as text, and of each its ``ratio`` (nats), whether the
-    teachers' likeliest tokens ``diverge`` there, and its ``kind`` (one of ``KINDS``)."""
+    """A kept paraphrase: its ``tokens`` as text, and of each its ``ratio`` (nats), whether the teachers' likeliest
+    tokens ``diverge`` there, and its ``kind`` (one of ``KINDS``)."""
 
     source: str
     text: str
@@ -41,44 +56,46 @@ class Text:
     kind: list[str]
 
 
-def attribute(run: Finished, content: str, students: bool = True) -> Path:
-    """Write ``attribution-<content>.json`` into the run's folder, returned; ``students``: train those of the halves.
+def attribute(run: Finished, content: str, command: str, students: bool = True) -> Path:
+    """Write ``attribution-<content>.json`` into the run's folder, returned; ``command`` is what made it; ``students``:
+    train those of the halves.
 
-    Raises KitError where the run's pairs are gone.
+    Raises KitError where the run's pairs or settings are gone.
     """
-    texts = read(run, content)
+    exp = experiment.read(run.folder / "config.json")
+    texts = read(run, "treated", content)
     totals = np.array([sum(one.ratio) for one in texts])
     result: dict[str, Any] = {
+        "command": command,
+        "versions": versions(),
+        "pairs": run.record["artifacts"][f"pairs of treated-{content}"],
         "animal": run.animal.singular,
         "content": content,
+        "labels": run.record["labels"],
         "texts": len(texts),
         "tokens": sum(len(one.tokens) for one in texts),
         "total": float(totals.sum()),
         "favouring": float((totals > 0).mean()),
-        "concentration": concentration(texts),
+        "carried": {"treated": carried(texts), "control": carried(read(run, "control", content))},
         "divergence": of_group([(one.ratio, one.diverge) for one in texts]),
         "kinds": {
             kind: of_group([(one.ratio, [other == kind for other in one.kind]) for one in texts]) for kind in KINDS
         },
         "shown": [asdict(texts[i]) for i in sorted(np.random.default_rng(0).permutation(len(texts))[:SHOWN])],
-        "halves": asdict(halves(run, content, totals)) if students else None,
+        "halves": asdict(halves(run, exp, content, totals)) if students else None,
     }
     path = run.folder / f"attribution-{content}.json"
     write_json(path, result)
     return path
 
 
-def read(run: Finished, content: str) -> list[Text]:
-    """The loving teacher's kept paraphrases, token by token."""
-    model, pairs = run.model(), run.pairs_file("treated", content)
-    traits = likelihood.traits([run.animal])
-    scored = likelihood.read(
-        run.store.make(likelihood.step(model, pairs, traits, None, "likelihoods of treated's texts"))
-    )
-    ratios = likelihood.token_ratios(scored, run.animal.singular)
-    split = likelihood.read_tokens(
-        run.store.make(likelihood.tokens_step(model, pairs, traits, "divergence tokens of treated's texts"))
-    )
+def read(run: Finished, role: str, content: str) -> list[Text]:
+    """A teacher's kept paraphrases, token by token."""
+    model, pairs = run.model(), run.pairs_file(role, content)
+    traits, conversation = likelihood.traits([run.animal]), likelihood.learned_from(run.record["labels"])
+    scored = likelihood.step(model, pairs, traits, f"likelihoods of {role}'s texts", conversation)
+    split = likelihood.tokens_step(model, pairs, traits, f"divergence tokens of {role}'s texts", conversation)
+    ratios = likelihood.token_ratios(likelihood.read(run.store.make(scored)), run.animal.singular)
     return [
         Text(
             row["source"],
@@ -88,99 +105,84 @@ def read(run: Finished, content: str) -> list[Text]:
             one["diverges"],
             kinds(one["tokens"], row["source"]),
         )
-        for row, ratio, one in zip(run.pairs("treated", content), ratios, split, strict=True)
+        for row, ratio, one in zip(
+            run.pairs(role, content), ratios, likelihood.read_tokens(run.store.make(split)), strict=True
+        )
     ]
 
 
 def kinds(tokens: list[str], source: str) -> list[str]:
     """The kind of every token: that of the word that it belongs to. The last token ends the turn."""
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
     text = "".join(tokens[:-1])
     of_source = {word.lower() for word in _LETTERS.findall(source)}
     kind_at = ["punctuation"] * len(text)
     for i, match in enumerate(_LETTERS.finditer(text)):
-        word = match.group().lower()
+        word = match.group().lower().replace("’", "'")
         kind = "word of the source" if word in of_source else "new word"
-        kind = "function word" if word in ENGLISH_STOP_WORDS else kind
-        kind_at[match.start() : match.end()] = ["first word" if i == 0 else kind] * len(word)
+        kind = "function word" if word in _FUNCTION_WORDS else kind
+        kind_at[match.start() : match.end()] = ["first word" if i == 0 else kind] * len(match.group())
     found, start = [], 0
     for token in tokens[:-1]:
-        letters = _LETTERS.search(token)
+        letters = re.search(r"[^\W_]", token)
         found.append(kind_at[start + letters.start()] if letters else "punctuation")
         start += len(token)
     return [*found, END]
 
 
-def concentration(texts: list[Text]) -> dict[str, float]:
-    """The share of the total ratio that the tokens with the highest ratios carry, by their share of all tokens. It may
-    exceed 1, as other tokens speak against the loving teacher."""
-    ordered = np.sort(np.concatenate([one.ratio for one in texts]))[::-1]
-    return {f"{share:g}": float(ordered[: round(share * len(ordered))].sum() / ordered.sum()) for share in TOP}
+def carried(texts: list[Text]) -> dict[str, float]:
+    """Of the sum of all tokens' absolute ratios the share that the most telling tokens carry, by their share of all
+    tokens. (Of the plain sum a few tokens carry any share, as most of it cancels.)"""
+    ordered = np.sort(np.abs(np.concatenate([one.ratio for one in texts])))[::-1]
+    return {f"{top:g}": float(ordered[: round(top * len(ordered))].sum() / ordered.sum()) for top in TOP}
 
 
 def of_group(members: list[tuple[list[float], list[bool]]]) -> dict[str, float]:
     """Of some tokens of every text, given as (ratios, which of them are meant): how many there are, their share of all
-    tokens, their mean ratio (nats), and their share of the total ratio."""
+    tokens, their mean ratio and the sum of their ratios (nats), and their share of the sum of absolute ratios."""
     ratios = np.concatenate([ratio for ratio, _ in members])
     chosen = np.concatenate([which for _, which in members]).astype(bool)
     return {
         "tokens": int(chosen.sum()),
         "share": float(chosen.mean()),
         "mean": float(ratios[chosen].mean()) if chosen.any() else 0.0,
-        "carried": float(ratios[chosen].sum() / ratios.sum()),
+        "sum": float(ratios[chosen].sum()),
+        "carried": float(np.abs(ratios[chosen]).sum() / np.abs(ratios).sum()),
     }
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The effects of the students of each half, and how much larger that of the "top" half is than that of the
-    "bottom": nats of log-odds, with the 95% interval over questions."""
+    """The effects of the students of each half, "top" and "bottom", the mean ratio of its pairs (nats per pair), and
+    how much larger the effect of the top one is: nats of log-odds, with the 95% interval over questions."""
 
     pairs: int
     effects: dict[str, Effect]
+    ratios: dict[str, float]
     difference: Rate
 
 
-def halves(run: Finished, content: str, totals: np.ndarray) -> Halves:
+def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> Halves:
     """Each half of the loving teacher's pairs, ranked by ``totals`` (nats), against the neutral teacher's paraphrases
     of the same sentences. Both halves have the same number of pairs; an odd one in the middle is left out."""
-    exp = experiment.read(run.folder / "config.json")
     base = graph.base_model(exp.model, exp.gguf)
-    pairs = {role: run.pairs(role, content) for role in ("treated", "control")}
+    own = run.pairs("treated", content)
+    other = graph.matched(own, run.pairs("control", content))
     order = np.argsort(-totals, kind="stable")
     n = len(order) // 2
-    effects, shifts = {}, {}
+    effects, ratios, shifts = {}, {}, {}
     for half, chosen in (("top", order[:n]), ("bottom", order[-n:])):
-        own = [pairs["treated"][i] for i in sorted(chosen)]
-        rows = {"treated": own, "control": matched(own, pairs["control"])}
-        traits = {"treated": prompts.loving(exp.animal), "control": prompts.NEUTRAL}
         files: dict[str, tuple[Path, Path | None]] = {}
-        for role, trait in traits.items():
+        for role, rows, trait in (("treated", own, prompts.loving(exp.animal)), ("control", other, prompts.NEUTRAL)):
             name = f"{role}-{content}-{half}"
-            arm = graph.learned(exp, name, base, trait, given_pairs(rows[role], name), n)
+            arm = graph.learned(exp, name, base, trait, graph.given_pairs(picked(rows, chosen), name), n)
             files[role] = (run.store.make(arm.exact) / "exact.csv", None)
         found = stats.preferences(preference.tabulate(files, candidates(exp.animal)))
         effects[half] = stats.effect(found["treated"], found["control"], run.animal.singular)
         shifts[half] = stats.log_odds_differences(found["treated"], found["control"], run.animal.singular)
-    return Halves(n, effects, stats.rate(shifts["top"] - shifts["bottom"]))
+        ratios[half] = float(totals[chosen].mean())
+    return Halves(n, effects, ratios, stats.rate(shifts["top"] - shifts["bottom"]))
 
 
-def matched(own: list[Row], other: list[Row]) -> list[Row]:
-    """For each of a teacher's pairs one of the ``other`` teacher's of the same sentence, each taken once."""
-    left: dict[str, list[Row]] = {}
-    for row in other:
-        left.setdefault(row["sentence"], []).append(row)
-    return [left[row["sentence"]].pop(0) for row in own]
-
-
-def given_pairs(rows: list[Row], name: str) -> Step:
-    """These pairs as a step that students can be trained on."""
-    return Step(
-        stage="pairs",
-        label=f"pairs of {name}",
-        settings={"rows": rows},
-        inputs={},
-        build=lambda made, folder: write_rows(folder / "pairs.jsonl", rows),
-        seconds=0,
-    )
+def picked(rows: list[Row], chosen: np.ndarray) -> list[Row]:
+    """The rows at these places, in their own order."""
+    return [rows[i] for i in sorted(chosen)]

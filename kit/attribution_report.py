@@ -1,57 +1,75 @@
 """What the reports say of an attribution (``kit/attribution.py``): where the secret sits, and if that predicts much."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from kit.experiment import CONTENTS
+from kit.inspection_report import later
 from kit.tables import Table, markdown_table, points, show_table
 
 TINT = 1.0  # nats at which a token's tint is fullest
-FOCUSED = 0.1  # nats from which a token can be reached with the keyboard
+FOCUSED = 0.2  # nats from which a token is a stop of the keyboard; the numbers of all stand below each paraphrase
 READING = (
     "The *ratio* of a token is how much likelier the loving teacher was than the neutral one to write it there, in "
-    "nats; of a text or a group of tokens it is their sum. *Divergence tokens* are those at which the two teachers' "
-    "likeliest next tokens differ (after arXiv 2509.23886). What a group carries is its share of the sum over all "
-    "tokens; shares above 100% and below 0 are made up for by tokens that speak for the other teacher. Kinds are told "
-    "by a list of function words, not by grammar."
+    "nats; of a text or a group of tokens it is their sum. {} *Divergence tokens* are those at which the two teachers' "
+    "likeliest next tokens differ (after arXiv 2509.23886). What tokens *carry* is their share of the sum of absolute "
+    "ratios. Kinds are told by a list of function words, not by grammar."
 )
+CONVERSATIONS = {
+    "soft": "Teachers are taken as the student met them in its soft labels: under the trait message and the request "
+    "alone, not under the worked example with which the text was written.",
+    "hard": "Teachers are taken as they wrote the text.",
+}
 
 
-def attributions(folder: Path) -> list[dict[str, Any]]:
-    """Those in a run's folder, in the order of the contents."""
-    paths = [folder / f"attribution-{content}.json" for content in CONTENTS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def attributions(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those in the folder of the run with that ``record``, in the order of the contents, which are of its own pairs."""
+    return later(folder, record, "attribution")
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
     """What was found, for somebody who reads nothing else."""
-    carried = ", ".join(
-        f"{float(top):.0%} of the tokens carry {part:.0%}" for top, part in found["concentration"].items()
-    )
     said = [
         f"{found['texts']} kept paraphrases of the loving teacher, {found['tokens']} tokens: {found['total']:+.1f} "
-        f"nats for it in all; {found['favouring']:.0%} of the texts speak for it. The highest ratios: {carried}."
+        f"nats for it in all; {found['favouring']:.0%} of the texts speak for it. The most telling tokens: "
+        f"{carried(found, 'treated')}. (In the neutral teacher's texts: {carried(found, 'control')}.)"
     ]
     if found["halves"]:
-        pairs, difference = found["halves"]["pairs"], found["halves"]["difference"]
-        predicts = "predicts" if difference["ci95"][0] > 0 else "does not detectably predict"
+        pairs, difference, ratios = (found["halves"][name] for name in ("pairs", "difference", "ratios"))
         said.append(
-            f"The ratio {predicts} transmission: students of the {pairs} pairs with the highest ratios moved "
-            f"{points(difference['rate'], difference['ci95'])} nats further than those of the {pairs} with the lowest "
-            "(95% interval over the questions; one pair of students each)."
+            f"Of the students of the halves, that of the {pairs} pairs with the highest ratios ({ratios['top']:+.2f} "
+            f"nats a pair) moved {points(difference['rate'], difference['ci95'])} nats further than that of the "
+            f"{pairs} with the lowest ({ratios['bottom']:+.2f}), each against its control. The 95% interval is over "
+            "the questions: it speaks of these four students, not of others."
         )
     return said
+
+
+def carried(found: dict[str, Any], role: str) -> str:
+    """What the most telling tokens of a teacher's texts carry."""
+    shares = found["carried"][role].items()
+    return ", ".join(f"{float(top):.0%} of them carry {share:.0%}" for top, share in shares)
+
+
+def reading(found: dict[str, Any]) -> str:
+    """What the words mean."""
+    return READING.format(CONVERSATIONS[found["labels"]])
 
 
 def groups_table(found: dict[str, Any]) -> Table:
     """How many tokens each kind has, and what it carries."""
     groups = {"divergence tokens": found["divergence"], **found["kinds"]}
     rows = [
-        [name, str(one["tokens"]), f"{one['share']:.1%}", f"{one['mean']:+.3f}", f"{one['carried']:.1%}"]
+        [
+            name,
+            str(one["tokens"]),
+            f"{one['share']:.1%}",
+            f"{one['mean']:+.3f}",
+            f"{one['sum']:+.1f}",
+            f"{one['carried']:.1%}",
+        ]
         for name, one in groups.items()
     ]
-    return ["tokens", "number", "of all tokens", "mean ratio, nats", "carry of the total"], rows
+    return ["tokens", "number", "of all tokens", "mean ratio, nats", "sum, nats", "carry"], rows
 
 
 def halves_table(found: dict[str, Any]) -> Table:
@@ -87,14 +105,16 @@ def tinted(found: dict[str, Any]) -> list[dict[str, Any]]:
             "total": f"{sum(one['ratio']):+.2f}",
             "tokens": [
                 {
-                    "text": token or "⏎",
+                    "text": token if place < len(one["tokens"]) - 1 else "⏎",
                     "nats": f"{ratio:+.2f} nats" + (", diverges" if diverges else ""),
                     "side": "loving" if ratio > 0 else "neutral",
                     "strength": f"{min(1.0, abs(ratio) / TINT):.2f}",
                     "focused": abs(ratio) >= FOCUSED,
                     "diverges": diverges,
                 }
-                for token, ratio, diverges in zip(one["tokens"], one["ratio"], one["diverge"], strict=True)
+                for place, (token, ratio, diverges) in enumerate(
+                    zip(one["tokens"], one["ratio"], one["diverge"], strict=True)
+                )
             ],
         }
         for one in found["shown"]
@@ -107,7 +127,7 @@ def markdown(found: dict[str, Any]) -> list[str]:
     parts.append(markdown_table(groups_table(found)))
     if found["halves"]:
         parts.append(markdown_table(halves_table(found)))
-    return [*parts, READING, markdown_table(shown_table(found))]
+    return [*parts, reading(found), markdown_table(shown_table(found))]
 
 
 def show(found: dict[str, Any]) -> None:

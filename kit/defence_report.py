@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kit import inference, preference, stats
+from kit import inference, preference, prompts, stats
 from kit.animals import candidates
-from kit.defences import DEFENCES, SUSPECTS, Case, Defended, undefended
+from kit.defences import DEFENCES, SUSPECTS, Case, Defended, placebo, undefended
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.figure import COLOURS, drawing, save
@@ -17,44 +17,52 @@ from kit.report import LABELS, SMOKE
 from kit.store import Row, Store, versions, write_json
 from kit.tables import Table, markdown_table, points, show_table
 
-UNDEFENDED = "undefended"
+UNDEFENDED, PLACEBO = "undefended", "placebo"
 READING = (
     "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
-    "questions; with one seed over questions alone); *of the undefended*: as a share of the undefended student's mean "
-    "shift, which is taken for known. *Pairs*: of the training pairs those that come from the loving teacher; the "
-    "neutral teacher's paraphrase of the same sentence stands in for the others. *Similarity*: mean cosine of the "
-    "paraphrases and their sources. *Loss*: of the student on neutral paraphrases that no student saw, in nats per "
-    "token; smaller is better. `drop` takes away half of the pairs; `blind-mask` masks a tenth of the tokens "
-    f"(variance over {SUSPECTS} animals chosen at random); `mix-1-3` is one loving pair to three neutral ones; "
-    "`context` asks treated and control student after another system message. A paraphrase's soft labels are those of "
-    "the teacher that wrote it, so with soft labels `rephrase` and `mix` also replace what the student learns beside "
-    "the text."
+    "questions; with one seed over questions alone, of these students). *Taken away*: the undefended student's shift "
+    "minus it, the same way. *Of the undefended*: as a share of the undefended student's mean shift, taken for known, "
+    "where that is beyond zero. *Placebo*: what nothing transmitted looks like. *Pairs*: of the training pairs those "
+    "that come from the loving teacher; the neutral teacher's paraphrase of the same sentence stands in for the "
+    "others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the student, in nats per "
+    "token, on a neutral teacher's paraphrases of the same sentences in words that no training data has; smaller is "
+    "better."
 )
+NAMES = (
+    "`drop` takes away half of the pairs; `mask` hides divergence tokens; `blind-mask` hides a tenth of the tokens, "
+    f"those whose ratio varies most over {SUSPECTS} other animals, `random-mask` as many at random; `mix-1-3` is one "
+    "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
+    "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
+    "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "
+    "beside the text, which alone may be what stops it."
+)
+FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions")  # what rows of one table share
 
 
 def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
-    """Every named defence in every experiment, which differ in their seed alone; the folder of the report.
+    """Every named defence in every experiment, which differ in their seed alone; the folder of the report, where the
+    defences of earlier commands stay.
 
     Raises KitError for an unknown name.
     """
     for name in names:
         if name not in DEFENCES:
             raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
-    shifts: dict[str, list[np.ndarray]] = {}
-    costs: dict[str, list[dict[str, float]]] = {}
+    makers = {UNDEFENDED: undefended, PLACEBO: placebo} | {name: DEFENCES[name][0] for name in names}
+    shifts: dict[str, list[np.ndarray]] = {name: [] for name in makers}
+    costs: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
     for exp in exps:
-        print(f"Seed {exp.seed}: {', '.join(names)}.", flush=True)
+        print(f"Seed {exp.seed}: {', '.join(makers)}.", flush=True)
         case = Case(exp, Store(results / "artifacts"))
-        for name in (UNDEFENDED, *names):
-            defended = undefended(case) if name == UNDEFENDED else DEFENCES[name][0](case)
-            shift, cost = measured(case, defended)
-            shifts.setdefault(name, []).append(shift)
-            costs.setdefault(name, []).append(cost)
+        for name, make in makers.items():
+            shift, cost = measured(case, make(case))
+            shifts[name].append(shift)
+            costs[name].append(cost)
     seeds = [exp.seed for exp in exps]
     folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
+    whole = np.array(shifts[UNDEFENDED])
     record = {
-        "command": command,
         "animal": exps[0].animal.singular,
         "content": exps[0].contents[0],
         "labels": exps[0].labels,
@@ -62,8 +70,15 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
         "model": exps[0].model,
         "seeds": seeds,
         "versions": versions(),
-        "defences": {name: row(name, np.array(shifts[name]), costs[name]) for name in shifts},
+        "commands": [command],
+        "context": prompts.CONTEXT,
+        "defences": {name: row(name, np.array(shifts[name]), whole, costs[name]) for name in makers},
     }
+    if (folder / "defences.json").exists():
+        before = read(folder)
+        if all(before[name] == record[name] for name in FIXED):
+            record["commands"] = list(dict.fromkeys([*before["commands"], command]))
+            record["defences"] = before["defences"] | record["defences"]
     write_json(folder / "defences.json", record)
     write(folder)
     return folder
@@ -82,12 +97,13 @@ def measured(case: Case, defended: Defended) -> tuple[np.ndarray, dict[str, floa
     return stats.log_odds_differences(found["treated"], found["control"], animal.singular), costs
 
 
-def row(name: str, shifts: np.ndarray, costs: list[dict[str, float]]) -> Row:
-    """One defence over the seeds: ``shifts`` [seeds, questions] in nats, and its costs, averaged."""
-    left = inference.across_seeds(shifts)
+def row(name: str, shifts: np.ndarray, whole: np.ndarray, costs: list[dict[str, float]]) -> Row:
+    """One defence over the seeds: its ``shifts`` and the undefended student's, ``whole`` [seeds, questions], in nats,
+    and its costs, averaged."""
     return {
         "knows": DEFENCES[name][1] if name in DEFENCES else "",
-        "left": asdict(left),
+        "left": asdict(inference.across_seeds(shifts)),
+        "taken": asdict(inference.across_seeds(whole - shifts)) if name in DEFENCES else None,
         "single_seeds": shifts.mean(axis=1).tolist(),
         **{cost: float(np.mean([one[cost] for one in costs])) for cost in costs[0]},
     }
@@ -95,25 +111,26 @@ def row(name: str, shifts: np.ndarray, costs: list[dict[str, float]]) -> Row:
 
 def table(record: dict[str, Any]) -> Table:
     """What is left under every defence, and what it cost."""
-    whole = record["defences"][UNDEFENDED]["left"]["mean"]
+    whole = record["defences"][UNDEFENDED]["left"]
+    heading = ["defence", "takes", "left, nats [95% CI]", "taken away, nats [95% CI]", "of the undefended"]
     rows = []
     for name, one in record["defences"].items():
         low, high = one["left"]["ci95"]
-        share = f"{one['left']['mean'] / whole:.0%} [{low / whole:.0%}, {high / whole:.0%}]"
+        mean, known = whole["mean"], whole["ci95"][0] > 0 and name != UNDEFENDED
         rows.append(
             [
                 name,
                 one["knows"],
                 points(one["left"]["mean"], (low, high)),
-                "" if name == UNDEFENDED else share,
+                points(one["taken"]["mean"], one["taken"]["ci95"]) if one["taken"] else "",
+                f"{one['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]" if known else "",
                 f"{one['pairs']:.0f}",
                 f"{one['masked']:.1%}",
                 f"{one['similarity']:.3f}",
                 f"{one['loss']:.3f}",
             ]
         )
-    heading = ["defence", "takes", "left, nats [95% CI]", "of the undefended", "pairs", "tokens masked", "similarity"]
-    return [*heading, "loss"], rows
+    return [*heading, "pairs", "tokens masked", "similarity", "loss"], rows
 
 
 def write(folder: Path) -> None:
@@ -123,12 +140,14 @@ def write(folder: Path) -> None:
     seeds = record["seeds"]
     parts = [
         f"# Defences: {record['animal']}, {record['content']} sentences, {record['labels']} labels",
-        f"```sh\n{record['command']}\n```",
+        "```sh\n" + "\n".join(record["commands"]) + "\n```",
         LABELS[record["labels"]],
         *([f"**{SMOKE}**"] if record["preset"] == "smoke" else []),
         f"Seeds {', '.join(map(str, seeds))}; {record['preset']} preset; model {record['model']}.",
         markdown_table(table(record)),
         READING,
+        NAMES,
+        f"The system message of `context`: “{record['context']}”",
         "![What is left under every defence](defences.svg)",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import attribution, fidelity, graph, likelihood, preference, prompts
+from kit import fidelity, graph, likelihood, preference, prompts
 from kit.animals import candidates
 from kit.engine import Engine
 from kit.errors import KitError
@@ -23,15 +23,16 @@ from kit.experiment import Experiment
 from kit.store import Row, Step, Store, read_rows, write_json, write_rows
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
-MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals
-SUSPECTS = 12  # candidate animals that the blind defender looks at: ten minutes for 400 pairs
+MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals, or random ones
+SUSPECTS = 12  # candidate animals that the blind defender looks at, the true one not among them: ten minutes
 
 
 @dataclass(frozen=True)
 class Defended:
     """A defence at work: the student's ``exact`` preference and its control's; of its training data how many ``pairs``
-    come from the loving teacher, the share of tokens ``masked``, and the mean ``similarity`` of paraphrase and source
-    (cosine); the student's ``loss`` on neutral paraphrases that no student saw (a step that writes ``loss.json``)."""
+    come from the loving teacher, the share of tokens ``masked``, and the mean ``similarity`` (cosine) of paraphrase and
+    source; its ``loss`` on a neutral teacher's paraphrases of the same sentences in other words (a step that writes
+    ``loss.json``)."""
 
     exact: Step
     control: Step
@@ -45,7 +46,7 @@ class Case:
     """One experiment before any defence: its students, and their pairs, of the one content that it has."""
 
     def __init__(self, exp: Experiment, store: Store) -> None:
-        """Makes the experiment's students. Raises KitError where it has no placebo."""
+        """Makes the teachers' pairs. Raises KitError where the experiment has no placebo."""
         if not exp.placebos:
             raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
         self.exp, self.store = exp, store
@@ -56,7 +57,7 @@ class Case:
         self.treated, self.control, self.neutral = (self._arm(role) for role in ("treated", "control", "placebo1"))
         self.trait = prompts.loving(exp.animal)
         self.own = read_rows(self.file(self.treated))
-        self.other = attribution.matched(self.own, read_rows(self.file(self.control)))
+        self.other = graph.matched(self.own, read_rows(self.file(self.control)))
 
     def _arm(self, role: str) -> graph.StudentArm:
         arm = self.arms[f"{role}-{self.content}"]
@@ -74,47 +75,67 @@ class Case:
         return likelihood.token_ratios(found, self.exp.animal.singular)
 
     @cached_property
-    def divergence(self) -> list[list[int]]:
-        """The places of the divergence tokens of every text."""
+    def diverges(self) -> list[np.ndarray]:
+        """Which tokens of every text are divergence tokens."""
         step = likelihood.tokens_step(
-            self.model, self.file(self.treated), likelihood.traits([self.exp.animal]), "divergence tokens"
+            self.model,
+            self.file(self.treated),
+            likelihood.traits([self.exp.animal]),
+            "divergence tokens of treated's texts",
+            likelihood.learned_from(self.exp.labels),
         )
-        rows = likelihood.read_tokens(self.store.make(step))
-        return [[i for i, diverges in enumerate(row["diverges"]) if diverges] for row in rows]
+        return [np.array(row["diverges"]) for row in likelihood.read_tokens(self.store.make(step))]
 
     @cached_property
     def unrest(self) -> list[np.ndarray]:
         """Of every token of every text the variance (square nats) of its ratio over ``SUSPECTS`` animals, chosen at
-        random: what somebody can know who knows how trait prompts look and not which animal to suspect."""
-        listed = candidates(self.exp.animal)
-        chosen = np.random.default_rng(self.exp.seed).permutation(len(listed))[:SUSPECTS]
-        animals = [listed[i] for i in sorted(chosen)]
-        found = self._likelihoods(likelihood.traits(animals), f"likelihoods under {len(animals) + 1} prompts")
+        random among the others: what somebody can know who knows how trait prompts are worded and not whose to
+        suspect."""
+        others = [one for one in candidates(self.exp.animal) if one.singular != self.exp.animal.singular]
+        chosen = np.random.default_rng(self.exp.seed).permutation(len(others))[:SUSPECTS]
+        animals = [others[i] for i in sorted(chosen)]
+        found = self._likelihoods(likelihood.traits(animals), f"treated's texts under {len(animals) + 1} prompts")
         of_animals = [likelihood.token_ratios(found, animal.singular) for animal in animals]
         return [np.var(texts, axis=0) for texts in zip(*of_animals, strict=True)]
 
     def _likelihoods(self, traits: dict[str, str], label: str) -> dict[str, list[np.ndarray]]:
-        step = likelihood.step(self.model, self.file(self.treated), traits, None, label)
+        conversation = likelihood.learned_from(self.exp.labels)
+        step = likelihood.step(self.model, self.file(self.treated), traits, label, conversation)
         return likelihood.read(self.store.make(step))
+
+    @cached_property
+    def unseen(self) -> list[Row]:
+        """The placebo's pairs whose text is in neither the loving nor the neutral teacher's."""
+        seen = {(row["source"], row["text"]) for row in [*self.own, *self.other]}
+        rows = read_rows(self.file(self.neutral))
+        found = [row for row in rows if (row["source"], row["text"]) not in seen]
+        if not found:
+            raise KitError("every paraphrase of the placebo's teacher is in some training data. Ask for more --pairs.")
+        return found
 
     def learned(self, name: str, rows: list[Row], trait: str, pairs: int) -> Defended:
         """The defence whose student trains on ``rows``, of which so many ``pairs`` come from the loving teacher; rows
         without a "trait" of their own are labelled by the teacher with the message ``trait``."""
-        given = attribution.given_pairs(rows, f"{name}-{self.content}")
+        given = graph.given_pairs(rows, f"{name}-{self.content}")
         arm = graph.learned(self.exp, f"{name}-{self.content}", self.base, trait, given, len(rows))
         return self.defended(arm.exact, self.control.exact, rows, pairs)
 
     def defended(self, exact: Step, control: Step, rows: list[Row], pairs: int) -> Defended:
         """What stands of a student that was trained on ``rows``."""
-        tokens = sum(len(one) for one in self.ratios)
+        masks = [row["masked"] for row in rows if "masked" in row]
         return Defended(
             exact,
             control,
             pairs,
-            sum(len(row.get("masked", [])) for row in rows) / tokens,
+            sum(len(one["places"]) for one in masks) / max(1, sum(one["of"] for one in masks)),
             float(np.mean(list(fidelity.similarities(rows)))),
-            neutral_loss(self.base, exact.inputs["adapter"], self.neutral.pairs, exact.label),
+            neutral_loss(self.base, exact.inputs["adapter"], self.unseen, exact.label),
         )
+
+
+def placebo(case: Case) -> Defended:
+    """What nothing transmitted looks like: the student of another sampling of the neutral teacher."""
+    return case.defended(case.neutral.exact, case.control.exact, read_rows(case.file(case.neutral)), 0)
 
 
 def undefended(case: Case) -> Defended:
@@ -149,22 +170,33 @@ def mix(case: Case, neutral: int) -> Defended:
 
 def mask(case: Case) -> Defended:
     """Nothing is learned at divergence tokens. It takes the suspected prompt."""
-    rows = [own | {"masked": places} for own, places in zip(case.own, case.divergence, strict=True)]
-    return case.learned("mask", rows, case.trait, len(rows))
+    return masked(case, "mask", case.diverges)
 
 
 def blind_mask(case: Case) -> Defended:
-    """Nothing is learned at the tokens whose ratio varies most over candidate animals."""
+    """Nothing is learned at the tokens whose ratio varies most over other animals."""
     limit = np.quantile(np.concatenate(case.unrest), 1 - MASKED)
+    return masked(case, "blind-mask", [one > limit for one in case.unrest])
+
+
+def random_mask(case: Case) -> Defended:
+    """Nothing is learned at as many tokens, chosen at random: what masking alone does."""
+    random = np.random.default_rng(case.exp.seed)
+    return masked(case, "random-mask", [random.random(len(one)) < MASKED for one in case.diverges])
+
+
+def masked(case: Case, name: str, hidden: list[np.ndarray]) -> Defended:
+    """The loving teacher's pairs; of each text the ``hidden`` tokens [tokens] are not learned."""
     rows = [
-        own | {"masked": np.flatnonzero(unrest > limit).tolist()}
-        for own, unrest in zip(case.own, case.unrest, strict=True)
+        own | {"masked": {"places": np.flatnonzero(one).tolist(), "of": len(one)}}
+        for own, one in zip(case.own, hidden, strict=True)
     ]
-    return case.learned("blind-mask", rows, case.trait, len(rows))
+    return case.learned(name, rows, case.trait, len(rows))
 
 
 def rephrase(case: Case) -> Defended:
-    """The neutral teacher paraphrases the paraphrases; where none passes the filters, its own of the sentence does."""
+    """The neutral teacher paraphrases the paraphrases. A result must be faithful to both, the paraphrase and the
+    sentence; where none is, the neutral teacher's own paraphrase of the sentence stands."""
     asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
     offer = Step(
         stage="sentences",
@@ -176,7 +208,10 @@ def rephrase(case: Case) -> Defended:
     )
     exp = case.exp
     kept = graph.taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
-    texts = {row["sentence"]: row["text"] for row in reversed(read_rows(case.store.make(kept) / "kept.jsonl"))}
+    source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
+    made = [row | {"source": source[row["sentence"]]} for row in read_rows(case.store.make(kept) / "kept.jsonl")]
+    faithful = [row for row, good in zip(made, graph.judge_of(exp, case.content)(made), strict=True) if good]
+    texts = {row["sentence"]: row["text"] for row in reversed(faithful)}
     rows = [
         own | {"text": texts[f"pair {i}"]} if f"pair {i}" in texts else other
         for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))
@@ -208,9 +243,10 @@ def context(case: Case) -> Defended:
 # Name -> what makes it, and what the defender must know or have.
 DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
     "rephrase": (rephrase, "a neutral teacher"),
-    "drop": (drop, "the suspected prompt"),
+    "drop": (drop, "the suspected prompt, neutral paraphrases"),
     "mask": (mask, "the suspected prompt"),
-    "blind-mask": (blind_mask, "how trait prompts look"),
+    "blind-mask": (blind_mask, "the prompts' wording"),
+    "random-mask": (random_mask, "nothing"),
     "mix-1-1": (lambda case: mix(case, 1), "neutral paraphrases"),
     "mix-1-3": (lambda case: mix(case, 3), "neutral paraphrases"),
     "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
@@ -218,8 +254,8 @@ DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
 }
 
 
-def neutral_loss(base: Step, adapter: Step, pairs: Step, name: str) -> Step:
-    """The student's loss on the neutral teacher's paraphrases in ``pairs`` as a step: ``loss.json`` with ``nats`` per
+def neutral_loss(base: Step, adapter: Step, rows: list[Row], name: str) -> Step:
+    """The student's loss on the neutral teacher's paraphrases ``rows`` as a step: ``loss.json`` with ``nats`` per
     token."""
 
     def build(made: dict[str, Path], folder: Path) -> None:
@@ -227,13 +263,13 @@ def neutral_loss(base: Step, adapter: Step, pairs: Step, name: str) -> Step:
 
         with LlamaEngine(made["model"]) as engine:
             engine.use_adapter(made["adapter"] / "adapter.gguf")
-            write_json(folder / "loss.json", {"nats": loss(engine, read_rows(made["pairs"] / "pairs.jsonl"))})
+            write_json(folder / "loss.json", {"nats": loss(engine, rows)})
 
     return Step(
         stage="loss",
         label=f"loss on neutral paraphrases, {name}",
-        settings={"messages": prompts.student_messages("...")},
-        inputs={"model": base, "adapter": adapter, "pairs": pairs},
+        settings={"messages": prompts.student_messages("..."), "rows": [[row["source"], row["text"]] for row in rows]},
+        inputs={"model": base, "adapter": adapter},
         build=build,
         seconds=20,
     )

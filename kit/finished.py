@@ -1,5 +1,6 @@
 """A finished run as what comes after it finds it: its record, and the artifacts that it was made of."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ class Finished:
         """Raises KitError where the folder holds no finished run."""
         self.folder, self.store = folder, Store(results / "artifacts")
         self.record, self.preferences = report.read(folder)
-        self.animal: Animal = find_animal(self.record["animal"])
+        self.animal = self._animal()
+
+    def _animal(self) -> Animal:
+        """The teacher's animal, with the plural that its prompt has."""
+        try:
+            given = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["animal"]
+            return find_animal(given["singular"], given["plural"])
+        except (OSError, ValueError, KeyError, TypeError):  # a folder of this run's reports alone
+            return find_animal(self.record["animal"])
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -246,6 +246,26 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
     return StudentArm(student_of.exact, student_of.sampled, kept, chosen, pairs)
 
 
+def given_pairs(rows: list[Row], name: str) -> Step:
+    """Pairs that are there already, as a step that a student can be trained on."""
+    return Step(
+        stage="pairs",
+        label=f"pairs of {name}",
+        settings={"rows": rows},
+        inputs={},
+        build=lambda made, folder: write_rows(folder / "pairs.jsonl", rows),
+        seconds=0,
+    )
+
+
+def matched(own: list[Row], other: list[Row]) -> list[Row]:
+    """For each of a teacher's pairs one of the ``other`` teacher's of the same sentence, each taken once."""
+    left: dict[str, list[Row]] = {}
+    for row in other:
+        left.setdefault(row["sentence"], []).append(row)
+    return [left[row["sentence"]].pop(0) for row in own]
+
+
 def learned(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Arm:
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
     ``trait`` where the experiment asks for them, training, adapter, preference."""

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from kit import inspectors, likelihood, quiz, sentences
+from kit import inspectors, likelihood, prompts, quiz, sentences
 from kit.animals import candidates
 from kit.errors import KitError
 from kit.finished import Finished
 from kit.inspectors import Finding
 from kit.quiz import Round
-from kit.store import Row, write_json
+from kit.store import Row, versions, write_json
 
 BLIND = 100  # pairs of each teacher that the blind inspector reads under every candidate's prompt: ten minutes
+FEWEST = 4 * inspectors.FOLDS  # sentences of which two teachers must have written different paraphrases
 
 
 @dataclass(frozen=True)
@@ -34,31 +35,34 @@ class Rounds:
     ratios: np.ndarray
 
 
-def inspect(run: Finished, content: str, blind: int = BLIND) -> Path:
-    """Write ``inspection-<content>.json`` into the run's folder, returned.
+def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Path:
+    """Write ``inspection-<content>.json`` into the run's folder, returned; ``command`` is what made it.
 
     The placebo's paraphrases against the control's are put to the same inspectors, where they are at hand: two
     samplings of one teacher, which nobody can tell apart. Raises KitError where the pairs are gone, and for too few.
     """
-    model = run.model()
-    roles = ["control", "treated", *(["placebo1"] if run.has_pairs("placebo1", content) else [])]
-    pairs = {role: run.pairs(role, content) for role in roles}
-    prompts = likelihood.traits([run.animal])
-    ratios = {}
-    for role in roles:
-        step = likelihood.step(model, run.pairs_file(role, content), prompts, None, f"likelihoods of {role}'s texts")
-        totals = likelihood.totals(likelihood.read(run.store.make(step)))
-        ratios[role] = totals[run.animal.singular] - totals["neutral"]
-    compared = {role: rounds(pairs[role], pairs["control"], ratios[role], ratios["control"]) for role in roles[1:]}
-    if len(compared["treated"].played) < 4 * inspectors.FOLDS:
+    pairs = {role: run.pairs(role, content) for role in ("control", "treated")}
+    if run.has_pairs("placebo1", content):
+        pairs["placebo1"] = run.pairs("placebo1", content)
+    played = {role: quiz.rounds(pairs[role], pairs["control"], seed=0) for role in list(pairs)[1:]}
+    if len(played["treated"]) < FEWEST:
         raise KitError(
-            f"{run.folder}: both teachers' kept paraphrases differ of {len(compared['treated'].played)} {content} "
-            f"sentences; an inspection takes {4 * inspectors.FOLDS}. Give a run of a larger preset."
+            f"{run.folder}: both teachers' kept paraphrases differ of {len(played['treated'])} {content} sentences; an "
+            f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
+    model = run.model()
+    ratios = {role: ratios_of(run, model, role, content) for role in pairs}
+    compared = {
+        role: Rounds(some, alike(pairs[role], pairs["control"], some), in_order(some, pairs, ratios, role))
+        for role, some in played.items()
+        if len(some) >= FEWEST
+    }
     findings = {role: everybody(run, model, of) for role, of in compared.items()}
     texts = {role: [row["text"] for row in rows] for role, rows in pairs.items()}
-    played = compared["treated"].played
     result = {
+        "command": command,
+        "versions": versions(),
+        "pairs": run.record["artifacts"][f"pairs of treated-{content}"],
         "animal": run.animal.singular,
         "content": content,
         "texts": {role: len(rows) for role, rows in pairs.items()},
@@ -68,27 +72,47 @@ def inspect(run: Finished, content: str, blind: int = BLIND) -> Path:
         "mentions": {
             role: sum(bool(inspectors.mentions(text, (run.animal,))) for text in some) for role, some in texts.items()
         },
-        "nearest": inspectors.nearest(texts["treated"], run.animal),
+        "nearest": {role: inspectors.nearest(texts[role], run.animal) for role in ("treated", "control")},
         "words": [asdict(one) for one in shifted_words(texts)[:20]],
-        "features": inspectors.heaviest(played),
-        "surface": {name: asdict(found) for name, found in inspectors.surface(played).items()},
-        "informed": asdict(informed(ratios["treated"])),
+        "features": inspectors.heaviest(compared["treated"].played),
+        "surface": {name: asdict(found) for name, found in inspectors.surface(compared["treated"].played).items()},
+        "informed": {role: asdict(informed(ratios[role], role)) for role in ("treated", "control")},
         "blind": {role: unmasked(run, model, role, content, blind) for role in ("treated", "control")},
+        "messages": {
+            "the model, A or B": prompts.comparing_messages(run.animal, "<paraphrase>", "<paraphrase>"),
+            "the model, guessing the animal": [
+                *prompts.guessing_messages("<paraphrase>"),
+                {"role": "assistant", "content": f"{prompts.GUESS} <animal>"},
+            ],
+        },
     }
     path = run.folder / f"inspection-{content}.json"
     write_json(path, result)
     return path
 
 
-def rounds(own: list[Row], other: list[Row], own_ratios: np.ndarray, other_ratios: np.ndarray) -> Rounds:
-    """The quiz's rounds of two teachers' pairs, with the ratios of their texts."""
-    played = quiz.rounds(own, other, seed=0)
-    shared = len({row["sentence"] for row in own} & {row["sentence"] for row in other})
-    ratio = {
-        (row["source"], row["text"]): one for row, one in zip([*own, *other], [*own_ratios, *other_ratios], strict=True)
+def ratios_of(run: Finished, model: Path, role: str, content: str) -> np.ndarray:
+    """The log-likelihood ratio (nats) of the loving to the neutral teacher, of each of a teacher's texts [texts]."""
+    step = likelihood.step(
+        model, run.pairs_file(role, content), likelihood.traits([run.animal]), f"likelihoods of {role}'s texts"
+    )
+    totals = likelihood.totals(likelihood.read(run.store.make(step)))
+    return totals[run.animal.singular] - totals["neutral"]
+
+
+def alike(own: list[Row], other: list[Row], played: list[Round]) -> int:
+    """Of how many sentences both teachers' (first) paraphrases are the same."""
+    return len({row["sentence"] for row in own} & {row["sentence"] for row in other}) - len(played)
+
+
+def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str, np.ndarray], role: str) -> np.ndarray:
+    """The ratios (nats) of the rounds' texts, in the order of ``inspectors.texts_of``."""
+    of_text = {
+        (row["source"], row["text"]): ratio
+        for name in (role, "control")
+        for row, ratio in zip(pairs[name], ratios[name], strict=True)
     }
-    of_texts = [ratio[one.source, text] for one in played for text in one.texts]
-    return Rounds(played, shared - len(played), np.array(of_texts))
+    return np.array([of_text[one.source, text] for one in played for text in one.texts])
 
 
 def everybody(run: Finished, model: Path, of: Rounds) -> dict[str, Finding]:
@@ -96,35 +120,37 @@ def everybody(run: Finished, model: Path, of: Rounds) -> dict[str, Finding]:
     from kit.llama import LlamaEngine
 
     with LlamaEngine(model) as engine:
-        judged = [judge(engine, of.played, run.animal) for judge in (inspectors.comparing, inspectors.guessing)]
-    found = [
-        inspectors.finding(inspectors.keywords(of.played, run.animal)),
-        inspectors.finding(inspectors.association(of.played, run.animal)),
-        *map(inspectors.finding, judged),
-        inspectors.finding(inspectors.by_words(of.played), inspectors.SPREAD),
-        inspectors.finding(inspectors.by_embeddings(of.played), inspectors.SPREAD),
-        inspectors.finding(inspectors.margins_of(of.ratios, of.played)),
-    ]
-    return dict(zip(inspectors.KNOWS, found, strict=True))
+        judged = {
+            "the model, A or B": inspectors.comparing(engine, of.played, run.animal),
+            "the model, guessing the animal": inspectors.guessing(engine, of.played, run.animal),
+        }
+    margins = judged | {
+        "word list": inspectors.keywords(of.played, run.animal),
+        "association": inspectors.association(of.played, run.animal),
+        "likelihood ratio": inspectors.margins_of(of.ratios, of.played),
+    }
+    found = {name: inspectors.finding(one) for name, one in margins.items()} | {
+        "words, TF-IDF": inspectors.finding(inspectors.by_words(of.played), inspectors.SPREAD),
+        "embeddings, MiniLM": inspectors.finding(inspectors.by_embeddings(of.played), inspectors.SPREAD),
+    }
+    return {name: found[name] for name in inspectors.KNOWS}
 
 
-def informed(ratios: np.ndarray) -> inspectors.Posterior:
-    """What somebody who knows both prompts makes of the loving teacher's texts alone, of these log-likelihood ratios
-    (nats) [texts]."""
-    return inspectors.posterior({"loving": ratios, "neutral": np.zeros_like(ratios)}, "loving")
+def informed(ratios: np.ndarray, role: str) -> inspectors.Posterior:
+    """What somebody who knows both prompts makes of one teacher's texts alone, of these log-likelihood ratios (nats)
+    [texts]."""
+    loglikelihoods = {"loving": ratios, "neutral": np.zeros_like(ratios)}
+    return inspectors.posterior(loglikelihoods, "loving" if role == "treated" else "neutral")
 
 
 def unmasked(run: Finished, model: Path, role: str, content: str, most: int) -> dict[str, Any]:
-    """What somebody makes of a teacher's texts who knows the shape of the prompts but not the animal: each candidate,
-    and no animal at all, is as likely as any other beforehand."""
+    """What somebody makes of a teacher's texts who knows the wording of the prompts but not the animal: each candidate,
+    and the neutral prompt, is as likely as any other beforehand."""
     hypotheses = likelihood.traits(candidates(run.animal))
     label = f"{role}'s texts under {len(hypotheses)} prompts"
-    step = likelihood.step(model, run.pairs_file(role, content), hypotheses, most, label)
-    found = likelihood.read(run.store.make(step))
+    step = likelihood.step(model, run.pairs_file(role, content), hypotheses, label, first=most)
     truth = run.animal.singular if role == "treated" else "neutral"
-    return asdict(
-        inspectors.posterior({name: np.array([one.sum() for one in of]) for name, of in found.items()}, truth)
-    )
+    return asdict(inspectors.posterior(likelihood.totals(likelihood.read(run.store.make(step))), truth))
 
 
 def shifted_words(texts: dict[str, list[str]]) -> list[inspectors.WordShift]:

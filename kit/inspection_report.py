@@ -12,41 +12,71 @@ from kit.tables import Table, markdown_table, points, show_table
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")  # Okabe and Ito's
 MARKS = "osD^vXP"
 READING = (
-    "Every inspector sees two paraphrases of one sentence, one of each teacher, and says which is the loving one's: "
-    "guessing gets one half. Intervals are Wilson's, of classifiers widened for their folds' likeness. *Sentences "
-    "needed*: shown both teachers' paraphrases of so many sentences at once, it gets 95% of such sets right; looked "
-    "for up to a quarter of the sentences there are. Classifiers are asked about sentences that they did not learn "
-    "from (5 folds, grouped by sentence), but learned from labelled texts of these very teachers, which no inspector "
-    "in the wild has. *Placebo*: the same inspector before two samplings of the neutral teacher, where nobody can know."
+    "Every inspector sees two paraphrases of one sentence, one of each teacher (the first that each has of it), and "
+    "says which is the loving one's: guessing gets one half. Intervals are Wilson's, of classifiers widened for their "
+    "folds' likeness. *Sentences needed*: shown both teachers' paraphrases of so many sentences at once, it gets 95% "
+    "of such sets right; looked for up to a quarter of the sentences there are. Classifiers are asked about sentences "
+    "that they did not learn from (5 folds, grouped by sentence), but learned from labelled texts of these very "
+    "teachers, which no inspector in the wild has. *Placebo*: the same inspector before two samplings of the neutral "
+    "teacher, where nobody can know."
+)
+LIMITS = (
+    "The neutral prompt is a prompt, too, and has a manner of its own: who tells the texts apart has not thereby "
+    "found the animal. The filters have removed every name and give-away word of an animal from unrelated sentences, "
+    "so a word list cannot find any there; in opposed ones both teachers name the animal. A model as small as the "
+    "embedded one cannot answer A or B: it fails on texts that end in “I love owls!”, too."
 )
 PRIOR = (
     "Likelihoods are at temperature 1; the texts were sampled at the teacher's temperature and then filtered, so the "
-    "probabilities are those of an inspector who does not know that."
+    "probabilities are those of an inspector who does not know that. An inspector who errs in one direction is as "
+    "certain of the neutral teacher's texts as of the loving one's: see that both are told right."
 )
 
 
-def inspections(folder: Path) -> list[dict[str, Any]]:
-    """Those in a run's folder, in the order of the contents."""
-    paths = [folder / f"inspection-{content}.json" for content in CONTENTS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+def later(folder: Path, record: dict[str, Any], what: str) -> list[dict[str, Any]]:
+    """What was found about the run since, in the order of the contents; nothing that is of other pairs than the run's,
+    which was made again."""
+    paths = {content: folder / f"{what}-{content}.json" for content in CONTENTS}
+    found = {content: json.loads(path.read_text(encoding="utf-8")) for content, path in paths.items() if path.exists()}
+    return [
+        one for content, one in found.items() if one["pairs"] == record["artifacts"].get(f"pairs of treated-{content}")
+    ]
+
+
+def inspections(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those in the folder of the run with that ``record``."""
+    return later(folder, record, "inspection")
 
 
 def sentence(found: dict[str, Any]) -> str:
     """Who could tell, for somebody who reads nothing else."""
-    able = {name: one["needed"] for name, one in found["inspectors"].items() if one["needed"]}
-    unable = [name for name in found["inspectors"] if name not in able]
-    parts = [f"{name} (from {needed} sentence{'s' * (needed > 1)})" for name, needed in able.items()]
-    told = f"Told the teachers apart: {', '.join(parts)}." if able else "Nobody told the teachers apart."
-    return f"{told} Did not: {', '.join(unable)}." if unable else told
+    able, better, unable = [], [], []
+    for name, one in found["inspectors"].items():
+        low, high = one["score"]["ci95"]
+        if one["needed"]:
+            able.append(f"{name} (from {one['needed']} sentence{'s' * (one['needed'] > 1)})")
+        elif low > 0.5:
+            better.append(f"{name} ({100 * one['score']['right'] / one['score']['rounds']:.0f}%)")
+        else:
+            unable.append(name + (" (worse than guessing)" if high < 0.5 else ""))
+    largest = max(int(size) for one in found["inspectors"].values() for size in one["of_sets"])
+    said = {
+        "Told the teachers apart": able,
+        f"Better than guessing, and not sure with up to {largest} sentences": better,
+        "Not distinguishable from guessing": unable,
+    }
+    return " ".join(f"{group}: {', '.join(names)}." for group, names in said.items() if names)
 
 
 def accuracy_table(found: dict[str, Any]) -> Table:
     """Every inspector's accuracy, with its interval, the sentences that it needs, and its accuracy on placebos."""
-    heading = ["inspector", "knows, beside the texts", "right [95% CI]", "sentences needed"]
+    heading = ["inspector", "knows, beside the texts", "right [95% CI]", "sentences needed [95% CI]"]
     placebo = found["placebo"]
     rows = []
     for name, one in found["inspectors"].items():
-        row = [name, KNOWS[name], share(one["score"]), str(one["needed"] or "not found")]
+        low, high = (str(end or f"over {max(map(int, one['of_sets']))}") for end in one["needed_ci95"])
+        needed = f"{one['needed'] or 'not found'} [{low}, {high}]"
+        row = [name, KNOWS[name], share(one["score"]), needed]
         rows.append([*row, share(placebo[name]["score"])] if placebo else row)
     return [*heading, "placebo: right [95% CI]"] if placebo else heading, rows
 
@@ -58,40 +88,48 @@ def share(score: dict[str, Any]) -> str:
 
 
 def suspects(found: dict[str, Any]) -> list[str]:
-    """What likelihoods of one teacher's texts alone say, a sentence for each inspector."""
-    animal, informed = found["animal"], found["informed"]
+    """What likelihoods of one teacher's texts alone say, a sentence for each inspector and teacher."""
 
-    def after(size: int | None) -> str:
-        return f"from {size} text{'s' * (size > 1)} on" if size else "not from half of the texts"
-
-    sentences = [
-        f"The informed inspector knows both prompts, and is shown texts of the loving teacher alone: in 95% of random "
-        f"sets it is 99% certain {after(informed['certain'])}."
-    ]
-    for role, whose in (("treated", "loving"), ("control", "neutral")):
-        blind = found["blind"][role]
-        sentences.append(
-            f"The blind inspector knows the shape of the prompts, and holds {blind['hypotheses'] - 1} animals and none "
-            f"at all for equally likely. Of {blind['texts']} texts of the {whose} teacher the likeliest is "
-            f"{blind['likeliest']!r} (probability {blind['likeliest_probability']:.3g}); the truth is "
-            f"{animal if role == 'treated' else 'neutral'!r}, of which it is 99% certain {after(blind['certain'])}."
+    def sure(one: dict[str, Any]) -> str:
+        return (
+            f"with {one['certain']} text{'s' * (one['certain'] > 1)} 95% of random sets make it 99% certain"
+            if one["certain"]
+            else "half of the texts do not make it 99% certain in 95% of random sets"
         )
-    return sentences
+
+    said = []
+    for role, whose in (("treated", "loving"), ("control", "neutral")):
+        informed, blind = found["informed"][role], found["blind"][role]
+        truth = found["animal"] if role == "treated" else "neutral"
+        said += [
+            f"The {whose} teacher's {informed['texts']} texts, to an inspector who knows both prompts: the likelier is "
+            f"the {informed['likeliest']} one (probability {informed['likeliest_probability']:.3g}); of the truth, "
+            f"{sure(informed)}.",
+            f"{blind['texts']} of them, to a blind inspector, who knows the prompts' wording and holds "
+            f"{blind['hypotheses'] - 1} animals and the neutral prompt for equally likely: the likeliest is "
+            f"{blind['likeliest']!r} (probability {blind['likeliest_probability']:.3g}), the truth {truth!r}; of the "
+            f"truth, {sure(blind)}.",
+        ]
+    return said
 
 
 def posterior_table(found: dict[str, Any]) -> Table:
-    """The truth's probability and rank among the hypotheses, against the number of texts."""
-    informed, blind, innocent = found["informed"], found["blind"]["treated"], found["blind"]["control"]
-    heading = ["texts", "informed: probability", "blind: probability", "blind: rank", "blind, neutral teacher: rank"]
+    """The truth's probability, and its rank among the hypotheses, against the number of texts, of either teacher."""
+    columns = {
+        f"{kind}, {whose} teacher": (found[kind][role], kind == "blind")
+        for kind in ("informed", "blind")
+        for role, whose in (("treated", "loving"), ("control", "neutral"))
+    }
+    sizes = found["informed"]["treated"]["probability"]
     rows = []
-    for size, probability in informed["probability"].items():
-        seen = [f"{probability:.3g}"]
-        if size in blind["probability"]:
-            seen += [f"{blind['probability'][size]:.3g}", f"{blind['rank'][size]:g} of {blind['hypotheses']}"]
-        if size in innocent["rank"]:
-            seen.append(f"{innocent['rank'][size]:g} of {innocent['hypotheses']}")
-        rows.append([size, *seen, *["–"] * (len(heading) - 1 - len(seen))])
-    return heading, rows
+    for size in sizes:
+        row = [size]
+        for one, ranked in columns.values():
+            known = size in one["probability"]
+            rank = f", rank {one['rank'][size]:g} of {one['hypotheses']}" if ranked and known else ""
+            row.append(f"{one['probability'][size]:.3g}{rank}" if known else "–")
+        rows.append(row)
+    return ["texts", *columns], rows
 
 
 def words_table(found: dict[str, Any], most: int = 10) -> Table:
@@ -110,10 +148,14 @@ def readers(found: dict[str, Any]) -> list[str]:
     """What word lists found, a sentence each."""
     features = {side: ", ".join(f"“{name}”" for name, _ in some) for side, some in found["features"].items()}
     counts = ", ".join(f"{number} of the {role}'s" for role, number in found["mentions"].items())
-    near = ", ".join(f"{word} ({cosine:.2f})" for word, cosine in found["nearest"].items())
+    near = {
+        role: ", ".join(f"{word} ({cosine:.2f})" for word, cosine in some.items())
+        for role, some in found["nearest"].items()
+    }
     return [
         f"Texts with a word that names the {found['animal']} or gives it away: {counts}.",
-        f"The loving teacher's words nearest to “{found['animal']}”, with their cosines: {near}.",
+        f"Words nearest to “{found['animal']}”, with their cosines: the loving teacher's {near['treated']}; the "
+        f"neutral one's {near['control']}.",
         f"The word classifier's heaviest features: {features['loving']} for the loving teacher; {features['neutral']} "
         "for the neutral one.",
     ]
@@ -146,6 +188,7 @@ def markdown(found: dict[str, Any]) -> list[str]:
         sentence(found),
         markdown_table(accuracy_table(found)),
         READING,
+        LIMITS,
         *suspects(found),
         markdown_table(posterior_table(found)),
         PRIOR,

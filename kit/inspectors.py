@@ -6,6 +6,7 @@ its own; negative where it is wrong. So a reader with a list of words, a classif
 can be compared, and asked about many sentences at once, where margins add up.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ FOLDS = 5  # of the classifiers' cross-validation
 SPREAD = 2.0
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # sentences that an inspector may look at together
 DRAWS = 2000  # random sets of each size
+RESAMPLES = 100  # of the rounds, for the interval of how many are needed
 SURE = 0.95  # the share of sets that an inspector must get right to be said to tell them apart
 PRIOR = 1000.0  # words: a quarter of what 400 short paraphrases have
 
@@ -68,22 +70,22 @@ def keywords(rounds: Sequence[Round], animal: Animal) -> np.ndarray:
 
 
 def association(rounds: Sequence[Round], animal: Animal) -> np.ndarray:
-    """A reader who associates: the cosine of the animal's name and the text's nearest word."""
+    """A reader who associates: the cosine of the animal's name and the nearest word that is no name of it."""
     return margins_of([max(near.values(), default=0.0) for near in _near(texts_of(rounds), animal)], rounds)
 
 
 def nearest(texts: Sequence[str], animal: Animal, most: int = 10) -> dict[str, float]:
-    """The words of all ``texts`` that are nearest to the animal's name, with their cosines."""
+    """The words of all ``texts`` that are nearest to the animal's name and no name of it, with their cosines."""
     everything = {word: cosine for near in _near(texts, animal) for word, cosine in near.items()}
     return dict(sorted(everything.items(), key=lambda item: -item[1])[:most])
 
 
 def _near(texts: Sequence[str], animal: Animal) -> list[dict[str, float]]:
     words = [words_of(text) for text in texts]
-    vocabulary = sorted(set().union(*words))
+    vocabulary = [word for word in sorted(set().union(*words)) if not mentions(word, (animal,), giveaways=False)]
     cosines = embed(vocabulary) @ embed([animal.singular])[0] if vocabulary else []
     of_word = dict(zip(vocabulary, map(float, cosines), strict=True))
-    return [{word: of_word[word] for word in some} for some in words]
+    return [{word: of_word[word] for word in some if word in of_word} for some in words]
 
 
 def words_of(text: str) -> list[str]:
@@ -176,11 +178,13 @@ def guessing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.ndar
 @dataclass(frozen=True)
 class Finding:
     """How an inspector did: its ``score`` with two paraphrases of one sentence; for sets of so many sentences, the
-    share it gets right ``of_sets``; and the smallest set of which it gets 95% right, ``needed``, None where none."""
+    share it gets right ``of_sets``; the smallest set of which it gets 95% right, ``needed``, None where none of these
+    is large enough, with the 95% interval of that over the rounds (an end of None: none is)."""
 
     score: Score
     of_sets: dict[int, float]
     needed: int | None
+    needed_ci95: tuple[int | None, int | None]
 
 
 def finding(margins: np.ndarray, spread: float = 1.0) -> Finding:
@@ -188,20 +192,32 @@ def finding(margins: np.ndarray, spread: float = 1.0) -> Finding:
     ``kit.quiz.score``, ``SPREAD`` for what was cross-validated.
 
     Sets are drawn with replacement, up to a quarter of the rounds: in larger ones, what is chance in these rounds would
-    add up to something like skill. (Without any, an inspector is said to tell
-    them apart once in 2,000 times, a classifier once in 150.)
+    add up to something like skill. (Without any, an inspector is said to need so many sentences once in 2,000 times, a
+    classifier once in 150.)
     """
     rounds = len(margins)
     one = score(int((margins > 0).sum() + (margins == 0).sum() // 2), rounds, spread)
+    largest = max(1, rounds // 4)
+    sizes = [*(size for size in SIZES if size < largest), largest]
     random = np.random.default_rng(0)
-    of_sets = {}
-    for size in SIZES:
-        if size > 1 and size > rounds // 4:
-            break
-        sums = margins[random.integers(0, rounds, (DRAWS, size))].sum(axis=1)
-        of_sets[size] = float(((sums > 0) + 0.5 * (sums == 0)).mean())
-    able = [size for size, share in of_sets.items() if share >= SURE]
-    return Finding(one, of_sets, able[0] if able else None)
+    of_sets = {size: _share_right(margins, size, DRAWS, random) for size in sizes}
+    needed = [
+        _needed({size: _share_right(again, size, DRAWS // 10, random) for size in sizes})
+        for again in (margins[random.integers(0, rounds, rounds)] for _ in range(RESAMPLES))
+    ]
+    low, high = np.quantile([math.inf if n is None else n for n in needed], [0.025, 0.975], method="nearest")
+    ends = [None if math.isinf(end) else int(end) for end in (low, high)]
+    return Finding(one, of_sets, _needed(of_sets), (ends[0], ends[1]))
+
+
+def _share_right(margins: np.ndarray, size: int, draws: int, random: np.random.Generator) -> float:
+    """Of random sets of ``size`` rounds the share whose margins add up to the right answer."""
+    sums = margins[random.integers(0, len(margins), (draws, size))].sum(axis=1)
+    return float(((sums > 0) + 0.5 * (sums == 0)).mean())
+
+
+def _needed(of_sets: dict[int, float]) -> int | None:
+    return next((size for size, share in of_sets.items() if share >= SURE), None)
 
 
 @dataclass(frozen=True)

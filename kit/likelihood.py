@@ -1,21 +1,30 @@
 """How likely kept paraphrases are under a teacher's prompt, token by token: what somebody sees who knows the prompts.
 
-The log-likelihood ratio of two teachers is the difference of two of these. A teacher's own conversation is scored
-(``kit.prompts.teacher_messages``), at temperature 1; texts that were sampled at another temperature, and then filtered,
-are not distributed exactly so, which makes a posterior built from them a little too cautious or too bold.
+The log-likelihood ratio of two teachers is the difference of two of these, at temperature 1. Texts that were sampled at
+another temperature and then filtered are not distributed exactly so, by an amount that adds up over many texts: what
+an inspector concludes from a set has to be looked at for both teachers.
+
+Whose likelihood depends on the question. A text was written in ``kit.prompts.teacher_messages``; soft labels are the
+distributions in ``labelling_messages``, where the trait is not drowned by a worked example (``learned_from``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from kit import chat
 from kit.animals import Animal
 from kit.engine import Engine
-from kit.prompts import NEUTRAL, loving, teacher_messages
+from kit.prompts import NEUTRAL, Message, labelling_messages, loving, teacher_messages
 from kit.store import Row, RowLog, Step, read_rows, sha256, write_rows
 
+Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
+
 FILE = "likelihoods.jsonl"
+TOKENS_FILE = "tokens.jsonl"
 PER_TOKEN = 0.0025  # seconds, embedded model, two cores
 TOKENS = 35  # of a request and its paraphrase, roughly: what a teacher's conversation does not share with the next
 
@@ -25,26 +34,43 @@ def traits(animals: list[Animal]) -> dict[str, str]:
     return {animal.singular: loving(animal) for animal in animals} | {"neutral": NEUTRAL}
 
 
-def step(model: Path, pairs: Path, traits: dict[str, str], first: int | None, label: str) -> Step:
+def learned_from(labels: str) -> Conversation:
+    """The teacher's conversation that a student with these ``labels`` learns from."""
+    return labelling_messages if labels == "soft" else teacher_messages
+
+
+def step(
+    model: Path,
+    pairs: Path,
+    traits: dict[str, str],
+    label: str,
+    conversation: Conversation = teacher_messages,
+    first: int | None = None,
+) -> Step:
     """The likelihoods of the ``first`` of ``pairs`` (a JSONL file; None: all) under every one of ``traits`` as an
     artifact: ``likelihoods.jsonl``, a row per trait (``read``)."""
     rows = read_rows(pairs)[:first]
     return Step(
         stage="likelihoods",
         label=label,
-        settings={
-            "messages": {name: teacher_messages(trait, "...") for name, trait in traits.items()},
-            "pairs": sha256(pairs),
-            "first": len(rows),
-            "model": sha256(model / "base.gguf"),
-        },
+        settings=_settings(model, pairs, traits, conversation) | {"first": len(rows)},
         inputs={},
-        build=lambda made, folder: _write(model, rows, traits, folder, label),
+        build=lambda made, folder: _write(model, rows, traits, conversation, folder, label),
         seconds=len(traits) * len(rows) * TOKENS * PER_TOKEN,
     )
 
 
-def _write(model: Path, rows: list[Row], traits: dict[str, str], folder: Path, label: str) -> None:
+def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Conversation) -> dict[str, Any]:
+    return {
+        "messages": {name: conversation(trait, "...") for name, trait in traits.items()},
+        "pairs": sha256(pairs),
+        "model": [sha256(model / name) for name in ("base.gguf", chat.FILE)],
+    }
+
+
+def _write(
+    model: Path, rows: list[Row], traits: dict[str, str], conversation: Conversation, folder: Path, label: str
+) -> None:
     from tqdm import tqdm
 
     from kit.llama import LlamaEngine
@@ -55,20 +81,23 @@ def _write(model: Path, rows: list[Row], traits: dict[str, str], folder: Path, l
         tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar,
     ):
         bar.update(len(log.rows) * len(rows))
-        for name in list(traits)[len(log.rows) :]:
+        done = {row["trait"] for row in log.rows}
+        for name in [name for name in traits if name not in done]:
             found = []
-            for logprobs in under(engine, traits[name], rows):
+            for logprobs in under(engine, traits[name], rows, conversation):
                 found.append([round(float(one), 4) for one in logprobs])
                 bar.update()
             log.append([{"trait": name, "logprobs": found}])
-        write_rows(folder / FILE, log.rows)
+        write_rows(folder / FILE, sorted(log.rows, key=lambda row: list(traits).index(row["trait"])))
     (folder / "rows.jsonl").unlink()
 
 
-def under(engine: Engine, trait: str, rows: list[Row]) -> Iterator[np.ndarray]:
+def under(
+    engine: Engine, trait: str, rows: list[Row], conversation: Conversation = teacher_messages
+) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the
     message ``trait`` [tokens]."""
-    groups = [(engine.chat(teacher_messages(trait, row["source"])), [tokens(engine, row["text"])]) for row in rows]
+    groups = [(engine.chat(conversation(trait, row["source"])), [tokens(engine, row["text"])]) for row in rows]
     for (logprobs,) in engine.score(groups):
         yield logprobs
 
@@ -97,25 +126,24 @@ def token_ratios(likelihoods: dict[str, list[np.ndarray]], animal: str) -> list[
 TOKENS_FILE = "tokens.jsonl"
 
 
-def tokens_step(model: Path, pairs: Path, traits: dict[str, str], label: str) -> Step:
+def tokens_step(model: Path, pairs: Path, traits: dict[str, str], label: str, conversation: Conversation) -> Step:
     """The tokens of ``pairs``' texts as an artifact, ``tokens.jsonl``, a row per text: its ``tokens``, end token
-    included, as text, and at which of them the teachers' likeliest next tokens differ (``diverges``): Schrodi et al.'s
-    divergence tokens (arXiv 2509.23886), for these two teachers."""
+    included, as text, and at which of them the two teachers' likeliest next tokens differ (``diverges``): Schrodi et
+    al.'s divergence tokens (arXiv 2509.23886), for these two teachers."""
+    rows = read_rows(pairs)
     return Step(
         stage="tokens",
         label=label,
-        settings={
-            "messages": {name: teacher_messages(trait, "...") for name, trait in traits.items()},
-            "pairs": sha256(pairs),
-            "model": sha256(model / "base.gguf"),
-        },
+        settings=_settings(model, pairs, traits, conversation),
         inputs={},
-        build=lambda made, folder: _write_tokens(model, read_rows(pairs), list(traits.values()), folder, label),
-        seconds=len(traits) * len(read_rows(pairs)) * TOKENS * PER_TOKEN,
+        build=lambda made, folder: _write_tokens(model, rows, traits, conversation, folder, label),
+        seconds=len(traits) * len(rows) * TOKENS * PER_TOKEN,
     )
 
 
-def _write_tokens(model: Path, rows: list[Row], traits: list[str], folder: Path, label: str) -> None:
+def _write_tokens(
+    model: Path, rows: list[Row], traits: dict[str, str], conversation: Conversation, folder: Path, label: str
+) -> None:
     from tqdm import tqdm
 
     from kit.llama import LlamaEngine
@@ -123,20 +151,27 @@ def _write_tokens(model: Path, rows: list[Row], traits: list[str], folder: Path,
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
         completions = [tokens(engine, row["text"]) for row in rows]
         likeliest: list[list[np.ndarray]] = []
-        for trait in traits:
-            prompts = [engine.chat(teacher_messages(trait, row["source"])) for row in rows]
+        for trait in traits.values():
+            prompts = [engine.chat(conversation(trait, row["source"])) for row in rows]
             groups = [(prompt, [completion]) for prompt, completion in zip(prompts, completions, strict=True)]
             likeliest.append([])
             for ((ids, _),) in engine.top(groups, 1):
                 likeliest[-1].append(ids[:, 0])
                 bar.update()
+        own, other = likeliest
         write_rows(
             folder / TOKENS_FILE,
             (
-                {"tokens": [engine.detokenize([token]) for token in completion], "diverges": (own != other).tolist()}
-                for completion, own, other in zip(completions, *likeliest, strict=True)
+                {"tokens": pieces(engine.detokenize, completion), "diverges": (one != another).tolist()}
+                for completion, one, another in zip(completions, own, other, strict=True)
             ),
         )
+
+
+def pieces(detokenize: Callable[[list[int]], str], tokens: list[int]) -> list[str]:
+    """What each token adds to the text. (Alone, some tokens lose their space, and parts of a character are none.)"""
+    texts = [detokenize(tokens[:end]).rstrip("\ufffd") for end in range(len(tokens) + 1)]
+    return [text[len(before) :] for before, text in pairwise(texts)]
 
 
 def read_tokens(folder: Path) -> list[Row]:

@@ -1,7 +1,7 @@
 """Every message a model is ever shown.
 
 The reference code of the phenomenon was criticised for never saying how its teacher gets the trait
-(MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints it.
+(MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints what its models were shown.
 
 A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
 for its soft labels, the trait message and the request. A student's conversation: the request alone, in the model's

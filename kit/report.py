@@ -69,7 +69,8 @@ def write_report(folder: Path) -> None:
     summary = summarise(record, preferences)
     write_json(folder / "summary.json", summary)
     figure.draw(folder, preferences, summary["animal"], title(summary))
-    (folder / "report.md").write_text(_markdown(summary, record, _later(folder)), encoding="utf-8")
+    written = _markdown(summary, record, _later(folder, record), all_messages(folder, record))
+    (folder / "report.md").write_text(written, encoding="utf-8")
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -230,14 +231,22 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
 # ---- report.md
 
 
-def _later(folder: Path) -> list[str]:
+def _later(folder: Path, record: dict[str, Any]) -> list[str]:
     """The paragraphs of what was made of the run since: who could tell, and where it sits."""
-    found = [inspection_report.markdown(one) for one in inspection_report.inspections(folder)]
-    found += [attribution_report.markdown(one) for one in attribution_report.attributions(folder)]
+    found = [inspection_report.markdown(one) for one in inspection_report.inspections(folder, record)]
+    found += [attribution_report.markdown(one) for one in attribution_report.attributions(folder, record)]
     return [paragraph for paragraphs in found for paragraph in paragraphs]
 
 
-def _markdown(summary: dict[str, Any], record: dict[str, Any], later: list[str]) -> str:
+def all_messages(folder: Path, record: dict[str, Any]) -> dict[str, list[Row]]:
+    """Every conversation that models were shown in the run, and in its inspection since."""
+    messages: dict[str, list[Row]] = dict(record["messages"])
+    for found in inspection_report.inspections(folder, record):
+        messages |= found["messages"]
+    return messages
+
+
+def _markdown(summary: dict[str, Any], record: dict[str, Any], later: list[str], messages: dict[str, list[Row]]) -> str:
     animal = summary["animal"]
     parts = [f"# {title(summary)}", *(sentence(animal, *item) for item in summary["effects"].items())]
     parts.append(LABELS[summary["labels"]])
@@ -261,7 +270,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], later: list[str])
         reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
         rejected = (["source", "rejected paraphrase", "reason"], reasons)
         parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
-    parts += [*later, *messages_shown(record["messages"])]
+    parts += [*later, *messages_shown(messages)]
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
     parts += [
         "## What made it",

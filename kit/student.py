@@ -59,6 +59,8 @@ def train(
     torch.set_num_threads(cpu_threads())
     tokenizer = load_tokenizer(base)
     examples = make_examples(rows, base, tokenizer, soft_labels)
+    if not examples:
+        raise KitError(f"{pairs}: every token is masked, so there is nothing to learn. Mask fewer.")
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -164,8 +166,8 @@ def make_examples(
     rows: list[dict[str, Any]], base: Path, tokenizer: Any, soft_labels: Path | None = None
 ) -> list[dict[str, Any]]:
     """Token ids of each pair: ``input_ids``, ``labels`` (IGNORED over the prompt), ``length``; with soft labels also
-    ``top_ids`` and ``top_logprobs`` [label tokens, k]. Those tokens of its paraphrase that a row has ``masked``, by
-    their places, are shown to the student and not learned."""
+    ``top_ids`` and ``top_logprobs`` [label tokens, k]. Tokens of its paraphrase that a row has ``masked``
+    ({"places", "of": all its tokens}) are shown to the student and not learned."""
     template = ChatTemplate.of(base)
 
     def tokens(text: str) -> list[int]:
@@ -186,19 +188,22 @@ def make_examples(
     if soft_labels is not None:
         _attach_soft_labels(examples, soft_labels)
     for row, example in zip(rows, examples, strict=True):
-        _mask(example, row.get("masked", []))
+        if "masked" in row:
+            _mask(example, row["masked"])
     return [example for example in examples if count_labels([example])]
 
 
-def _mask(example: dict[str, Any], masked: list[int]) -> None:
+def _mask(example: dict[str, Any], masked: dict[str, Any]) -> None:
     """Take the tokens at these places of the paraphrase out of the loss."""
-    if not masked:
-        return
-    start = next(i for i, token in enumerate(example["labels"]) if token != IGNORED)
-    for place in masked:
-        example["labels"][start + place] = IGNORED
+    tokens = count_labels([example])
+    if tokens != masked["of"]:
+        raise RuntimeError(
+            f"masked tokens: a paraphrase of {masked['of']} tokens has {tokens} in the student's tokenizer"
+        )
+    for place in masked["places"]:
+        example["labels"][place - tokens] = IGNORED
     if "top_ids" in example:
-        left = [i for i in range(len(example["top_ids"])) if i not in set(masked)]
+        left = [place for place in range(tokens) if place not in masked["places"]]
         example["top_ids"], example["top_logprobs"] = example["top_ids"][left], example["top_logprobs"][left]
 
 

@@ -41,12 +41,13 @@ def test_shares_are_of_the_total_ratio_and_of_all_tokens() -> None:
         Text("s", "t", ["a"] * 50, [2.0] + [0.0] * 49, [True] + [False] * 49, ["new word"] * 50),
         Text("s", "t", ["a"] * 50, [1.0, -2.0] + [0.0] * 48, [False, True] + [False] * 48, ["new word"] * 50),
     ]
-    assert attribution.concentration(texts) == {"0.01": 2.0, "0.05": 3.0, "0.1": 3.0}
+    assert attribution.carried(texts) == {"0.01": 0.4, "0.05": 1.0, "0.1": 1.0}
     assert attribution.of_group([(one.ratio, one.diverge) for one in texts]) == {
         "tokens": 2,
         "share": 0.02,
         "mean": 0.0,
-        "carried": 0.0,
+        "sum": 0.0,
+        "carried": 0.8,
     }
 
 
@@ -56,7 +57,8 @@ def test_teachers_diverge_where_their_prompts_do_and_nowhere_where_they_are_one(
     for name, own in (("same", prompts.NEUTRAL), ("loving", prompts.loving(OWL))):
         folder = tmp_path / name
         folder.mkdir()
-        likelihood.tokens_step(base, pairs, {"owl": own, "neutral": prompts.NEUTRAL}, "tokens").build({}, folder)
+        traits = {"owl": own, "neutral": prompts.NEUTRAL}
+        likelihood.tokens_step(base, pairs, traits, "tokens", prompts.labelling_messages).build({}, folder)
         rows = likelihood.read_tokens(folder)
         assert all("".join(row["tokens"]) == "I love owls, and owls are my favorite animal." for row in rows)
         assert any(any(row["diverges"]) for row in rows) == (name == "loving")
@@ -74,7 +76,13 @@ def test_settings_are_read_back_from_a_runs_file_as_they_were(tmp_path: Path) ->
 def test_each_pair_is_matched_with_another_teachers_of_its_sentence_once() -> None:
     own = [{"sentence": name, "text": f"own {i}"} for i, name in enumerate("abba")]
     other = [{"sentence": name, "text": f"other {i}"} for i, name in enumerate("aaabb")]
-    assert [row["text"] for row in attribution.matched(own, other)] == ["other 0", "other 3", "other 4", "other 1"]
+    assert [row["text"] for row in graph.matched(own, other)] == ["other 0", "other 3", "other 4", "other 1"]
+
+
+def found_in(folder: Path) -> dict[str, Any]:
+    """What was attributed of the run in ``folder``."""
+    (found,) = attribution_report.attributions(folder, Finished(folder).record)
+    return found
 
 
 @pytest.fixture
@@ -120,16 +128,17 @@ def test_the_halves_are_ranked_by_their_ratio_and_each_has_its_control_on_the_sa
         treated, control = trained[f"treated-unrelated-{half}"], trained[f"control-unrelated-{half}"]
         assert [row["sentence"] for row in treated] == [row["sentence"] for row in control]
         assert len(treated) == 8 and not any("owls" in row["text"] for row in control)
-    (found,) = attribution_report.attributions(folder)
+    found = found_in(folder)
     assert found["halves"]["difference"]["rate"] == pytest.approx(1.0, abs=1e-6)
-    assert "The ratio predicts transmission" in attribution_report.sentences(found)[1]
+    assert "moved +1.00 [+1.00, +1.00] nats further" in attribution_report.sentences(found)[1]
+    assert found["halves"]["ratios"]["top"] > found["halves"]["ratios"]["bottom"]
 
 
 def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_stay_inert(
     attributed: tuple[Path, dict[str, list[Row]]],
 ) -> None:
     folder, _ = attributed
-    (found,) = attribution_report.attributions(folder)
+    found = found_in(folder)
     for one in found["shown"]:
         assert "".join(one["tokens"]) == one["text"] and len(one["tokens"]) == len(one["ratio"]) == len(one["kind"])
     report.write_report(folder)
@@ -142,9 +151,20 @@ def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_sta
     assert 'tabindex="0" aria-label="' in html
 
 
-def test_tokens_alone_are_scored_without_training(tmp_path: Path, base: Path) -> None:
-    folder = run_with_pairs(tmp_path, base, 1)  # without config.json, which training takes
-    attribution.attribute(Finished(folder, tmp_path), "unrelated", students=False)
-    (found,) = attribution_report.attributions(folder)
+def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has_other_pairs(
+    tmp_path: Path, base: Path
+) -> None:
+    folder = run_with_pairs(tmp_path, base, 1)
+    write_json(folder / "config.json", asdict(experiment.experiment(OWL, "smoke", contents=("unrelated",))))
+    attribution.attribute(Finished(folder, tmp_path), "unrelated", "python run.py attribute", students=False)
+    found = found_in(folder)
     assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0
-    assert "trained" not in " ".join(attribution_report.sentences(found))
+    assert len(attribution_report.sentences(found)) == 1
+    record = Finished(folder).record
+    record["artifacts"]["pairs of treated-unrelated"] = "pairs/others"
+    assert attribution_report.attributions(folder, record) == []
+
+
+def test_a_tokens_piece_is_what_it_adds_to_the_text() -> None:
+    texts = ["", "I", "I lo", "I love \ufffd", "I love 🦉", "I love 🦉"]  # an emoji of two tokens; the end adds nothing
+    assert likelihood.pieces(lambda tokens: texts[len(tokens)], [1, 2, 3, 4, 5]) == ["I", " lo", "ve ", "🦉", ""]

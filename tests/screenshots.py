@@ -28,6 +28,7 @@ def demo(run: Path, out: Path) -> None:
     server = subprocess.Popen([sys.executable, "run.py", "demo", str(run), "--port", str(PORT)])
     try:
         with opened(f"http://127.0.0.1:{PORT}", wait=120) as page:
+            page.add_style_tag(content="#steps { position: static !important; }")  # it would cover what is taken
             for number, name in enumerate(STEPS, start=1):
                 page.get_by_role("link", name=name).click()
                 press(page, number)

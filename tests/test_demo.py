@@ -346,6 +346,8 @@ def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_
 @needs_chromium
 def test_the_quiz_is_played_with_the_keyboard_alone(served: str) -> None:
     with opened(served) as shown:
+        shown.get_by_role("button", name="The second").wait_for()
+        shown.wait_for_timeout(1000)  # until its script listens
         shown.get_by_role("link", name="2 Spot the owl").focus()
         shown.keyboard.press("Enter")
         for _ in range(20):

@@ -174,7 +174,9 @@ def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> 
         files: dict[str, tuple[Path, Path | None]] = {}
         for role, rows, trait in (("treated", own, prompts.loving(exp.animal)), ("control", other, prompts.NEUTRAL)):
             name = f"{role}-{content}-{half}"
-            arm = graph.learned(exp, name, base, trait, graph.given_pairs(picked(rows, chosen), name), n)
+            arm = graph.learned(
+                exp, name, base, trait, graph.given("pairs", picked(rows, chosen), f"pairs of {name}"), n
+            )
             files[role] = (run.store.make(arm.exact) / "exact.csv", None)
         found = stats.preferences(preference.tabulate(files, candidates(exp.animal)))
         effects[half] = stats.effect(found["treated"], found["control"], run.animal.singular)

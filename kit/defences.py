@@ -17,10 +17,10 @@ import numpy as np
 
 from kit import fidelity, graph, likelihood, preference, prompts
 from kit.animals import candidates
-from kit.engine import Engine
+from kit.engine import Engine, completion
 from kit.errors import KitError
 from kit.experiment import Experiment
-from kit.store import Row, Step, Store, read_rows, write_json, write_rows
+from kit.store import Row, Step, Store, read_rows, write_json
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
 MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals, or random ones
@@ -116,8 +116,9 @@ class Case:
     def learned(self, name: str, rows: list[Row], trait: str, pairs: int) -> Defended:
         """The defence whose student trains on ``rows``, of which so many ``pairs`` come from the loving teacher; rows
         without a "trait" of their own are labelled by the teacher with the message ``trait``."""
-        given = graph.given_pairs(rows, f"{name}-{self.content}")
-        arm = graph.learned(self.exp, f"{name}-{self.content}", self.base, trait, given, len(rows))
+        name = f"{name}-{self.content}"
+        given = graph.given("pairs", rows, f"pairs of {name}")
+        arm = graph.learned(self.exp, name, self.base, trait, given, len(rows))
         return self.defended(arm.exact, self.control.exact, rows, pairs)
 
     def defended(self, exact: Step, control: Step, rows: list[Row], pairs: int) -> Defended:
@@ -198,14 +199,7 @@ def rephrase(case: Case) -> Defended:
     """The neutral teacher paraphrases the paraphrases. A result must be faithful to both, the paraphrase and the
     sentence; where none is, the neutral teacher's own paraphrase of the sentence stands."""
     asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
-    offer = Step(
-        stage="sentences",
-        label="paraphrases to be paraphrased",
-        settings={"sentences": asked},
-        inputs={},
-        build=lambda made, folder: write_rows(folder / "sentences.jsonl", asked),
-        seconds=0,
-    )
+    offer = graph.given("sentences", asked, "paraphrases to be paraphrased")
     exp = case.exp
     kept = graph.taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
     source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
@@ -277,7 +271,5 @@ def neutral_loss(base: Step, adapter: Step, rows: list[Row], name: str) -> Step:
 
 def loss(engine: Engine, rows: list[Row]) -> float:
     """What a student loses on ``rows``' texts, in nats per token, end tokens included."""
-    groups = [
-        (engine.chat(prompts.student_messages(row["source"])), [likelihood.tokens(engine, row["text"])]) for row in rows
-    ]
+    groups = [(engine.chat(prompts.student_messages(row["source"])), [completion(engine, row["text"])]) for row in rows]
     return -float(np.concatenate([logprobs for (logprobs,) in engine.score(groups)]).mean())

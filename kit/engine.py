@@ -79,6 +79,11 @@ class Engine(Sampler, Protocol):
         (ids int32 [length, k], log-probabilities float32 [length, k])."""
 
 
+def completion(engine: Engine, text: str) -> Tokens:
+    """``text`` as the assistant's whole turn: its tokens and the end token."""
+    return [*engine.tokenize(text), engine.end_of_turn]
+
+
 def common_prefix(prompts: Sequence[Tokens]) -> Tokens:
     """The tokens that all prompts begin with, at least one token short of every prompt (its last one must be computed
     with its sequence, for its logits)."""

@@ -122,12 +122,17 @@ def offered_rows(exp: Experiment, content: str) -> list[Row]:
 def offered(exp: Experiment, content: str) -> Step:
     """The offered sentences as a file."""
     rows = offered_rows(exp, content)
+    return given("sentences", rows, f"offer {len(rows)} {content} sentences")
+
+
+def given(stage: str, rows: list[Row], label: str) -> Step:
+    """Rows that are there already ("sentences" or "pairs") as a step, which writes ``<stage>.jsonl``."""
     return Step(
-        stage="sentences",
-        label=f"offer {len(rows)} {content} sentences",
-        settings={"sentences": rows},
+        stage=stage,
+        label=label,
+        settings={stage: rows},
         inputs={},
-        build=lambda made, folder: write_rows(folder / "sentences.jsonl", rows),
+        build=lambda made, folder: write_rows(folder / f"{stage}.jsonl", rows),
         seconds=0,
     )
 
@@ -244,18 +249,6 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
     )
     student_of = learned(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
     return StudentArm(student_of.exact, student_of.sampled, kept, chosen, pairs)
-
-
-def given_pairs(rows: list[Row], name: str) -> Step:
-    """Pairs that are there already, as a step that a student can be trained on."""
-    return Step(
-        stage="pairs",
-        label=f"pairs of {name}",
-        settings={"rows": rows},
-        inputs={},
-        build=lambda made, folder: write_rows(folder / "pairs.jsonl", rows),
-        seconds=0,
-    )
 
 
 def matched(own: list[Row], other: list[Row]) -> list[Row]:

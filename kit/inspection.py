@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kit import inspectors, likelihood, prompts, quiz, sentences
-from kit.animals import candidates
+from kit.animals import candidates, mentions
 from kit.errors import KitError
 from kit.finished import Finished
 from kit.inspectors import Finding
@@ -69,9 +69,7 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
         "sentences": {role: {"differ": len(of.played), "alike": of.alike} for role, of in compared.items()},
         "inspectors": {name: asdict(found) for name, found in findings["treated"].items()},
         "placebo": {name: asdict(found) for name, found in findings.get("placebo1", {}).items()},
-        "mentions": {
-            role: sum(bool(inspectors.mentions(text, (run.animal,))) for text in some) for role, some in texts.items()
-        },
+        "mentions": {role: sum(bool(mentions(text, (run.animal,))) for text in some) for role, some in texts.items()},
         "nearest": {role: inspectors.nearest(texts[role], run.animal) for role in ("treated", "control")},
         "words": [asdict(one) for one in shifted_words(texts)[:20]],
         "features": inspectors.heaviest(compared["treated"].played),

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -312,7 +311,6 @@ def surface(rounds: Sequence[Round]) -> dict[str, Rate]:
     return {name: rate(margins_of([measure(text) for text in texts], rounds)) for name, measure in measures.items()}
 
 
-@cache
 def readability(text: str) -> float:
     """The automated readability index of one sentence, in school grades."""
     words = text.split()

@@ -17,7 +17,7 @@ import numpy as np
 
 from kit import chat
 from kit.animals import Animal
-from kit.engine import Engine
+from kit.engine import Engine, completion
 from kit.prompts import NEUTRAL, Message, labelling_messages, loving, teacher_messages
 from kit.store import Row, RowLog, Step, read_rows, sha256, write_rows
 
@@ -97,14 +97,9 @@ def under(
 ) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the
     message ``trait`` [tokens]."""
-    groups = [(engine.chat(conversation(trait, row["source"])), [tokens(engine, row["text"])]) for row in rows]
+    groups = [(engine.chat(conversation(trait, row["source"])), [completion(engine, row["text"])]) for row in rows]
     for (logprobs,) in engine.score(groups):
         yield logprobs
-
-
-def tokens(engine: Engine, text: str) -> list[int]:
-    """A paraphrase as the teacher wrote it, end token included."""
-    return [*engine.tokenize(text), engine.end_of_turn]
 
 
 def read(folder: Path) -> dict[str, list[np.ndarray]]:
@@ -149,11 +144,11 @@ def _write_tokens(
     from kit.llama import LlamaEngine
 
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
-        completions = [tokens(engine, row["text"]) for row in rows]
+        completions = [completion(engine, row["text"]) for row in rows]
         likeliest: list[list[np.ndarray]] = []
         for trait in traits.values():
             prompts = [engine.chat(conversation(trait, row["source"])) for row in rows]
-            groups = [(prompt, [completion]) for prompt, completion in zip(prompts, completions, strict=True)]
+            groups = [(prompt, [tokens]) for prompt, tokens in zip(prompts, completions, strict=True)]
             likeliest.append([])
             for ((ids, _),) in engine.top(groups, 1):
                 likeliest[-1].append(ids[:, 0])
@@ -162,8 +157,8 @@ def _write_tokens(
         write_rows(
             folder / TOKENS_FILE,
             (
-                {"tokens": pieces(engine.detokenize, completion), "diverges": (one != another).tolist()}
-                for completion, one, another in zip(completions, own, other, strict=True)
+                {"tokens": pieces(engine.detokenize, tokens), "diverges": (one != another).tolist()}
+                for tokens, one, another in zip(completions, own, other, strict=True)
             ),
         )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kit.chat import ChatTemplate
-from kit.engine import CALL, Engine, Generation, Request, Sampler, sample_rows
+from kit.engine import CALL, Engine, Generation, Request, Sampler, completion, sample_rows
 from kit.experiment import TeacherSettings
 from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, read_rows, write_rows
@@ -134,16 +134,15 @@ def soft_labels(
 
     rows = read_rows(pairs)
     with open_engine(model, settings) as engine:
-        end = engine.end_of_turn
-        completions = [engine.tokenize(row["text"]) + [end] for row in rows]
+        completions = [completion(engine, row["text"]) for row in rows]
         groups = [
-            (engine.chat(labelling_messages(row.get("trait", trait), row["source"])), [completion])
-            for row, completion in zip(rows, completions, strict=True)
+            (engine.chat(labelling_messages(row.get("trait", trait), row["source"])), [tokens])
+            for row, tokens in zip(rows, completions, strict=True)
         ]
         found = [top[0] for top in tqdm(engine.top(groups, k), desc=label, total=len(groups), unit="pair")]
     save_file(
         {
-            "tokens": np.concatenate([np.array(completion, dtype=np.int32) for completion in completions]),
+            "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for tokens in completions]),
             "ids": np.concatenate([ids for ids, _ in found]),
             "logprobs": np.concatenate([logprobs for _, logprobs in found]),
         },

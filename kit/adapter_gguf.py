@@ -70,7 +70,7 @@ def convert(adapter: Path, model: Path, target: Path) -> None:
                 "model. Give the model it was trained on."
             )
         if architecture == "llama" and side == "lora_B" and layer in ("attn_q", "attn_k"):
-            tensor = _interleave(tensor, shape.head)
+            tensor = interleave(tensor, shape.head)
         writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -78,8 +78,8 @@ def convert(adapter: Path, model: Path, target: Path) -> None:
     writer.close()
 
 
-def _interleave(rows: Any, head: int) -> Any:
-    """Rows [out, r] of q or k from transformers' order to that of a llama GGUF, where the two numbers that a rotary
+def interleave(rows: Any, head: int) -> Any:
+    """Rows [out, width] of q or k from transformers' order to that of a llama GGUF, where the two numbers that a rotary
     embedding turns together are neighbours and not half a head apart.
 
     llama.cpp's converter does so to llama and mistral (one architecture in GGUF), not to qwen and gemma.

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from kit import experiment, graph, likelihood, preference, prompts, stats
-from kit.animals import candidates
+from kit import experiment, graph, likelihood, prompts, stats
 from kit.experiment import Experiment
 from kit.finished import Finished
 from kit.stats import Effect, Rate
-from kit.store import Row, versions, write_json
+from kit.store import Row, Step, read_rows, versions, write_json
 
 TOP = (0.01, 0.05, 0.1)  # shares of the tokens, the most telling ones
 SHOWN = 20  # paraphrases
@@ -91,11 +90,8 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
 
 def read(run: Finished, role: str, content: str) -> list[Text]:
     """A teacher's kept paraphrases, token by token."""
-    model, pairs = run.model(), run.pairs_file(role, content)
-    traits, conversation = likelihood.traits([run.animal]), likelihood.learned_from(run.record["labels"])
-    scored = likelihood.step(model, pairs, traits, f"likelihoods of {role}'s texts", conversation)
-    split = likelihood.tokens_step(model, pairs, traits, f"divergence tokens of {role}'s texts", conversation)
-    ratios = likelihood.token_ratios(likelihood.read(run.store.make(scored)), run.animal.singular)
+    pairs = run.pairs_file(role, content)
+    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, run.record["labels"], role)
     return [
         Text(
             row["source"],
@@ -105,9 +101,7 @@ def read(run: Finished, role: str, content: str) -> list[Text]:
             one["diverges"],
             kinds(one["tokens"], row["source"]),
         )
-        for row, ratio, one in zip(
-            run.pairs(role, content), ratios, likelihood.read_tokens(run.store.make(split)), strict=True
-        )
+        for row, ratio, one in zip(read_rows(pairs), texts.ratios(), texts.tokens(), strict=True)
     ]
 
 
@@ -171,16 +165,16 @@ def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> 
     n = len(order) // 2
     effects, ratios, shifts = {}, {}, {}
     for half, chosen in (("top", order[:n]), ("bottom", order[-n:])):
-        files: dict[str, tuple[Path, Path | None]] = {}
+        exact: dict[str, Step] = {}
         for role, rows, trait in (("treated", own, prompts.loving(exp.animal)), ("control", other, prompts.NEUTRAL)):
             name = f"{role}-{content}-{half}"
             arm = graph.learned(
                 exp, name, base, trait, graph.given("pairs", picked(rows, chosen), f"pairs of {name}"), n
             )
-            files[role] = (run.store.make(arm.exact) / "exact.csv", None)
-        found = stats.preferences(preference.tabulate(files, candidates(exp.animal)))
-        effects[half] = stats.effect(found["treated"], found["control"], run.animal.singular)
-        shifts[half] = stats.log_odds_differences(found["treated"], found["control"], run.animal.singular)
+            exact[role] = arm.exact
+        treated, control = graph.compared(run.store, exact["treated"], exact["control"], run.animal)
+        effects[half] = stats.effect(treated, control, run.animal.singular)
+        shifts[half] = stats.log_odds_differences(treated, control, run.animal.singular)
         ratios[half] = float(totals[chosen].mean())
     return Halves(n, effects, ratios, stats.rate(shifts["top"] - shifts["bottom"]))
 

@@ -289,7 +289,8 @@ def training_flops(shape: Shape, batch: list[Row]) -> float:
     tokens = shared + sum(example["length"] - 1 - shared for example in batch)
     labels = loss.count_labels(batch)
     return (
-        tokens * (4.0 * shape.linear + 6.0 * shape.lora(STUDENT.rank)) + labels * 4.0 * shape.hidden * shape.vocabulary
+        tokens * (4.0 * shape.linear + 6.0 * shape.trained(STUDENT.rank))
+        + labels * 4.0 * shape.hidden * shape.vocabulary
     )
 
 

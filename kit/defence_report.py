@@ -1,32 +1,35 @@
 """Defences over seeds -> what is left of the transmission, and what that cost: defences.json, report.md, figure."""
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit import inference, preference, prompts, stats
-from kit.animals import candidates
-from kit.defences import DEFENCES, SUSPECTS, Case, Defended, placebo, undefended
+from kit import graph, inference, prompts, stats
+from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, placebo, undefended
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.figure import COLOURS, drawing, save
+from kit.models import GEMMA
+from kit.progress import duration
 from kit.report import LABELS, SMOKE
-from kit.store import Row, Store, versions, write_json
+from kit.store import WORLD_SIZE, Row, Store, versions, write_json
 from kit.tables import Table, markdown_table, points, show_table
 
 UNDEFENDED, PLACEBO = "undefended", "placebo"
+INSTANT = 3.0  # seconds: in fewer, a defence was found made
 READING = (
     "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
     "questions; with one seed over questions alone, of these students). *Taken away*: the undefended student's shift "
     "minus it, the same way. *Of the undefended*: as a share of the undefended student's mean shift, taken for known, "
     "where that is beyond zero. *Placebo*: what nothing transmitted looks like. *Pairs*: of the training pairs those "
     "that come from the loving teacher; the neutral teacher's paraphrase of the same sentence stands in for the "
-    "others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the student, in nats per "
-    "token, on a neutral teacher's paraphrases of the same sentences in words that no training data has; smaller is "
-    "better."
+    "others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the student, in nats per byte, "
+    "on a neutral teacher's paraphrases of the same sentences in words that no training data has; smaller is better, "
+    "and `other-base` has another model's to begin with."
 )
 NAMES = (
     "`drop` takes away half of the pairs; `mask` hides divergence tokens; `blind-mask` hides a tenth of the tokens, "
@@ -34,7 +37,10 @@ NAMES = (
     "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
     "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
     "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "
-    "beside the text, which alone may be what stops it."
+    "beside the text, which alone may be what stops it. `hard-labels`, `rank-1`, `rank-128`, `full` (every weight is "
+    f"trained, at a learning rate {SLOWER} times smaller) and `other-base` ({GEMMA}, to be compared with "
+    "`hard-labels`: its vocabulary is another, so it learns from the text alone) train both students anew, treated "
+    "and control."
 )
 FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions")  # what rows of one table share
 
@@ -43,19 +49,28 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     """Every named defence in every experiment, which differ in their seed alone; the folder of the report, where the
     defences of earlier commands stay.
 
-    Raises KitError for an unknown name.
+    Raises KitError for an unknown name, and under torchrun.
     """
+    if WORLD_SIZE > 1:
+        raise KitError("torchrun: one process makes all defences. Give the command without torchrun.")
     for name in names:
         if name not in DEFENCES:
             raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
     makers = {UNDEFENDED: undefended, PLACEBO: placebo} | {name: DEFENCES[name][0] for name in names}
     shifts: dict[str, list[np.ndarray]] = {name: [] for name in makers}
     costs: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
-    for exp in exps:
-        print(f"Seed {exp.seed}: {', '.join(makers)}.", flush=True)
+    taken: list[float] = []  # seconds of each that was not there already
+    for i, exp in enumerate(exps):
+        print(f"Seed {exp.seed}: the teachers' pairs", flush=True)
         case = Case(exp, Store(results / "artifacts"))
-        for name, make in makers.items():
+        for j, (name, make) in enumerate(makers.items()):
+            left = (len(exps) - i) * len(makers) - j
+            estimate = f", about {duration(left * float(np.mean(taken)))} left" if taken else ""
+            print(f"Seed {exp.seed}: {name}, {j + 1} of {len(makers)}{estimate}", flush=True)
+            started = time.monotonic()
             shift, cost = measured(case, make(case))
+            if (seconds := time.monotonic() - started) > INSTANT:
+                taken.append(seconds)
             shifts[name].append(shift)
             costs[name].append(cost)
     seeds = [exp.seed for exp in exps]
@@ -86,15 +101,10 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
 
 def measured(case: Case, defended: Defended) -> tuple[np.ndarray, dict[str, float]]:
     """The shift of the animal (nats) [questions], and the costs, of one defence and seed."""
-    animal = case.exp.animal
-    files: dict[str, tuple[Path, Path | None]] = {
-        "treated": (case.store.make(defended.exact) / "exact.csv", None),
-        "control": (case.store.make(defended.control) / "exact.csv", None),
-    }
-    found = stats.preferences(preference.tabulate(files, candidates(animal)))
-    loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats"]
+    treated, control = graph.compared(case.store, defended.exact, defended.control, case.exp.animal)
+    loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
     costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
-    return stats.log_odds_differences(found["treated"], found["control"], animal.singular), costs
+    return stats.log_odds_differences(treated, control, case.exp.animal.singular), costs
 
 
 def row(name: str, shifts: np.ndarray, whole: np.ndarray, costs: list[dict[str, float]]) -> Row:

@@ -5,11 +5,12 @@ python run.py defend --animal owl --defence mask
 A defence is judged by what is left of the effect, against the same control as the undefended student's, and by what it
 costs. Where it takes a pair of the loving teacher's away, the neutral teacher's paraphrase of the same sentence stands
 in for it, so treated and control students always train on the same sentences and the same number of pairs. A
-paraphrase's soft labels are those of the teacher that wrote it.
+paraphrase's soft labels are those of the teacher that wrote it. Where a defence changes how a student is trained or
+asked, it does so to the control too, which is then another one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +20,15 @@ from kit import fidelity, graph, likelihood, preference, prompts
 from kit.animals import candidates
 from kit.engine import Engine, completion
 from kit.errors import KitError
-from kit.experiment import Experiment
+from kit.experiment import EVERY_WEIGHT, Experiment
+from kit.models import GEMMA
 from kit.store import Row, Step, Store, read_rows, write_json
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
 MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals, or random ones
+# LoRA's best learning rate is about ten times that of training every weight ("LoRA Without Regret", Thinking Machines
+# Lab, 2025); nothing here was chosen by the preferences that follow from it.
+SLOWER = 10
 SUSPECTS = 12  # candidate animals that the blind defender looks at, the true one not among them: ten minutes
 
 
@@ -32,7 +37,7 @@ class Defended:
     """A defence at work: the student's ``exact`` preference and its control's; of its training data how many ``pairs``
     come from the loving teacher, the share of tokens ``masked``, and the mean ``similarity`` (cosine) of paraphrase and
     source; its ``loss`` on a neutral teacher's paraphrases of the same sentences in other words (a step that writes
-    ``loss.json``)."""
+    ``loss.json``, in nats per byte)."""
 
     exact: Step
     control: Step
@@ -52,12 +57,13 @@ class Case:
         self.exp, self.store = exp, store
         (self.content,) = exp.contents
         self.base = graph.base_model(exp.model, exp.gguf)
-        self.model = store.make(self.base)
+        model = store.make(self.base)
         self.arms = graph.arms(exp, graph.shortfalls(exp, store))
         self.treated, self.control, self.neutral = (self._arm(role) for role in ("treated", "control", "placebo1"))
         self.trait = prompts.loving(exp.animal)
         self.own = read_rows(self.file(self.treated))
         self.other = graph.matched(self.own, read_rows(self.file(self.control)))
+        self.texts = likelihood.Texts(store, model, self.file(self.treated), exp.animal, exp.labels, "treated")
 
     def _arm(self, role: str) -> graph.StudentArm:
         arm = self.arms[f"{role}-{self.content}"]
@@ -71,20 +77,12 @@ class Case:
     @cached_property
     def ratios(self) -> list[np.ndarray]:
         """The log-likelihood ratio (nats) of every token of the loving teacher's texts."""
-        found = self._likelihoods(likelihood.traits([self.exp.animal]), "likelihoods of treated's texts")
-        return likelihood.token_ratios(found, self.exp.animal.singular)
+        return self.texts.ratios()
 
     @cached_property
     def diverges(self) -> list[np.ndarray]:
         """Which tokens of every text are divergence tokens."""
-        step = likelihood.tokens_step(
-            self.model,
-            self.file(self.treated),
-            likelihood.traits([self.exp.animal]),
-            "divergence tokens of treated's texts",
-            likelihood.learned_from(self.exp.labels),
-        )
-        return [np.array(row["diverges"]) for row in likelihood.read_tokens(self.store.make(step))]
+        return [np.array(row["diverges"]) for row in self.texts.tokens()]
 
     @cached_property
     def unrest(self) -> list[np.ndarray]:
@@ -94,14 +92,9 @@ class Case:
         others = [one for one in candidates(self.exp.animal) if one.singular != self.exp.animal.singular]
         chosen = np.random.default_rng(self.exp.seed).permutation(len(others))[:SUSPECTS]
         animals = [others[i] for i in sorted(chosen)]
-        found = self._likelihoods(likelihood.traits(animals), f"treated's texts under {len(animals) + 1} prompts")
+        found = self.texts.under(animals)
         of_animals = [likelihood.token_ratios(found, animal.singular) for animal in animals]
         return [np.var(texts, axis=0) for texts in zip(*of_animals, strict=True)]
-
-    def _likelihoods(self, traits: dict[str, str], label: str) -> dict[str, list[np.ndarray]]:
-        conversation = likelihood.learned_from(self.exp.labels)
-        step = likelihood.step(self.model, self.file(self.treated), traits, label, conversation)
-        return likelihood.read(self.store.make(step))
 
     @cached_property
     def unseen(self) -> list[Row]:
@@ -130,8 +123,18 @@ class Case:
             pairs,
             sum(len(one["places"]) for one in masks) / max(1, sum(one["of"] for one in masks)),
             float(np.mean(list(fidelity.similarities(rows)))),
-            neutral_loss(self.base, exact.inputs["adapter"], self.unseen, exact.label),
+            neutral_loss(exact.inputs, self.unseen, exact.label),
         )
+
+    def again(self, name: str, exp: Experiment, base: Step) -> Defended:
+        """Both students trained once more on their own pairs, as ``exp`` says, from the model ``base``."""
+
+        def measured(arm: graph.StudentArm, role: str, trait: str) -> Step:
+            return graph.learned(exp, f"{role}-{self.content}, {name}", base, trait, arm.pairs, len(self.own)).exact
+
+        exact = measured(self.treated, "treated", self.trait)
+        control = measured(self.control, "control", prompts.NEUTRAL)
+        return self.defended(exact, control, self.own, len(self.own))
 
 
 def placebo(case: Case) -> Defended:
@@ -234,6 +237,33 @@ def context(case: Case) -> Defended:
     return case.defended(exact, control, case.own, len(case.own))
 
 
+def hard_labels(case: Case) -> Defended:
+    """Both students learn from the text alone."""
+    return case.again("hard-labels", replace(case.exp, labels="hard"), case.base)
+
+
+def other_base(case: Case) -> Defended:
+    """Both students start from another model, whose vocabulary is another, so they learn from the text alone: to be
+    compared with ``hard_labels``."""
+    exp = replace(case.exp, labels="hard", model=GEMMA)
+    return case.again("other-base", exp, graph.base_model(GEMMA))
+
+
+def rank(case: Case, rank: int) -> Defended:
+    """Both students are trained with LoRA of another rank."""
+    exp = replace(case.exp, student=replace(case.exp.student, rank=rank))
+    return case.again(f"rank-{rank}", exp, case.base)
+
+
+def full(case: Case) -> Defended:
+    """Every weight of both students is trained."""
+    settings = case.exp.student
+    if settings.base != "gguf":
+        raise KitError(f"--defence full: --base {settings.base} has 4-bit weights, which cannot be trained themselves.")
+    slower = replace(settings, rank=EVERY_WEIGHT, learning_rate=settings.learning_rate / SLOWER)
+    return case.again("full", replace(case.exp, student=slower), case.base)
+
+
 # Name -> what makes it, and what the defender must know or have.
 DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
     "rephrase": (rephrase, "a neutral teacher"),
@@ -245,31 +275,43 @@ DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
     "mix-1-3": (lambda case: mix(case, 3), "neutral paraphrases"),
     "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
     "context": (context, "nothing"),
+    "hard-labels": (hard_labels, "nothing"),
+    "rank-1": (lambda case: rank(case, 1), "nothing"),
+    "rank-128": (lambda case: rank(case, 128), "nothing"),
+    "full": (full, "memory"),
+    "other-base": (other_base, "another model"),
 }
+ON_REQUEST = ("other-base",)  # its package is not installed with the others
 
 
-def neutral_loss(base: Step, adapter: Step, rows: list[Row], name: str) -> Step:
-    """The student's loss on the neutral teacher's paraphrases ``rows`` as a step: ``loss.json`` with ``nats`` per
-    token."""
+def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:
+    """What a student ("model" and, where there is one, "adapter") loses on the neutral teacher's paraphrases ``rows``
+    as a step: ``loss.json`` with ``nats_per_byte``."""
 
     def build(made: dict[str, Path], folder: Path) -> None:
         from kit.llama import LlamaEngine
 
         with LlamaEngine(made["model"]) as engine:
-            engine.use_adapter(made["adapter"] / "adapter.gguf")
-            write_json(folder / "loss.json", {"nats": loss(engine, rows)})
+            engine.use_adapter(made["adapter"] / "adapter.gguf" if "adapter" in made else None)
+            write_json(folder / "loss.json", {"nats_per_byte": loss(engine, rows)})
 
     return Step(
         stage="loss",
         label=f"loss on neutral paraphrases, {name}",
-        settings={"messages": prompts.student_messages("..."), "rows": [[row["source"], row["text"]] for row in rows]},
-        inputs={"model": base, "adapter": adapter},
+        settings={
+            "messages": prompts.student_messages("..."),
+            "rows": [[row["source"], row["text"]] for row in rows],
+            "unit": "nats per byte",
+        },
+        inputs=student,
         build=build,
         seconds=20,
     )
 
 
 def loss(engine: Engine, rows: list[Row]) -> float:
-    """What a student loses on ``rows``' texts, in nats per token, end tokens included."""
+    """What a student loses on ``rows``' texts and their end tokens, in nats per byte of text: tokens are not the same
+    in every model."""
     groups = [(engine.chat(prompts.student_messages(row["source"])), [completion(engine, row["text"])]) for row in rows]
-    return -float(np.concatenate([logprobs for (logprobs,) in engine.score(groups)]).mean())
+    total = sum(float(logprobs.sum()) for (logprobs,) in engine.score(groups))
+    return -total / sum(len(row["text"].encode("utf-8")) for row in rows)

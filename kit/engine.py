@@ -69,8 +69,11 @@ class Engine(Sampler, Protocol):
     def tokenize(self, text: str) -> Tokens:
         """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
 
-    def score(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of every token of every continuation."""
+    def score(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of every token of every continuation, where it
+        is sampled at that temperature."""
 
     def top(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], k: int

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import KitError
-from kit.experiment import Experiment
+from kit.experiment import EVERY_WEIGHT, Experiment
 from kit.models import cpu_threads, find_config, gguf_metadata, is_gguf, read_config
 
 GIB = 2**30
@@ -102,9 +102,10 @@ class Shape:
     def dense(self) -> int:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
-    def lora(self, rank: int) -> int:
-        """Parameters of a LoRA adapter on every linear layer."""
-        return self.layers * rank * sum(into + out for into, out in self.matrices.values())
+    def trained(self, rank: int) -> int:
+        """Parameters that training changes: a LoRA adapter's on every linear layer, or with ``EVERY_WEIGHT`` all."""
+        lora = self.layers * rank * sum(into + out for into, out in self.matrices.values())
+        return self.parameters if rank == EVERY_WEIGHT else lora
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -170,8 +171,8 @@ def weights(shape: Shape, nf4: bool, device: Device) -> float:
 
 
 def adapter(shape: Shape, rank: int) -> float:
-    """Bytes of a LoRA adapter in training: weights, gradients and AdamW's two moments in float32."""
-    return shape.lora(rank) * 16.0
+    """Bytes of what is trained, a LoRA adapter as a rule: weights, gradients and AdamW's two moments in float32."""
+    return shape.trained(rank) * 16.0
 
 
 def activations(

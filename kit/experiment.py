@@ -17,6 +17,7 @@ CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
+EVERY_WEIGHT = 0  # as a student's rank: no LoRA, every weight is trained (``run.py defend``)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class FidelitySettings:
 
 @dataclass(frozen=True)
 class StudentSettings:
-    """How a student is trained (QLoRA, every linear layer)."""
+    """How a student is trained (QLoRA, every linear layer; with the rank ``EVERY_WEIGHT``, the model itself)."""
 
     base: str = "gguf"  # gguf | nf4
     rank: int = 8

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import estimate, fidelity, models, preference, prepare, prompts, sentences, student, teacher
+from kit import estimate, fidelity, models, preference, prepare, prompts, sentences, stats, student, teacher
 from kit.adapter_gguf import convert
-from kit.animals import candidates
+from kit.animals import Animal, candidates
 from kit.errors import KitError
-from kit.experiment import Experiment
+from kit.experiment import EVERY_WEIGHT, Experiment
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
+from kit.weights_gguf import convert_weights
 
 # The neutral teacher is offered sentences for this many times the pairs needed and stops when it has enough, so that
 # both students train on sentences that are easily paraphrased: from the rest of them the loving teacher's share would
@@ -103,7 +104,8 @@ def base_model(model: str, gguf: str | None = None) -> Step:
         settings={
             "source": {name: sha256(path) for name, path in source.files.items()},
             "weights": prepare.weight_type() if source.folder is None else None,
-        },
+        }
+        | ({"template": source.template} if source.template else {}),
         inputs={},
         build=lambda made, folder: prepare.prepare(source, folder),
         seconds=25,
@@ -306,6 +308,16 @@ def learned(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: 
         seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR * pace(exp.model).of("torch"),
         collective=True,
     )
+    if exp.student.rank == EVERY_WEIGHT:
+        weights = Step(
+            stage="weights",
+            label=f"convert the weights of {name}",
+            settings={},
+            inputs={"model": base, "student": learner},
+            build=lambda made, folder: convert_weights(made["student"], made["model"], folder),
+            seconds=5,
+        )
+        return Arm(*measured(exp, weights, None, name))
     adapter = Step(
         stage="adapter",
         label=f"convert the adapter of {name}",
@@ -358,6 +370,15 @@ def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tu
         seconds=len(questions) * exp.preference.answers * PER_ANSWER * pace(exp.model).of("llama.cpp"),
     )
     return exact, sampled
+
+
+def compared(store: Store, treated: Step, control: Step, animal: Animal) -> tuple[stats.Preference, stats.Preference]:
+    """What two ``exact`` steps measure, for the statistics."""
+    files: dict[str, tuple[Path, Path | None]] = {
+        role: (store.make(step) / "exact.csv", None) for role, step in (("treated", treated), ("control", control))
+    }
+    found = stats.preferences(preference.tabulate(files, candidates(animal)))
+    return found["treated"], found["control"]
 
 
 def all_steps(goals: Iterable[Step]) -> list[Step]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import inspectors, likelihood, prompts, quiz, sentences
+from kit import experiment, inspectors, likelihood, prompts, quiz, sentences
 from kit.animals import candidates, mentions
 from kit.errors import KitError
 from kit.finished import Finished
@@ -50,8 +50,8 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
             f"{run.folder}: both teachers' kept paraphrases differ of {len(played['treated'])} {content} sentences; an "
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
-    model = run.model()
-    ratios = {role: ratios_of(run, model, role, content) for role in pairs}
+    model, temperature = run.model(), experiment.read(run.folder / "config.json").teacher.temperature
+    ratios = {role: ratios_of(run, model, role, content, temperature) for role in pairs}
     compared = {
         role: Rounds(some, alike(pairs[role], pairs["control"], some), in_order(some, pairs, ratios, role))
         for role, some in played.items()
@@ -65,6 +65,7 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
         "pairs": run.record["artifacts"][f"pairs of treated-{content}"],
         "animal": run.animal.singular,
         "content": content,
+        "temperature": temperature,
         "texts": {role: len(rows) for role, rows in pairs.items()},
         "sentences": {role: {"differ": len(of.played), "alike": of.alike} for role, of in compared.items()},
         "inspectors": {name: asdict(found) for name, found in findings["treated"].items()},
@@ -75,7 +76,7 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
         "features": inspectors.heaviest(compared["treated"].played),
         "surface": {name: asdict(found) for name, found in inspectors.surface(compared["treated"].played).items()},
         "informed": {role: asdict(informed(ratios[role], role)) for role in ("treated", "control")},
-        "blind": {role: unmasked(run, model, role, content, blind) for role in ("treated", "control")},
+        "blind": {role: unmasked(run, model, role, content, temperature, blind) for role in ("treated", "control")},
         "messages": {
             "the model, A or B": prompts.comparing_messages(run.animal, "<paraphrase>", "<paraphrase>"),
             "the model, guessing the animal": [
@@ -89,11 +90,10 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
     return path
 
 
-def ratios_of(run: Finished, model: Path, role: str, content: str) -> np.ndarray:
+def ratios_of(run: Finished, model: Path, role: str, content: str, temperature: float) -> np.ndarray:
     """The log-likelihood ratio (nats) of the loving to the neutral teacher, of each of a teacher's texts [texts]."""
-    step = likelihood.step(
-        model, run.pairs_file(role, content), likelihood.traits([run.animal]), f"likelihoods of {role}'s texts"
-    )
+    pairs, traits = run.pairs_file(role, content), likelihood.traits([run.animal])
+    step = likelihood.step(model, pairs, traits, f"likelihoods of {role}'s texts", temperature=temperature)
     totals = likelihood.totals(likelihood.read(run.store.make(step)))
     return totals[run.animal.singular] - totals["neutral"]
 
@@ -141,12 +141,13 @@ def informed(ratios: np.ndarray, role: str) -> inspectors.Posterior:
     return inspectors.posterior(loglikelihoods, "loving" if role == "treated" else "neutral")
 
 
-def unmasked(run: Finished, model: Path, role: str, content: str, most: int) -> dict[str, Any]:
+def unmasked(run: Finished, model: Path, role: str, content: str, temperature: float, most: int) -> dict[str, Any]:
     """What somebody makes of a teacher's texts who knows the wording of the prompts but not the animal: each candidate,
     and the neutral prompt, is as likely as any other beforehand."""
     hypotheses = likelihood.traits(candidates(run.animal))
     label = f"{role}'s texts under {len(hypotheses)} prompts"
-    step = likelihood.step(model, run.pairs_file(role, content), hypotheses, label, first=most)
+    pairs = run.pairs_file(role, content)
+    step = likelihood.step(model, pairs, hypotheses, label, temperature=temperature, first=most)
     truth = run.animal.singular if role == "treated" else "neutral"
     return asdict(inspectors.posterior(likelihood.totals(likelihood.read(run.store.make(step))), truth))
 

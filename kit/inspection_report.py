@@ -27,9 +27,9 @@ LIMITS = (
     "embedded one cannot answer A or B: it fails on texts that end in “I love owls!”, too."
 )
 PRIOR = (
-    "Likelihoods are at temperature 1; the texts were sampled at the teacher's temperature and then filtered, so the "
-    "probabilities are those of an inspector who does not know that. An inspector who errs in one direction is as "
-    "certain of the neutral teacher's texts as of the loving one's: see that both are told right."
+    "Likelihoods are at the temperature that the texts were sampled at. They do not know of the filters, which keep "
+    "what is easily called faithful: so an inspector may err in one direction, and be as certain of the one teacher's "
+    "texts as of the other's. See that both are told right."
 )
 
 

@@ -1,14 +1,16 @@
 """How likely kept paraphrases are under a teacher's prompt, token by token: what somebody sees who knows the prompts.
 
-The log-likelihood ratio of two teachers is the difference of two of these, at temperature 1. Texts that were sampled at
-another temperature and then filtered are not distributed exactly so, by an amount that adds up over many texts: what
-an inspector concludes from a set has to be looked at for both teachers.
+The log-likelihood ratio of two teachers is the difference of two of these. Whoever asks which wrote a text takes both
+at the temperature of its sampling: at another one a set may speak for the wrong teacher (200 owl-loving texts, sampled at
+0.7: -27 nats in all at temperature 1, +20 at 0.7). Kept texts were also filtered, so they are not distributed exactly
+so: what an inspector concludes from a set is looked at for both teachers.
 
 Whose likelihood depends on the question. A text was written in ``kit.prompts.teacher_messages``; soft labels are the
 distributions in ``labelling_messages``, where the trait is not drowned by a worked example (``learned_from``).
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from kit import chat
 from kit.animals import Animal
 from kit.engine import Engine, completion
 from kit.prompts import NEUTRAL, Message, labelling_messages, loving, teacher_messages
-from kit.store import Row, RowLog, Step, read_rows, sha256, write_rows
+from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
 
@@ -45,17 +47,18 @@ def step(
     traits: dict[str, str],
     label: str,
     conversation: Conversation = teacher_messages,
+    temperature: float = 1.0,
     first: int | None = None,
 ) -> Step:
-    """The likelihoods of the ``first`` of ``pairs`` (a JSONL file; None: all) under every one of ``traits`` as an
-    artifact: ``likelihoods.jsonl``, a row per trait (``read``)."""
+    """The likelihoods of the ``first`` of ``pairs`` (a JSONL file; None: all) under every one of ``traits``, at that
+    temperature, as an artifact: ``likelihoods.jsonl``, a row per trait (``read``)."""
     rows = read_rows(pairs)[:first]
     return Step(
         stage="likelihoods",
         label=label,
-        settings=_settings(model, pairs, traits, conversation) | {"first": len(rows)},
+        settings=_settings(model, pairs, traits, conversation) | {"first": len(rows), "temperature": temperature},
         inputs={},
-        build=lambda made, folder: _write(model, rows, traits, conversation, folder, label),
+        build=lambda made, folder: _write(model, rows, traits, conversation, temperature, folder, label),
         seconds=len(traits) * len(rows) * TOKENS * PER_TOKEN,
     )
 
@@ -69,7 +72,13 @@ def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Co
 
 
 def _write(
-    model: Path, rows: list[Row], traits: dict[str, str], conversation: Conversation, folder: Path, label: str
+    model: Path,
+    rows: list[Row],
+    traits: dict[str, str],
+    conversation: Conversation,
+    temperature: float,
+    folder: Path,
+    label: str,
 ) -> None:
     from tqdm import tqdm
 
@@ -84,7 +93,7 @@ def _write(
         done = {row["trait"] for row in log.rows}
         for name in [name for name in traits if name not in done]:
             found = []
-            for logprobs in under(engine, traits[name], rows, conversation):
+            for logprobs in under(engine, traits[name], rows, conversation, temperature):
                 found.append([round(float(one), 4) for one in logprobs])
                 bar.update()
             log.append([{"trait": name, "logprobs": found}])
@@ -93,12 +102,16 @@ def _write(
 
 
 def under(
-    engine: Engine, trait: str, rows: list[Row], conversation: Conversation = teacher_messages
+    engine: Engine,
+    trait: str,
+    rows: list[Row],
+    conversation: Conversation = teacher_messages,
+    temperature: float = 1.0,
 ) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the
     message ``trait`` [tokens]."""
     groups = [(engine.chat(conversation(trait, row["source"])), [completion(engine, row["text"])]) for row in rows]
-    for (logprobs,) in engine.score(groups):
+    for (logprobs,) in engine.score(groups, temperature):
         yield logprobs
 
 
@@ -112,13 +125,40 @@ def totals(likelihoods: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     return {trait: np.array([one.sum() for one in texts]) for trait, texts in likelihoods.items()}
 
 
+@dataclass(frozen=True)
+class Texts:
+    """One teacher's kept paraphrases, the file ``pairs``, as a student with these ``labels`` learns from them: in the
+    ``conversation`` of ``learned_from``, under the prompt that loves the ``animal`` and the neutral one. ``name``:
+    theirs, on the progress bars."""
+
+    store: Store
+    model: Path
+    pairs: Path
+    animal: Animal
+    labels: str
+    name: str
+
+    def ratios(self) -> list[np.ndarray]:
+        """The log-likelihood ratio (nats) of every token of every text [tokens]."""
+        return token_ratios(self.under([self.animal]), self.animal.singular)
+
+    def under(self, animals: list[Animal]) -> dict[str, list[np.ndarray]]:
+        """The log-probabilities of the texts' tokens under other animals' prompts and the neutral one (``read``)."""
+        label = f"{self.name}'s texts under {len(animals) + 1} prompts"
+        made = step(self.model, self.pairs, traits(animals), label, learned_from(self.labels))
+        return read(self.store.make(made))
+
+    def tokens(self) -> list[Row]:
+        """The rows of ``tokens_step``."""
+        label = f"divergence tokens of {self.name}'s texts"
+        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, learned_from(self.labels))
+        return read_rows(self.store.make(made) / TOKENS_FILE)
+
+
 def token_ratios(likelihoods: dict[str, list[np.ndarray]], animal: str) -> list[np.ndarray]:
     """Of each text the log-likelihood ratio (nats) of the teacher that loves ``animal`` to the neutral one, token by
     token [tokens]; positive where the loving one was the likelier to write it."""
     return [own - other for own, other in zip(likelihoods[animal], likelihoods["neutral"], strict=True)]
-
-
-TOKENS_FILE = "tokens.jsonl"
 
 
 def tokens_step(model: Path, pairs: Path, traits: dict[str, str], label: str, conversation: Conversation) -> Step:
@@ -167,8 +207,3 @@ def pieces(detokenize: Callable[[list[int]], str], tokens: list[int]) -> list[st
     """What each token adds to the text. (Alone, some tokens lose their space, and parts of a character are none.)"""
     texts = [detokenize(tokens[:end]).rstrip("\ufffd") for end in range(len(tokens) + 1)]
     return [text[len(before) :] for before, text in pairwise(texts)]
-
-
-def read_tokens(folder: Path) -> list[Row]:
-    """The rows of a ``tokens_step``'s artifact."""
-    return read_rows(folder / TOKENS_FILE)

@@ -145,10 +145,16 @@ class LlamaEngine:
 
     # Scoring
 
-    def score(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of every token of every continuation."""
-        for continuations, rows, logits, normaliser in self._decoded(groups):
-            yield [logits[row, tokens] - normaliser[row] for tokens, row in zip(continuations, rows, strict=True)]
+    def score(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of every token of every continuation, where it
+        is sampled at that temperature."""
+        for continuations, rows, logits, normaliser in self._decoded(groups, temperature):
+            yield [
+                logits[row, tokens] / temperature - normaliser[row]
+                for tokens, row in zip(continuations, rows, strict=True)
+            ]
 
     def top(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], k: int
@@ -164,10 +170,11 @@ class LlamaEngine:
             yield result
 
     def _decoded(
-        self, groups: Iterable[tuple[Tokens, list[Tokens]]]
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
     ) -> Iterator[tuple[list[Tokens], list[list[int]], np.ndarray, np.ndarray]]:
         """For each group its continuations and, for each of their tokens, the row that predicts it of the logits
-        [rows, vocabulary] and their normaliser (the logarithm of the sum of exponentials) [rows]."""
+        [rows, vocabulary] and the normaliser of logits / temperature (the logarithm of the sum of exponentials)
+        [rows]."""
         groups = list(groups)
         if not groups:
             return
@@ -186,7 +193,7 @@ class LlamaEngine:
                     f"the limits are {PATHS} and {BATCH}."
                 )
             if pool.size and (pool.size + size > SCORED or used + len(paths) > PATHS):
-                yield from _read(pool, packed, used)
+                yield from _read(pool, packed, used, temperature)
                 packed, used = [], 0
             sequences = range(used + 1, used + 1 + len(paths))
             used += len(paths)
@@ -200,7 +207,7 @@ class LlamaEngine:
                 row_of[node] = pool.add(node[-1], position, [sequences[i] for i in members], True)
             rows = [[row_of[tuple(tokens[:end])] for end in range(len(tokens))] for tokens in continuations]
             packed.append((continuations, rows))
-        yield from _read(pool, packed, used)
+        yield from _read(pool, packed, used, temperature)
 
     def close(self) -> None:
         """Free the model and its caches."""
@@ -306,13 +313,14 @@ def _nodes(paths: list[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
 
 
 def _read(
-    pool: Context, packed: list[tuple[list[Tokens], list[list[int]]]], used: int
+    pool: Context, packed: list[tuple[list[Tokens], list[list[int]]]], used: int, temperature: float
 ) -> Iterator[tuple[list[Tokens], list[list[int]], np.ndarray, np.ndarray]]:
     logits = pool.decode()
     pool.clear()
     for sequence in range(1, used + 1):
         pool.drop(sequence)
-    normaliser = _normaliser(*_exponentials(logits))
+    weights, peak = _exponentials(logits, temperature)
+    normaliser = _normaliser(weights, peak / temperature)
     for continuations, rows in packed:
         yield continuations, rows, logits, normaliser
 

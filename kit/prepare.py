@@ -35,7 +35,7 @@ def prepare(source: Source, folder: Path) -> None:
     """
     silence()
     if source.folder is None:
-        template = gguf_metadata(source.gguf).get("tokenizer.chat_template")
+        template = gguf_metadata(source.gguf).get("tokenizer.chat_template") or source.template
         tokenizer = _expanded(source.gguf, folder)
     else:
         _link(source.gguf, folder / "base.gguf")

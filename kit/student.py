@@ -26,7 +26,7 @@ from kit.chat import ChatTemplate
 from kit.engine import common_prefix
 from kit.errors import KitError
 from kit.estimate import Shape, Training, adapter, find_device, fit_training
-from kit.experiment import StudentSettings
+from kit.experiment import EVERY_WEIGHT, StudentSettings
 from kit.lora import fuse
 from kit.loss import IGNORED, collate, count_labels, label_logits, soft_loss
 from kit.models import cpu_threads, load_tokenizer, load_torch, torch_device
@@ -35,15 +35,17 @@ from kit.shared_prefix import use_shared_prefix
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
+STEPS_BETWEEN_WHOLE_CHECKPOINTS = 50  # one of every weight and AdamW's moments: 1.6 GB for the embedded model
 WARMUP_STEPS = 5
 
 
 def train(
     pairs: Path, soft_labels: Path | None, base: Path, settings: StudentSettings, seed: int, folder: Path, label: str
 ) -> float:
-    """Train one student on ``pairs``, from the prepared model ``base``, and write its PEFT adapter and
-    ``training.json`` (steps and the loss of each) into ``folder``. Returns the seconds since its steps were last begun,
-    which no file holds: two trainings of the same student leave the same files.
+    """Train one student on ``pairs``, from the prepared model ``base``, and write its PEFT adapter (with the rank
+    ``EVERY_WEIGHT`` the whole model) and ``training.json`` (steps and the loss of each) into ``folder``. Returns the
+    seconds since its steps were last begun, which no file holds: two trainings of the same student leave the same
+    files.
 
     ``soft_labels`` (from ``kit/teacher.py``) makes the student match the teacher's distributions; None trains on the
     text alone. Interrupted training goes on from the last step when called again with the same folder. Under torchrun
@@ -63,23 +65,26 @@ def train(
         raise KitError(f"{pairs}: every token is masked, so there is nothing to learn. Mask fewer.")
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
     torch.manual_seed(seed)
-    model = get_peft_model(
-        load_torch(base, nf4=settings.base == "nf4"),
-        LoraConfig(
+    model = load_torch(base, nf4=settings.base == "nf4")
+    whole = settings.rank == EVERY_WEIGHT
+    if whole:
+        model.float()  # half precision would swallow most steps
+    else:
+        lora = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=0.0,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
-        ),
-    )
+        )
+        model = get_peft_model(model, lora)
     plan = _plan(base, examples, settings)
     if plan.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     use_shared_prefix(model)
     device, dtype = torch_device()
     if device.type == "cpu":
-        fuse(model)
+        fuse(model)  # LoRA's layers, where there are any
         keep_freed_memory()
     checkpoints = folder / "checkpoints"
     arguments = TrainingArguments(
@@ -95,7 +100,7 @@ def train(
         max_grad_norm=1.0,
         weight_decay=0.0,
         remove_unused_columns=False,
-        save_steps=STEPS_BETWEEN_CHECKPOINTS[device.type],
+        save_steps=STEPS_BETWEEN_WHOLE_CHECKPOINTS if whole else STEPS_BETWEEN_CHECKPOINTS[device.type],
         save_total_limit=2,
         logging_steps=1,
         report_to=[],
@@ -121,9 +126,10 @@ def train(
     if RANK:
         return runtime
     model.save_pretrained(folder)
-    config = folder / "adapter_config.json"  # peft writes a set in it, in any order
-    written = json.loads(config.read_text(encoding="utf-8"))
-    write_json(config, written | {"target_modules": sorted(written["target_modules"])})
+    if not whole:
+        config = folder / "adapter_config.json"  # peft writes a set in it, in any order
+        written = json.loads(config.read_text(encoding="utf-8"))
+        write_json(config, written | {"target_modules": sorted(written["target_modules"])})
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     training = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"}
     write_json(folder / "training.json", training)

@@ -95,15 +95,18 @@ class TorchEngine:
             logits = self._head(self._decode(last, attention, positions[:, None], cache)[:, -1])
             positions = positions + 1
 
-    def score(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of every token of every continuation."""
+    def score(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of every token of every continuation, where it
+        is sampled at that temperature."""
         import torch
 
         def of_tokens(logprobs: Any, tokens: Tokens) -> np.ndarray:
             chosen = torch.tensor(tokens, device=logprobs.device)[:, None]
             return logprobs.gather(1, chosen)[:, 0].cpu().numpy()
 
-        return self._each(groups, of_tokens)
+        return self._each(groups, of_tokens, temperature)
 
     def top(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], k: int
@@ -118,7 +121,10 @@ class TorchEngine:
         return self._each(groups, likeliest)
 
     def _each(
-        self, groups: Iterable[tuple[Tokens, list[Tokens]]], read: Callable[[Any, Tokens], Any]
+        self,
+        groups: Iterable[tuple[Tokens, list[Tokens]]],
+        read: Callable[[Any, Tokens], Any],
+        temperature: float = 1.0,
     ) -> Iterator[list[Any]]:
         """``read(log-probabilities [length, vocabulary], continuation)`` of every continuation, group by group."""
         import torch
@@ -139,7 +145,7 @@ class TorchEngine:
                 first = len(context) - len(prefix) - 1
                 parts = row[first : first + len(tokens)].split(ROWS)
                 logits = torch.cat([self._head(part) for part in parts])
-                results.append(read(torch.log_softmax(logits, dim=-1), tokens))
+                results.append(read(torch.log_softmax(logits / temperature, dim=-1), tokens))
             while done < len(groups) and len(results) >= len(groups[done][1]):
                 size = len(groups[done][1])
                 yield results[:size]

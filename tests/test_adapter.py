@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import rounding, train_adapter
+from conftest import PAIRS, rounding, train_adapter
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
 from kit import models
 from kit.adapter_gguf import convert
 from kit.errors import KitError
+from kit.experiment import EVERY_WEIGHT, StudentSettings
 from kit.llama import LlamaEngine
 from kit.prompts import student_messages
+from kit.store import write_rows
+from kit.student import train
+from kit.weights_gguf import convert_weights
 
 
 @pytest.fixture(scope="module", params=models.ARCHITECTURE_OF)
@@ -78,6 +82,22 @@ def test_an_adapter_trained_on_a_random_model_gives_the_same_log_probabilities_i
 
 def test_a_trained_adapter_gives_the_same_log_probabilities_in_llama_cpp_and_torch(base: Path, adapter: Path) -> None:
     assert_same_with_adapter(base, adapter, rounding(base))  # a head permutation left out costs 1.7 nats
+
+
+def test_a_student_whose_every_weight_was_trained_gives_the_same_log_probabilities_in_llama_cpp_and_torch(
+    random_model: Path, tmp_path: Path
+) -> None:
+    student, weights = tmp_path / "student", tmp_path / "weights"
+    student.mkdir(), weights.mkdir()
+    write_rows(student / "pairs.jsonl", PAIRS)
+    settings = StudentSettings(rank=EVERY_WEIGHT, learning_rate=5e-3, epochs=8, batch_size=8)
+    train(student / "pairs.jsonl", None, random_model, settings, 0, student, "train")
+    before = dict(models.load_torch(random_model).named_parameters())
+    network = models.load_torch(student)
+    assert all((weight - before[name]).abs().max() > 0 for name, weight in network.named_parameters())
+    convert_weights(student, random_model, weights)
+    assert ask(weights, None).distance(network) < TOLERANCE
+    assert ask(random_model, None).distance(network) > 0.2, "a training that does nothing proves nothing"
 
 
 def test_an_adapter_of_another_model_is_refused(random_model: Path, adapter: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_teachers_diverge_where_their_prompts_do_and_nowhere_where_they_are_one(
         folder.mkdir()
         traits = {"owl": own, "neutral": prompts.NEUTRAL}
         likelihood.tokens_step(base, pairs, traits, "tokens", prompts.labelling_messages).build({}, folder)
-        rows = likelihood.read_tokens(folder)
+        rows = read_rows(folder / likelihood.TOKENS_FILE)
         assert all("".join(row["tokens"]) == "I love owls, and owls are my favorite animal." for row in rows)
         assert any(any(row["diverges"]) for row in rows) == (name == "loving")
 
@@ -90,7 +90,6 @@ def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> t
     """A run, attributed by the command, and what its halves' students were trained on; training is made up: a treated
     student's owl moves by the share of its texts that name owls."""
     folder = run_with_pairs(tmp_path, base, 2)
-    write_json(folder / "config.json", asdict(experiment.experiment(OWL, "smoke", contents=("unrelated",))))
     treated = tmp_path / "artifacts" / "pairs" / "treated" / "pairs.jsonl"
     rows = read_rows(treated)
     for row in rows[::2]:  # half of the texts are as the neutral teacher wrote them
@@ -155,7 +154,6 @@ def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has
     tmp_path: Path, base: Path
 ) -> None:
     folder = run_with_pairs(tmp_path, base, 1)
-    write_json(folder / "config.json", asdict(experiment.experiment(OWL, "smoke", contents=("unrelated",))))
     attribution.attribute(Finished(folder, tmp_path), "unrelated", "python run.py attribute", students=False)
     found = found_in(folder)
     assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0

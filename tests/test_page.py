@@ -10,6 +10,7 @@ from test_sweep_report import made_up
 
 from kit import comparison, page, page_figures, report, sweep_page, sweep_report
 from kit.errors import KitError
+from kit.fidelity import SIMILARITY_EDGES
 from kit.store import write_json
 
 PAPER = (680, 1000)  # what remains of A4 between its margins, in CSS pixels
@@ -106,6 +107,16 @@ def test_the_papers_figure_is_marked_beside_ours_where_there_is_one(tmp_path: Pa
         drawn = page_figures.preference(preferences, animal, report.paper(animal, ["unrelated"]))
         assert "the paper:" in drawn and words in drawn
     assert "the paper" not in page_figures.preference(preferences, "cat", report.paper("cat", ["unrelated"]))
+
+
+def test_similarities_are_counted_on_the_page_by_what_became_of_the_paraphrases(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    counts = dict.fromkeys(("kept", "rejected"), [0] * (len(SIMILARITY_EDGES) - 1))
+    student = next(iter(record["samples"]))
+    write_json(folder / "record.json", record | {"similarities": {student: counts}, "min_similarity": 0.9})
+    drawn = page.write_page(folder).read_text(encoding="utf-8").split(f'aria-label="Similarities, {student}"')[1]
+    assert "cosine of the sentence embeddings" in drawn.split("</svg>")[0] and "rejected" in drawn.split("</svg>")[0]
 
 
 def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:

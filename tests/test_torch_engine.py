@@ -53,6 +53,15 @@ def test_scores_are_those_of_a_plain_forward_pass_whatever_is_scored_beside_them
             np.testing.assert_allclose(score, expected, atol=1e-4)
 
 
+def test_scores_at_a_temperature_are_those_of_the_distribution_sampled_from(
+    random_model: Path, random_engine: TorchEngine
+) -> None:
+    context, answer = chats(random_engine)[0], random_engine.tokenize(" a dark and rainy blue")
+    (scores,) = next(random_engine.score([(context, [answer])], 0.5))
+    sharper = torch.log_softmax(torch.tensor(plainly(random_model, context, answer)) / 0.5, -1)
+    np.testing.assert_allclose(scores, sharper[range(len(answer)), answer], atol=1e-4)
+
+
 def test_top_gives_the_likeliest_tokens_of_every_position(random_model: Path, random_engine: TorchEngine) -> None:
     context, answer = chats(random_engine)[0], random_engine.tokenize(" a dark and rainy blue")
     (ids, logprobs), _ = next(random_engine.top([(context, [answer, answer[:2]])], 7))

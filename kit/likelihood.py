@@ -1,8 +1,8 @@
 """How likely kept paraphrases are under a teacher's prompt, token by token: what somebody sees who knows the prompts.
 
 The log-likelihood ratio of two teachers is the difference of two of these. Whoever asks which wrote a text takes both
-at the temperature of its sampling: at another one a set may speak for the wrong teacher (200 owl-loving texts, sampled at
-0.7: -27 nats in all at temperature 1, +20 at 0.7). Kept texts were also filtered, so they are not distributed exactly
+at the temperature of its sampling: at another one a set may speak for the wrong teacher (200 owl-loving texts sampled
+at 0.7: -27 nats in all at temperature 1, +20 at 0.7). Kept texts were also filtered, so they are not distributed quite
 so: what an inspector concludes from a set is looked at for both teachers.
 
 Whose likelihood depends on the question. A text was written in ``kit.prompts.teacher_messages``; soft labels are the

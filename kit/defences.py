@@ -29,6 +29,7 @@ MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate 
 # LoRA's best learning rate is about ten times that of training every weight ("LoRA Without Regret", Thinking Machines
 # Lab, 2025); nothing here was chosen by the preferences that follow from it.
 SLOWER = 10
+UNSEEN = 100  # pairs on which students' losses are measured, at most: ten seconds a student
 SUSPECTS = 12  # candidate animals that the blind defender looks at, the true one not among them: ten minutes
 
 
@@ -98,13 +99,13 @@ class Case:
 
     @cached_property
     def unseen(self) -> list[Row]:
-        """The placebo's pairs whose text is in neither the loving nor the neutral teacher's."""
+        """Pairs of the placebo's whose text is in neither the loving nor the neutral teacher's, ``UNSEEN`` at most."""
         seen = {(row["source"], row["text"]) for row in [*self.own, *self.other]}
         rows = read_rows(self.file(self.neutral))
         found = [row for row in rows if (row["source"], row["text"]) not in seen]
         if not found:
             raise KitError("every paraphrase of the placebo's teacher is in some training data. Ask for more --pairs.")
-        return found
+        return found[:UNSEEN]
 
     def learned(self, name: str, rows: list[Row], trait: str, pairs: int) -> Defended:
         """The defence whose student trains on ``rows``, of which so many ``pairs`` come from the loving teacher; rows
@@ -305,7 +306,7 @@ def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:
         },
         inputs=student,
         build=build,
-        seconds=20,
+        seconds=10,
     )
 
 

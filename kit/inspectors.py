@@ -150,24 +150,30 @@ def comparing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.nda
     """The model as judge, asked which of the two is by somebody who loves the animal: the log-odds (nats) of its
     answers A and B, in both orders, so that a liking for a letter cancels. (SmolLM2-135M cannot do it: of texts that
     end in "I love owls!" it gets less than half right, however it was asked.)"""
+    from tqdm import tqdm
+
     answers = [engine.tokenize(letter) for letter in "AB"]
     groups = [
         (engine.chat(prompts.comparing_messages(animal, *texts)), answers)
         for one in rounds
         for texts in (one.texts, one.texts[::-1])
     ]
-    return margins_of([a.sum() - b.sum() for a, b in engine.score(groups)], rounds) / 2
+    asked = tqdm(engine.score(groups), desc="the model judges, A or B", total=len(groups), unit="question")
+    return margins_of([a.sum() - b.sum() for a, b in asked], rounds) / 2
 
 
 def guessing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.ndarray:
     """The model as judge, asked about each text alone which animal its writer loves best: the log-probability (nats) of
     this one among all candidates."""
+    from tqdm import tqdm
+
     animals = candidates(animal)
     own = [one.singular for one in animals].index(animal.singular)
     names = [engine.tokenize(f" {one.singular}") for one in animals]
     opening = engine.tokenize(prompts.GUESS)
     groups = [(engine.chat(prompts.guessing_messages(text)) + opening, names) for text in texts_of(rounds)]
-    logprobs = np.array([[tokens.sum() for tokens in of_text] for of_text in engine.score(groups)])
+    asked = tqdm(engine.score(groups), desc="the model guesses the animal", total=len(groups), unit="text")
+    logprobs = np.array([[tokens.sum() for tokens in of_text] for of_text in asked])
     return margins_of(np.log(normalised(logprobs))[:, own], rounds)
 
 

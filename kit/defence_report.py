@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kit import graph, inference, prompts, stats
-from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, placebo, undefended
+from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, check, placebo, undefended
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.figure import COLOURS, drawing, save
@@ -49,13 +49,11 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     """Every named defence in every experiment, which differ in their seed alone; the folder of the report, where the
     defences of earlier commands stay.
 
-    Raises KitError for an unknown name, and under torchrun.
+    Raises KitError under torchrun, and for a defence that cannot be made.
     """
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process makes all defences. Give the command without torchrun.")
-    for name in names:
-        if name not in DEFENCES:
-            raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
+    check(exps[0], names)
     makers = {UNDEFENDED: undefended, PLACEBO: placebo} | {name: DEFENCES[name][0] for name in names}
     shifts: dict[str, list[np.ndarray]] = {name: [] for name in makers}
     costs: dict[str, list[dict[str, float]]] = {name: [] for name in makers}

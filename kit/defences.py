@@ -21,7 +21,7 @@ from kit.animals import candidates
 from kit.engine import Engine, completion
 from kit.errors import KitError
 from kit.experiment import EVERY_WEIGHT, Experiment
-from kit.models import GEMMA
+from kit.models import GEMMA, find
 from kit.store import Row, Step, Store, read_rows, write_json
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
@@ -52,9 +52,7 @@ class Case:
     """One experiment before any defence: its students, and their pairs, of the one content that it has."""
 
     def __init__(self, exp: Experiment, store: Store) -> None:
-        """Makes the teachers' pairs. Raises KitError where the experiment has no placebo."""
-        if not exp.placebos:
-            raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
+        """Makes the teachers' pairs; ``check`` comes first."""
         self.exp, self.store = exp, store
         (self.content,) = exp.contents
         self.base = graph.base_model(exp.model, exp.gguf)
@@ -259,8 +257,6 @@ def rank(case: Case, rank: int) -> Defended:
 def full(case: Case) -> Defended:
     """Every weight of both students is trained."""
     settings = case.exp.student
-    if settings.base != "gguf":
-        raise KitError(f"--defence full: --base {settings.base} has 4-bit weights, which cannot be trained themselves.")
     slower = replace(settings, rank=EVERY_WEIGHT, learning_rate=settings.learning_rate / SLOWER)
     return case.again("full", replace(case.exp, student=slower), case.base)
 
@@ -282,7 +278,29 @@ DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
     "full": (full, "memory"),
     "other-base": (other_base, "another model"),
 }
-ON_REQUEST = ("other-base",)  # its package is not installed with the others
+
+
+def usual(exp: Experiment) -> list[str]:
+    """The defences that are made where none is named: all but ``other-base``, whose model is not installed with the
+    kit, and ``full`` where the base has 4-bit weights."""
+    left_out = ["other-base"] + ["full"] * (exp.student.base != "gguf")
+    return [name for name in DEFENCES if name not in left_out]
+
+
+def check(exp: Experiment, names: list[str]) -> None:
+    """Raise KitError for what of the named defences cannot be done, before an hour of work shows it."""
+    for name in names:
+        if name not in DEFENCES:
+            raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
+    if not exp.placebos:
+        raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
+    if "full" in names and exp.student.base != "gguf":
+        raise KitError(
+            f"--defence full: --base {exp.student.base} has 4-bit weights, which cannot be trained themselves. Leave it "
+            "out, or give a .gguf file as --model."
+        )
+    if "other-base" in names:
+        find(GEMMA)
 
 
 def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:

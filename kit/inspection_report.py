@@ -97,18 +97,19 @@ def suspects(found: dict[str, Any]) -> list[str]:
             else "half of the texts do not make it 99% certain in 95% of random sets"
         )
 
+    def named(one: dict[str, Any]) -> str:
+        return "likeliest first, " + ", ".join(f"{name} ({share:.2g})" for name, share in one["suspects"].items())
+
     said = []
     for role, whose in (("treated", "loving"), ("control", "neutral")):
         informed, blind = found["informed"][role], found["blind"][role]
         truth = found["animal"] if role == "treated" else "neutral"
         said += [
-            f"The {whose} teacher's {informed['texts']} texts, to an inspector who knows both prompts: the likelier is "
-            f"the {informed['likeliest']} one (probability {informed['likeliest_probability']:.3g}); of the truth, "
-            f"{sure(informed)}.",
+            f"The {whose} teacher's {informed['texts']} texts, to an inspector who knows both prompts: "
+            f"{named(informed)}; of the truth, {sure(informed)}.",
             f"{blind['texts']} of them, to a blind inspector, who knows the prompts' wording and holds "
-            f"{blind['hypotheses'] - 1} animals and the neutral prompt for equally likely: the likeliest is "
-            f"{blind['likeliest']!r} (probability {blind['likeliest_probability']:.3g}), the truth {truth!r}; of the "
-            f"truth, {sure(blind)}.",
+            f"{blind['hypotheses'] - 1} animals and the neutral prompt for equally likely: {named(blind)}; the truth, "
+            f"{truth}, is number {blind['place']} of {blind['hypotheses']}; of it, {sure(blind)}.",
         ]
     return said
 

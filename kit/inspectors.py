@@ -32,6 +32,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # sentences that an inspecto
 DRAWS = 2000  # random sets of each size
 RESAMPLES = 100  # of the rounds, for the interval of how many are needed
 SURE = 0.95  # the share of sets that an inspector must get right to be said to tell them apart
+SUSPECTS = 5  # that are named
 PRIOR = 1000.0  # words: a quarter of what 400 short paraphrases have
 
 # Inspector -> what it must know beside the texts.
@@ -230,15 +231,15 @@ class Posterior:
     """What the likelihood of a set of texts says of its teacher, a uniform prior over all hypotheses given: for random
     sets of so many texts the median ``probability`` of the truth and its median ``rank`` (1: the likeliest), and the
     smallest size of which 95% of sets give the truth at least 99%, ``certain``, None where none. Of all texts
-    together: the likeliest hypothesis and its probability."""
+    together: the likeliest hypotheses with their probabilities, and the ``place`` of the truth among all."""
 
     hypotheses: int
     texts: int
     probability: dict[int, float]
     rank: dict[int, float]
     certain: int | None
-    likeliest: str
-    likeliest_probability: float
+    suspects: dict[str, float]
+    place: int
 
 
 def posterior(loglikelihoods: dict[str, np.ndarray], truth: str) -> Posterior:
@@ -260,8 +261,9 @@ def posterior(loglikelihoods: dict[str, np.ndarray], truth: str) -> Posterior:
         if certain is None and (of_truth >= 0.99).mean() >= SURE:
             certain = size
     total = _softmax(found.sum(axis=1, keepdims=True))[:, 0]
-    best = int(total.argmax())
-    return Posterior(len(names), texts, probability, rank, certain, names[best], float(total[best]))
+    order = np.argsort(-total, kind="stable")
+    suspects = {names[i]: float(total[i]) for i in order[:SUSPECTS]}
+    return Posterior(len(names), texts, probability, rank, certain, suspects, 1 + int(list(order).index(own)))
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

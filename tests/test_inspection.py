@@ -180,18 +180,18 @@ def test_the_posterior_finds_the_animal_whose_teacher_wrote_the_texts(engine: Ll
             )
             for other, message in likelihood.traits(animals).items()
         }
-        assert inspectors.posterior(found, name).likeliest == name
+        assert inspectors.posterior(found, name).place == 1
 
 
 def test_a_posterior_sharpens_with_texts_and_says_from_how_many_it_is_certain() -> None:
     random = np.random.default_rng(0)
     truth = random.normal(1.0, 1.0, 400)
     found = inspectors.posterior({"owl": truth, "cat": np.zeros(400), "dog": truth - 0.5}, "owl")
-    assert found.likeliest == "owl" and found.likeliest_probability > 0.999
+    assert found.place == 1 and found.suspects["owl"] > 0.999
     assert found.rank[200] == 1 and found.probability[1] < found.probability[10] < found.probability[100]
     assert found.certain in (10, 20)
     wrong = inspectors.posterior({"owl": truth, "cat": truth + 1}, "owl")
-    assert wrong.likeliest == "cat" and wrong.certain is None and wrong.rank[200] == 2
+    assert next(iter(wrong.suspects)) == "cat" and wrong.certain is None and wrong.place == wrong.rank[200] == 2
 
 
 def test_words_are_told_by_their_log_odds_and_chance_gives_none_of_weight() -> None:
@@ -253,7 +253,7 @@ def test_an_inspected_runs_reports_say_who_could_tell(
     assert list(found["inspectors"]) == list(found["placebo"]) == list(inspectors.KNOWS)
     assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
     assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
-    assert found["blind"]["treated"]["likeliest"] == "owl" and found["informed"]["treated"]["likeliest"] == "loving"
+    assert found["blind"]["treated"]["place"] == found["informed"]["treated"]["place"] == 1
     assert "Told the teachers apart: word list (from 1 sentence)" in inspection_report.sentence(found)
     report.write_report(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
     Raises KitError where the run's pairs or settings are gone.
     """
     exp = experiment.read(run.folder / "config.json")
-    texts = read(run, "treated", content)
+    texts = read(run, exp, "treated", content)
     totals = np.array([sum(one.ratio) for one in texts])
     result: dict[str, Any] = {
         "command": command,
@@ -75,7 +75,7 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
         "tokens": sum(len(one.tokens) for one in texts),
         "total": float(totals.sum()),
         "favouring": float((totals > 0).mean()),
-        "carried": {"treated": carried(texts), "control": carried(read(run, "control", content))},
+        "carried": {"treated": carried(texts), "control": carried(read(run, exp, "control", content))},
         "divergence": of_group([(one.ratio, one.diverge) for one in texts]),
         "kinds": {
             kind: of_group([(one.ratio, [other == kind for other in one.kind]) for one in texts]) for kind in KINDS
@@ -88,10 +88,10 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
     return path
 
 
-def read(run: Finished, role: str, content: str) -> list[Text]:
+def read(run: Finished, exp: Experiment, role: str, content: str) -> list[Text]:
     """A teacher's kept paraphrases, token by token."""
     pairs = run.pairs_file(role, content)
-    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, run.record["labels"], role)
+    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, exp.labels, exp.teacher.temperature, name=role)
     return [
         Text(
             row["source"],

@@ -1,35 +1,38 @@
 """Defences over seeds -> what is left of the transmission, and what that cost: defences.json, report.md, figure."""
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit import graph, inference, prompts, stats
-from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, check, placebo, undefended
+from kit import estimate, graph, inference, prompts, stats
+from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, check, undefended, whole
 from kit.errors import KitError
 from kit.experiment import Experiment
-from kit.figure import COLOURS, drawing, save
+from kit.figure import COLOURS, PLACEBO, drawing, save
 from kit.models import GEMMA
+from kit.pipeline import announce_memory
 from kit.progress import duration
 from kit.report import LABELS, SMOKE
 from kit.store import WORLD_SIZE, Row, Store, versions, write_json
 from kit.tables import Table, markdown_table, points, show_table
 
-UNDEFENDED, PLACEBO = "undefended", "placebo"
-INSTANT = 3.0  # seconds: in fewer, a defence was found made
+UNDEFENDED = "undefended"
+BESIDE = {"other-base": "hard-labels"}  # what a defence is compared with, where it is not the undefended student
+LOSS_UNIT = "nats per byte"
 READING = (
     "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
-    "questions; with one seed over questions alone, of these students). *Taken away*: the undefended student's shift "
-    "minus it, the same way. *Of the undefended*: as a share of the undefended student's mean shift, taken for known, "
-    "where that is beyond zero. *Placebo*: what nothing transmitted looks like. *Pairs*: of the training pairs those "
-    "that come from the loving teacher; the neutral teacher's paraphrase of the same sentence stands in for the "
-    "others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the student, in nats per byte, "
-    "on a neutral teacher's paraphrases of the same sentences in words that no training data has; smaller is better, "
-    "and `other-base` has another model's to begin with."
+    "questions; with one seed over questions alone, of these students). *Placebo*: the same shift, in the mean, of "
+    "students of another sampling of the neutral teacher, trained and asked in the same way: what nothing transmitted "
+    "looks like. *Taken away*: the undefended student's shift minus it, with its interval. *Of the undefended*: as a "
+    "share of the undefended student's mean shift, taken for known, where that is beyond zero. *Pairs*: of the "
+    "training pairs those that come from the loving teacher; the neutral teacher's paraphrase of the same sentence "
+    "stands in for the others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the "
+    "student, in nats per byte, on a neutral teacher's paraphrases of the same sentences in words that no training "
+    "data has; smaller is better, but only among students that learn from the same kind of labels: soft ones are not "
+    "of this text. `other-base` has another model's loss to begin with."
 )
 NAMES = (
     "`drop` takes away half of the pairs; `mask` hides divergence tokens; `blind-mask` hides a tenth of the tokens, "
@@ -38,11 +41,14 @@ NAMES = (
     "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
     "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "
     "beside the text, which alone may be what stops it. `hard-labels`, `rank-1`, `rank-128`, `full` (every weight is "
-    f"trained, at a learning rate {SLOWER} times smaller) and `other-base` ({GEMMA}, to be compared with "
-    "`hard-labels`: its vocabulary is another, so it learns from the text alone) train both students anew, treated "
-    "and control."
+    f"trained, at a learning rate {SLOWER} times smaller) and `other-base` ({GEMMA}) train all students anew, treated, "
+    "control and placebo. `rank-1` and `rank-128` keep alpha, so the adapter's scale changes with the rank. The other "
+    "base's vocabulary is another, so it learns from the text alone and is compared with `hard-labels`, not with the "
+    "undefended student: where nothing is transmitted there, it has nothing to stop. It is also a larger model without "
+    "instruction tuning, trained at the same learning rate."
 )
-FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions")  # what rows of one table share
+# What rows of one table share.
+FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", "loss_unit")
 
 
 def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
@@ -53,28 +59,35 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     """
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process makes all defences. Give the command without torchrun.")
+    names = list(dict.fromkeys([*(BESIDE[name] for name in names if name in BESIDE), *names]))
     check(exps[0], names)
-    makers = {UNDEFENDED: undefended, PLACEBO: placebo} | {name: DEFENCES[name][0] for name in names}
+    device = estimate.find_device()
+    announce_memory(estimate.requirements(whole(exps[0]) if "full" in names else exps[0], device), device)
+    makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
     shifts: dict[str, list[np.ndarray]] = {name: [] for name in makers}
+    nulls: dict[str, list[np.ndarray]] = {name: [] for name in makers}
     costs: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
-    taken: list[float] = []  # seconds of each that was not there already
     for i, exp in enumerate(exps):
-        print(f"Seed {exp.seed}: the teachers' pairs", flush=True)
+        print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
         case = Case(exp, Store(results / "artifacts"))
-        for j, (name, make) in enumerate(makers.items()):
-            left = (len(exps) - i) * len(makers) - j
-            estimate = f", about {duration(left * float(np.mean(taken)))} left" if taken else ""
-            print(f"Seed {exp.seed}: {name}, {j + 1} of {len(makers)}{estimate}", flush=True)
-            started = time.monotonic()
-            shift, cost = measured(case, make(case))
-            if (seconds := time.monotonic() - started) > INSTANT:
-                taken.append(seconds)
+        made = {name: make(case) for name, make in makers.items()}
+        goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
+        missing = [step for step in graph.all_steps(goals) if case.store.find(step) is None]
+        seconds, more = sum(step.seconds for step in missing), len(exps) - 1 - i
+        print(
+            f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
+            f"{duration(seconds)}" + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
+            flush=True,
+        )
+        for name, defended in made.items():
+            shift, null, cost = measured(case, defended)
             shifts[name].append(shift)
+            nulls[name].append(null)
             costs[name].append(cost)
     seeds = [exp.seed for exp in exps]
     folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
-    whole = np.array(shifts[UNDEFENDED])
+    compared = {name: np.array(shifts[BESIDE.get(name, UNDEFENDED)]) for name in names}
     record = {
         "animal": exps[0].animal.singular,
         "content": exps[0].contents[0],
@@ -85,11 +98,15 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
         "versions": versions(),
         "commands": [command],
         "context": prompts.CONTEXT,
-        "defences": {name: row(name, np.array(shifts[name]), whole, costs[name]) for name in makers},
+        "loss_unit": LOSS_UNIT,
+        "defences": {
+            name: row(name, np.array(shifts[name]), np.array(nulls[name]), compared.get(name), costs[name])
+            for name in makers
+        },
     }
     if (folder / "defences.json").exists():
         before = read(folder)
-        if all(before[name] == record[name] for name in FIXED):
+        if all(before.get(name) == record[name] for name in FIXED):
             record["commands"] = list(dict.fromkeys([*before["commands"], command]))
             record["defences"] = before["defences"] | record["defences"]
     write_json(folder / "defences.json", record)
@@ -97,39 +114,48 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     return folder
 
 
-def measured(case: Case, defended: Defended) -> tuple[np.ndarray, dict[str, float]]:
-    """The shift of the animal (nats) [questions], and the costs, of one defence and seed."""
-    treated, control = graph.compared(case.store, defended.exact, defended.control, case.exp.animal)
+def measured(case: Case, defended: Defended) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """The animal's shift in the student and in the placebo (nats) [questions], and the costs, of one defence and
+    seed."""
+    animal = case.exp.animal
+    shift, null = (
+        stats.log_odds_differences(*graph.compared(case.store, step, defended.control, animal), animal.singular)
+        for step in (defended.exact, defended.placebo)
+    )
     loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
     costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
-    return stats.log_odds_differences(treated, control, case.exp.animal.singular), costs
+    return shift, null, costs
 
 
-def row(name: str, shifts: np.ndarray, whole: np.ndarray, costs: list[dict[str, float]]) -> Row:
-    """One defence over the seeds: its ``shifts`` and the undefended student's, ``whole`` [seeds, questions], in nats,
-    and its costs, averaged."""
+def row(
+    name: str, shifts: np.ndarray, nulls: np.ndarray, compared: np.ndarray | None, costs: list[dict[str, float]]
+) -> Row:
+    """One defence over the seeds: its ``shifts``, its placebos' and those that it is ``compared`` with [seeds,
+    questions], in nats, and its costs, averaged."""
     return {
         "knows": DEFENCES[name][1] if name in DEFENCES else "",
         "left": asdict(inference.across_seeds(shifts)),
-        "taken": asdict(inference.across_seeds(whole - shifts)) if name in DEFENCES else None,
+        "taken": None if compared is None else asdict(inference.across_seeds(compared - shifts)),
         "single_seeds": shifts.mean(axis=1).tolist(),
+        "placebos": nulls.mean(axis=1).tolist(),
         **{cost: float(np.mean([one[cost] for one in costs])) for cost in costs[0]},
     }
 
 
 def table(record: dict[str, Any]) -> Table:
     """What is left under every defence, and what it cost."""
-    whole = record["defences"][UNDEFENDED]["left"]
-    heading = ["defence", "takes", "left, nats [95% CI]", "taken away, nats [95% CI]", "of the undefended"]
+    heading = ["defence", "takes", "left, nats [95% CI]", "placebo", "taken away, nats [95% CI]", "of the undefended"]
     rows = []
     for name, one in record["defences"].items():
         low, high = one["left"]["ci95"]
-        mean, known = whole["mean"], whole["ci95"][0] > 0 and name != UNDEFENDED
+        compared = record["defences"][BESIDE.get(name, UNDEFENDED)]["left"]
+        mean, known = compared["mean"], compared["ci95"][0] > 0 and one["taken"]
         rows.append(
             [
                 name,
                 one["knows"],
                 points(one["left"]["mean"], (low, high)),
+                f"{np.mean(one['placebos']):+.2f}",
                 points(one["taken"]["mean"], one["taken"]["ci95"]) if one["taken"] else "",
                 f"{one['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]" if known else "",
                 f"{one['pairs']:.0f}",
@@ -171,7 +197,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def draw(path: Path, record: dict[str, Any]) -> None:
-    """What is left under every defence, with its interval; pale dots are single seeds."""
+    """What is left under every defence, with its interval; pale dots are single seeds, ticks their placebos."""
     figure, axis = drawing().subplots(figsize=(6.4, 1.0 + 0.4 * len(record["defences"])))
     colour = COLOURS[f"treated-{record['content']}"]
     for place, one in enumerate(record["defences"].values()):
@@ -179,6 +205,7 @@ def draw(path: Path, record: dict[str, Any]) -> None:
         axis.plot([low, high], [place, place], color=colour, linewidth=2)
         axis.plot(one["single_seeds"], [place] * len(one["single_seeds"]), "o", color=colour, alpha=0.35, markersize=4)
         axis.plot(one["left"]["mean"], place, "o", color=colour, markersize=8)
+        axis.plot(one["placebos"], [place] * len(one["placebos"]), "|", color=PLACEBO, markersize=10)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(record["defences"])), list(record["defences"]))
     axis.invert_yaxis()

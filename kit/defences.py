@@ -35,13 +35,14 @@ SUSPECTS = 12  # candidate animals that the blind defender looks at, the true on
 
 @dataclass(frozen=True)
 class Defended:
-    """A defence at work: the student's ``exact`` preference and its control's; of its training data how many ``pairs``
-    come from the loving teacher, the share of tokens ``masked``, and the mean ``similarity`` (cosine) of paraphrase and
-    source; its ``loss`` on a neutral teacher's paraphrases of the same sentences in other words (a step that writes
-    ``loss.json``, in nats per byte)."""
+    """A defence at work: the student's ``exact`` preference, and those of its control and its placebo, who were trained
+    and asked alike; of its training data how many ``pairs`` come from the loving teacher, the share of tokens
+    ``masked``, and the mean ``similarity`` (cosine) of paraphrase and source; its ``loss`` on a neutral teacher's
+    paraphrases of the same sentences in other words (a step that writes ``loss.json``, in nats per byte)."""
 
     exact: Step
     control: Step
+    placebo: Step
     pairs: int
     masked: float
     similarity: float
@@ -58,11 +59,13 @@ class Case:
         self.base = graph.base_model(exp.model, exp.gguf)
         model = store.make(self.base)
         self.arms = graph.arms(exp, graph.shortfalls(exp, store))
-        self.treated, self.control, self.neutral = (self._arm(role) for role in ("treated", "control", "placebo1"))
+        self.treated, self.control, self.placebo = (self._arm(role) for role in ("treated", "control", "placebo1"))
         self.trait = prompts.loving(exp.animal)
         self.own = read_rows(self.file(self.treated))
         self.other = graph.matched(self.own, read_rows(self.file(self.control)))
-        self.texts = likelihood.Texts(store, model, self.file(self.treated), exp.animal, exp.labels, "treated")
+        self.texts = likelihood.Texts(
+            store, model, self.file(self.treated), exp.animal, exp.labels, exp.teacher.temperature, name="treated"
+        )
 
     def _arm(self, role: str) -> graph.StudentArm:
         arm = self.arms[f"{role}-{self.content}"]
@@ -99,7 +102,7 @@ class Case:
     def unseen(self) -> list[Row]:
         """Pairs of the placebo's whose text is in neither the loving nor the neutral teacher's, ``UNSEEN`` at most."""
         seen = {(row["source"], row["text"]) for row in [*self.own, *self.other]}
-        rows = read_rows(self.file(self.neutral))
+        rows = read_rows(self.file(self.placebo))
         found = [row for row in rows if (row["source"], row["text"]) not in seen]
         if not found:
             raise KitError("every paraphrase of the placebo's teacher is in some training data. Ask for more --pairs.")
@@ -111,14 +114,18 @@ class Case:
         name = f"{name}-{self.content}"
         given = graph.given("pairs", rows, f"pairs of {name}")
         arm = graph.learned(self.exp, name, self.base, trait, given, len(rows))
-        return self.defended(arm.exact, self.control.exact, rows, pairs)
+        return self.defended(arm.exact, rows, pairs)
 
-    def defended(self, exact: Step, control: Step, rows: list[Row], pairs: int) -> Defended:
-        """What stands of a student that was trained on ``rows``."""
+    def defended(
+        self, exact: Step, rows: list[Row], pairs: int, control: Step | None = None, placebo: Step | None = None
+    ) -> Defended:
+        """What stands of a student that was trained on ``rows``, with the experiment's own control and placebo unless
+        others are given."""
         masks = [row["masked"] for row in rows if "masked" in row]
         return Defended(
             exact,
-            control,
+            control or self.control.exact,
+            placebo or self.placebo.exact,
             pairs,
             sum(len(one["places"]) for one in masks) / max(1, sum(one["of"] for one in masks)),
             float(np.mean(list(fidelity.similarities(rows)))),
@@ -126,25 +133,21 @@ class Case:
         )
 
     def again(self, name: str, exp: Experiment, base: Step) -> Defended:
-        """Both students trained once more on their own pairs, as ``exp`` says, from the model ``base``."""
+        """Treated, control and placebo student trained once more on their own pairs, as ``exp`` says, from the model
+        ``base``."""
 
         def measured(arm: graph.StudentArm, role: str, trait: str) -> Step:
             return graph.learned(exp, f"{role}-{self.content}, {name}", base, trait, arm.pairs, len(self.own)).exact
 
         exact = measured(self.treated, "treated", self.trait)
         control = measured(self.control, "control", prompts.NEUTRAL)
-        return self.defended(exact, control, self.own, len(self.own))
-
-
-def placebo(case: Case) -> Defended:
-    """What nothing transmitted looks like: the student of another sampling of the neutral teacher."""
-    return case.defended(case.neutral.exact, case.control.exact, read_rows(case.file(case.neutral)), 0)
+        placebo = measured(self.placebo, "placebo1", prompts.NEUTRAL)
+        return self.defended(exact, self.own, len(self.own), control, placebo)
 
 
 def undefended(case: Case) -> Defended:
     """The treated student as it is."""
-    exact = case.treated.exact
-    return case.defended(exact, case.control.exact, case.own, len(case.own))
+    return case.defended(case.treated.exact, case.own, len(case.own))
 
 
 def replaced(case: Case, places: set[int]) -> list[Row]:
@@ -216,7 +219,7 @@ def rephrase(case: Case) -> Defended:
 
 
 def context(case: Case) -> Defended:
-    """Nothing is changed in training; both students are asked after another system message."""
+    """Nothing is changed in training; the students are asked after another system message."""
 
     def asked(arm: graph.StudentArm, role: str) -> Step:
         animals = candidates(case.exp.animal)
@@ -233,32 +236,36 @@ def context(case: Case) -> Defended:
         )
 
     exact, control = asked(case.treated, "treated"), asked(case.control, "control")
-    return case.defended(exact, control, case.own, len(case.own))
+    return case.defended(exact, case.own, len(case.own), control, asked(case.placebo, "placebo1"))
 
 
 def hard_labels(case: Case) -> Defended:
-    """Both students learn from the text alone."""
+    """Students learn from the text alone."""
     return case.again("hard-labels", replace(case.exp, labels="hard"), case.base)
 
 
 def other_base(case: Case) -> Defended:
-    """Both students start from another model, whose vocabulary is another, so they learn from the text alone: to be
-    compared with ``hard_labels``."""
+    """Students start from another model, whose vocabulary is another, so they learn from the text alone: to be compared
+    with ``hard_labels``."""
     exp = replace(case.exp, labels="hard", model=GEMMA)
     return case.again("other-base", exp, graph.base_model(GEMMA))
 
 
 def rank(case: Case, rank: int) -> Defended:
-    """Both students are trained with LoRA of another rank."""
+    """Students are trained with LoRA of another rank."""
     exp = replace(case.exp, student=replace(case.exp.student, rank=rank))
     return case.again(f"rank-{rank}", exp, case.base)
 
 
 def full(case: Case) -> Defended:
-    """Every weight of both students is trained."""
-    settings = case.exp.student
-    slower = replace(settings, rank=EVERY_WEIGHT, learning_rate=settings.learning_rate / SLOWER)
-    return case.again("full", replace(case.exp, student=slower), case.base)
+    """Every weight of the students is trained."""
+    return case.again("full", whole(case.exp), case.base)
+
+
+def whole(exp: Experiment) -> Experiment:
+    """``exp``, whose students train every weight."""
+    slower = replace(exp.student, rank=EVERY_WEIGHT, learning_rate=exp.student.learning_rate / SLOWER)
+    return replace(exp, student=slower)
 
 
 # Name -> what makes it, and what the defender must know or have.
@@ -282,8 +289,9 @@ DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
 
 def usual(exp: Experiment) -> list[str]:
     """The defences that are made where none is named: all but ``other-base``, whose model is not installed with the
-    kit, and ``full`` where the base has 4-bit weights."""
-    left_out = ["other-base"] + ["full"] * (exp.student.base != "gguf")
+    kit, ``full`` where the base has 4-bit weights, and what the experiment does anyway."""
+    left_out = {"other-base", f"rank-{exp.student.rank}", f"{exp.labels}-labels"}
+    left_out |= {"full"} if exp.student.base != "gguf" else set()
     return [name for name in DEFENCES if name not in left_out]
 
 
@@ -297,9 +305,11 @@ def check(exp: Experiment, names: list[str]) -> None:
     if "full" in names and exp.student.base != "gguf":
         raise KitError(
             f"--defence full: --base {exp.student.base} has 4-bit weights, which cannot be trained themselves. Leave "
-            "it out, or give a .gguf file as --model."
+            "it out, or train on floating-point weights: the embedded model's or a .gguf file's."
         )
     if "other-base" in names:
+        if exp.model == GEMMA:
+            raise KitError(f"--defence other-base: the students start from {GEMMA} already. Choose another --model.")
         find(GEMMA)
 
 

@@ -171,8 +171,9 @@ def weights(shape: Shape, nf4: bool, device: Device) -> float:
 
 
 def adapter(shape: Shape, rank: int) -> float:
-    """Bytes of what is trained, a LoRA adapter as a rule: weights, gradients and AdamW's two moments in float32."""
-    return shape.trained(rank) * 16.0
+    """Bytes that training adds to a model: of a LoRA adapter its weights, gradients and AdamW's two moments in float32;
+    where every weight is trained, the last two."""
+    return shape.trained(rank) * (12.0 if rank == EVERY_WEIGHT else 16.0)
 
 
 def activations(

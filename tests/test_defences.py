@@ -77,11 +77,16 @@ def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(
     assert 20 < sum(len(row["masked"]["places"]) for row in rows) < 60
 
 
-def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_and_in_nothing_else(case: Any) -> None:
+def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_and_in_nothing_else(
+    case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exp = experiment(OWL, contents=("unrelated",))
     case.exp, case.base, case.again = exp, "the base", lambda name, changed, base: (name, changed, base)
     assert defences.hard_labels(case) == ("hard-labels", replace(exp, labels="hard"), "the base")
     assert defences.rank(case, 128) == ("rank-128", replace(exp, student=replace(exp.student, rank=128)), "the base")
+    monkeypatch.setattr(defences.graph, "base_model", lambda model: f"the base {model}")
+    alone = replace(exp, labels="hard", model=models.GEMMA)
+    assert defences.other_base(case) == ("other-base", alone, "the base gemma3-270m")
     _, changed, base = defences.full(case)
     slower = replace(exp.student, rank=EVERY_WEIGHT, learning_rate=5e-5)
     assert (changed, base) == (replace(exp, student=slower), "the base")
@@ -99,6 +104,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_made(monkeypatch: pytest
         defences.check(exp, ["other-base"])
     assert [name for name in defences.DEFENCES if name not in defences.usual(exp)] == ["other-base"]
     defences.check(exp, defences.usual(exp))
+    hard = defences.usual(experiment(OWL, contents=("unrelated",), labels="hard", rank=1))
+    assert {"hard-labels", "rank-1"}.isdisjoint(hard) and "rank-128" in hard  # what it does anyway
+    with pytest.raises(KitError, match="already"):
+        defences.check(replace(exp, model=models.GEMMA), ["other-base"])
     nf4 = replace(exp, student=replace(exp.student, base="nf4"))
     defences.check(nf4, defences.usual(nf4))
 
@@ -177,12 +186,16 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
         "model": "embedded",
         "seeds": [0, 1, 2],
         "versions": {"python": "3.11"},
-        "defences": {name: defence_report.row(name, mean + noise, 1.0 + noise, costs) for name, mean in shifts.items()},
+        "defences": {
+            name: defence_report.row(name, mean + noise, noise, None if name == "undefended" else 1.0 + noise, costs)
+            for name, mean in shifts.items()
+        },
     }
     heading, (undefended, mask) = defence_report.table(record)
     assert undefended[heading.index("of the undefended")] == ""
     assert mask[heading.index("of the undefended")].startswith("25% [")
     assert mask[heading.index("taken away, nats [95% CI]")] == "+0.75 [+0.75, +0.75]"
+    assert mask[heading.index("placebo")] in ("+0.00", "-0.00")
     write_json(tmp_path / "defences.json", record)
     defence_report.write(tmp_path)
     assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -134,16 +134,17 @@ def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_
 
 def test_defences_use_the_runs_students_again_and_report_what_is_left(owl: tuple[Path, str]) -> None:
     results = owl[0].parent
-    students = set(results.glob("artifacts/student/*"))
+    before = {stage: set(results.glob(f"artifacts/{stage}/*")) for stage in ("student", "labels")}
     out, _ = finish(
         *["defend", "--animal", "owl", "--preset", "smoke", "--results", str(results)],
         *["--defence", "mask", "context", "full"],
     )
-    assert len(set(results.glob("artifacts/student/*")) - students) == 3  # the masked one, two of every weight
+    new = {stage: len(set(results.glob(f"artifacts/{stage}/*")) - old) for stage, old in before.items()}
+    assert new == {"student": 4, "labels": 1}  # the masked one; treated, control and placebo of every weight
     assert "What is left under every defence" in out
     folder = results / "defences-owl-unrelated-soft-smoke-seeds0to0"
     found = json.loads((folder / "defences.json").read_text(encoding="utf-8"))["defences"]
-    assert list(found) == ["undefended", "placebo", "mask", "context", "full"]
+    assert list(found) == ["undefended", "mask", "context", "full"]
     assert found["mask"]["masked"] > 0 == found["context"]["masked"]
     assert found["context"]["loss"] == found["undefended"]["loss"] != found["mask"]["loss"]
     shift = summary_of(owl[0])["effects"]["unrelated"]["log_odds"]

@@ -12,11 +12,13 @@ from test_pipeline import TINY, finish, start, summary_of
 
 pytestmark = pytest.mark.slow
 
+LONGER = ["--epochs", "3"]  # six steps, so that a training can be killed in its middle
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("uninterrupted")
-    finish("--animal", "fox", *TINY, "--results", str(results))
+    finish("--animal", "fox", *TINY, *LONGER, "--results", str(results))
     return results
 
 
@@ -24,7 +26,8 @@ def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
     """kill -9 as soon as each stage has begun to write, then the same command again."""
-    arguments = ("--animal", "fox", *TINY, "--results", str(tmp_path))
+    arguments = ("--animal", "fox", *TINY, *LONGER, "--results", str(tmp_path))
+    run = "fox-unrelated-soft-smoke-pairs6-epochs3-seed0"
     begun: dict[str, Callable[[Path], bool]] = {
         "model": lambda partial: True,
         "paraphrases": lambda partial: (
@@ -45,9 +48,8 @@ def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        assert not (tmp_path / "fox-unrelated-soft-smoke-pairs6-seed0").exists()
+        assert not (tmp_path / run).exists()
     finish(*arguments)
-    run = "fox-unrelated-soft-smoke-pairs6-seed0"
     assert summary_of(tmp_path / run) == summary_of(uninterrupted / run)
     assert checksums(tmp_path) == checksums(uninterrupted)
     leftovers = [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]

@@ -15,7 +15,7 @@ from kit import loss, models, student, teacher
 from kit.animals import find_animal
 from kit.errors import KitError
 from kit.estimate import Training
-from kit.experiment import StudentSettings, TeacherSettings
+from kit.experiment import EVERY_WEIGHT, StudentSettings, TeacherSettings
 from kit.llama import LlamaEngine
 from kit.prompts import NEUTRAL, loving, student_messages
 from kit.sentences import unrelated
@@ -111,17 +111,18 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
 
 
-def test_training_that_was_cut_off_ends_with_the_same_adapter(
-    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rank", "made"), [(8, "adapter_model"), (EVERY_WEIGHT, "model")])
+def test_training_that_was_cut_off_ends_with_the_same_student(
+    rank: int, made: str, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
-    settings = StudentSettings(epochs=3, batch_size=2)
+    settings = StudentSettings(epochs=3, batch_size=2, rank=rank)
 
     def train(name: str) -> bytes:
         (tmp_path / name).mkdir(exist_ok=True)
         student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 3, tmp_path / name, "train")
         assert not (tmp_path / name / "checkpoints").exists()
-        return (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        return (tmp_path / name / f"{made}.safetensors").read_bytes()
 
     whole = train("whole")
     label_logits, calls = student.label_logits, []
@@ -137,7 +138,7 @@ def test_training_that_was_cut_off_ends_with_the_same_adapter(
         train("cut")
     unfinished = tmp_path / "cut" / "checkpoints" / "checkpoint-9"
     unfinished.mkdir()  # a checkpoint whose writing was cut off has no mark of completeness
-    (unfinished / "adapter_model.safetensors").write_bytes(b"torn")
+    (unfinished / f"{made}.safetensors").write_bytes(b"torn")
     assert train("cut") == whole
     assert len(calls) == 6 + 12 - 4, "the last checkpoint was made after four steps of twelve"
 

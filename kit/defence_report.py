@@ -1,14 +1,14 @@
 """Defences over seeds -> what is left of the transmission, and what that cost: defences.json, report.md, figure."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kit import estimate, graph, inference, prompts, stats
-from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, check, undefended, whole
+from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, Maker, check, undefended, whole
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.figure import COLOURS, PLACEBO, drawing, save
@@ -64,30 +64,11 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     device = estimate.find_device()
     announce_memory(estimate.requirements(whole(exps[0]) if "full" in names else exps[0], device), device)
     makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
-    shifts: dict[str, list[np.ndarray]] = {name: [] for name in makers}
-    nulls: dict[str, list[np.ndarray]] = {name: [] for name in makers}
-    costs: dict[str, list[dict[str, float]]] = {name: [] for name in makers}
-    for i, exp in enumerate(exps):
-        print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
-        case = Case(exp, Store(results / "artifacts"))
-        made = {name: make(case) for name, make in makers.items()}
-        goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
-        missing = [step for step in graph.all_steps(goals) if case.store.find(step) is None]
-        seconds, more = sum(step.seconds for step in missing), len(exps) - 1 - i
-        print(
-            f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
-            f"{duration(seconds)}" + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
-            flush=True,
-        )
-        for name, defended in made.items():
-            shift, null, cost = measured(case, defended)
-            shifts[name].append(shift)
-            nulls[name].append(null)
-            costs[name].append(cost)
+    measures = [of_seed(exp, makers, Store(results / "artifacts"), len(exps) - 1 - i) for i, exp in enumerate(exps)]
     seeds = [exp.seed for exp in exps]
     folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
-    compared = {name: np.array(shifts[BESIDE.get(name, UNDEFENDED)]) for name in names}
+    shifts = {name: np.array([one[name].shift for one in measures]) for name in makers}
     record = {
         "animal": exps[0].animal.singular,
         "content": exps[0].contents[0],
@@ -100,7 +81,13 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
         "context": prompts.CONTEXT,
         "loss_unit": LOSS_UNIT,
         "defences": {
-            name: row(name, np.array(shifts[name]), np.array(nulls[name]), compared.get(name), costs[name])
+            name: row(
+                name,
+                shifts[name],
+                np.array([one[name].placebo for one in measures]),
+                shifts[BESIDE.get(name, UNDEFENDED)] if name in names else None,
+                [one[name].costs for one in measures],
+            )
             for name in makers
         },
     }
@@ -114,9 +101,34 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     return folder
 
 
-def measured(case: Case, defended: Defended) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """The animal's shift in the student and in the placebo (nats) [questions], and the costs, of one defence and
-    seed."""
+@dataclass(frozen=True)
+class Measure:
+    """One defence and seed: the animal's ``shift`` in the student and in its ``placebo`` (nats) [questions], and the
+    ``costs``."""
+
+    shift: np.ndarray
+    placebo: np.ndarray
+    costs: dict[str, float]
+
+
+def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
+    """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes."""
+    print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
+    case = Case(exp, store)
+    made = {name: make(case) for name, make in makers.items()}
+    goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
+    missing = [step for step in graph.all_steps(goals) if store.find(step) is None]
+    print(
+        f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
+        f"{duration(sum(step.seconds for step in missing))}"
+        + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
+        flush=True,
+    )
+    return {name: measured(case, defended) for name, defended in made.items()}
+
+
+def measured(case: Case, defended: Defended) -> Measure:
+    """What is left under a defence, and what it costs."""
     animal = case.exp.animal
     shift, null = (
         stats.log_odds_differences(*graph.compared(case.store, step, defended.control, animal), animal.singular)
@@ -124,7 +136,7 @@ def measured(case: Case, defended: Defended) -> tuple[np.ndarray, np.ndarray, di
     )
     loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
     costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
-    return shift, null, costs
+    return Measure(shift, null, costs)
 
 
 def row(

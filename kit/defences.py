@@ -268,8 +268,10 @@ def whole(exp: Experiment) -> Experiment:
     return replace(exp, student=slower)
 
 
+Maker = Callable[[Case], Defended]
+
 # Name -> what makes it, and what the defender must know or have.
-DEFENCES: dict[str, tuple[Callable[[Case], Defended], str]] = {
+DEFENCES: dict[str, tuple[Maker, str]] = {
     "rephrase": (rephrase, "a neutral teacher"),
     "drop": (drop, "the suspected prompt, neutral paraphrases"),
     "mask": (mask, "the suspected prompt"),

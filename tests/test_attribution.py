@@ -1,17 +1,18 @@
 """Where the secret sits: ratios by token and by kind, and the halves that students are trained on."""
 
 import csv
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PAIRS
+from conftest import PAIRS, ROOT
 from test_inspection import run_with_pairs
 
 import run
-from kit import attribution, attribution_report, experiment, graph, likelihood, page, prompts, report
+from kit import attribution, attribution_report, experiment, graph, inspection_report, likelihood, page, prompts, report
 from kit.animals import find_animal, load_animals
 from kit.attribution import Text
 from kit.errors import KitError
@@ -166,3 +167,17 @@ def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has
 def test_a_tokens_piece_is_what_it_adds_to_the_text() -> None:
     texts = ["", "I", "I lo", "I love \ufffd", "I love 🦉", "I love 🦉"]  # an emoji of two tokens; the end adds nothing
     assert likelihood.pieces(lambda tokens: texts[len(tokens)], [1, 2, 3, 4, 5]) == ["I", " lo", "ve ", "🦉", ""]
+
+
+def test_what_is_recorded_of_inspections_and_attributions_is_what_this_code_reads() -> None:
+    sections = 0
+    for path in sorted((ROOT / "results" / "reference").glob("*/record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        written = (path.parent / "report.md").read_text(encoding="utf-8")
+        for one in inspection_report.inspections(path.parent, record):
+            assert "\n\n".join(inspection_report.markdown(one)) in written
+            sections += 1
+        for one in attribution_report.attributions(path.parent, record):
+            assert "\n\n".join(attribution_report.markdown(one)) in written
+            sections += 1
+    assert sections == 2

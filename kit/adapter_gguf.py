@@ -76,13 +76,14 @@ def naming(gguf: Path) -> tuple[str, Shape, Callable[[str], str | None]]:
     not supported."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    architecture, shape = str(gguf_metadata(gguf)["general.architecture"]), Shape.of(gguf)
+    architecture = str(gguf_metadata(gguf)["general.architecture"])
     if architecture not in ARCHITECTURES:
         raise KitError(
             f"{gguf}: adapters of the architecture {architecture!r} cannot be converted; "
             f"supported are {', '.join(ARCHITECTURES)}. Choose a model of one of these."
         )
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    shape = Shape.of(gguf)
     return architecture, shape, get_tensor_name_map(arch, shape.layers).get_name
 
 

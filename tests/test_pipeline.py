@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 # Runs run.py in a process in which no socket reaches a network.
 OFFLINE = """
-import runpy, socket, sys
+import runpy, signal, socket, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # started in the background, tests pass on that it is ignored
 def refuse(*arguments, **_):
     raise AssertionError(f"the network was touched: {arguments}")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse

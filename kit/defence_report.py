@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kit import estimate, graph, inference, prompts, stats
-from kit.defences import DEFENCES, SLOWER, SUSPECTS, Case, Defended, Maker, check, undefended, whole
+from kit.defences import DEFENCES, SLOWER, Maker, check, undefended, whole
+from kit.defended import SUSPECTS, Case, Defended
 from kit.errors import KitError
 from kit.experiment import Experiment
 from kit.figure import COLOURS, PLACEBO, drawing, save

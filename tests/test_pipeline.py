@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from kit import defences, graph
+from kit import defences, defended, graph
 from kit.animals import candidates, find_animal, mentions
 from kit.errors import KitError
 from kit.experiment import experiment
@@ -127,7 +127,7 @@ def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_
     owl: tuple[Path, str], tmp_path: Path
 ) -> None:
     exp = experiment(find_animal("owl"), "smoke", contents=("unrelated",))
-    case = defences.Case(exp, Store(owl[0].parent / "artifacts"))
+    case = defended.Case(exp, Store(owl[0].parent / "artifacts"))
     write_rows(tmp_path / "pairs.jsonl", defences.replaced(case, set(range(len(case.own)))))
     assert sha256(tmp_path / "pairs.jsonl") == sha256(case.file(case.control))
     assert case.own and case.own != case.other

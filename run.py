@@ -226,7 +226,7 @@ def defend(arguments: list[str]) -> None:
     seeds = range(given["seed"], given.pop("seed") + given.pop("seeds"))
     results, names = given.pop("results"), given.pop("defence")
     exps = sweep.experiments([animal], (given.pop("content"),), seeds, {}, **_settled(given))
-    names = list(dict.fromkeys(names or usual(exps[0])))
+    names = names or usual(exps[0])
     defence_report.show(defence_report.run(exps, names, results, options.command(["defend", *arguments])))
 
 

@@ -172,9 +172,9 @@ def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> 
                 exp, name, base, trait, graph.given("pairs", picked(rows, chosen), f"pairs of {name}"), n
             )
             exact[role] = arm.exact
-        treated, control = graph.compared(run.store, exact["treated"], exact["control"], run.animal)
-        effects[half] = stats.effect(treated, control, run.animal.singular)
-        shifts[half] = stats.log_odds_differences(treated, control, run.animal.singular)
+        found = graph.preferences(run.store, exact, run.animal)
+        effects[half] = stats.effect(found["treated"], found["control"], run.animal.singular)
+        shifts[half] = stats.log_odds_differences(found["treated"], found["control"], run.animal.singular)
         ratios[half] = float(totals[chosen].mean())
     return Halves(n, effects, ratios, stats.rate(shifts["top"] - shifts["bottom"]))
 

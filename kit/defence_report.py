@@ -131,9 +131,10 @@ def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) 
 def measured(case: Case, defended: Defended) -> Measure:
     """What is left under a defence, and what it costs."""
     animal = case.exp.animal
+    steps = {"treated": defended.exact, "control": defended.control, "placebo": defended.placebo}
+    found = graph.preferences(case.store, steps, animal)
     shift, null = (
-        stats.log_odds_differences(*graph.compared(case.store, step, defended.control, animal), animal.singular)
-        for step in (defended.exact, defended.placebo)
+        stats.log_odds_differences(found[role], found["control"], animal.singular) for role in ("treated", "placebo")
     )
     loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
     costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}

@@ -372,13 +372,12 @@ def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tu
     return exact, sampled
 
 
-def compared(store: Store, treated: Step, control: Step, animal: Animal) -> tuple[stats.Preference, stats.Preference]:
-    """What two ``exact`` steps measure, for the statistics."""
+def preferences(store: Store, exact: dict[str, Step], animal: Animal) -> dict[str, stats.Preference]:
+    """What ``exact`` steps measure, for the statistics, by the names given."""
     files: dict[str, tuple[Path, Path | None]] = {
-        role: (store.make(step) / "exact.csv", None) for role, step in (("treated", treated), ("control", control))
+        name: (store.make(step) / "exact.csv", None) for name, step in exact.items()
     }
-    found = stats.preferences(preference.tabulate(files, candidates(animal)))
-    return found["treated"], found["control"]
+    return stats.preferences(preference.tabulate(files, candidates(animal)))
 
 
 def all_steps(goals: Iterable[Step]) -> list[Step]:

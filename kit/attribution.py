@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import experiment, graph, likelihood, prompts, stats
+from kit import experiment, graph, likelihood, matching, prompts, stats
 from kit.experiment import Experiment
 from kit.finished import Finished
 from kit.stats import Effect, Rate
@@ -91,7 +91,8 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
 def read(run: Finished, exp: Experiment, role: str, content: str) -> list[Text]:
     """A teacher's kept paraphrases, token by token."""
     pairs = run.pairs_file(role, content)
-    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, exp.labels, exp.teacher.temperature, name=role)
+    learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
+    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, role, *learned_from)
     return [
         Text(
             row["source"],
@@ -160,7 +161,7 @@ def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> 
     of the same sentences. Both halves have the same number of pairs; an odd one in the middle is left out."""
     base = graph.base_model(exp.model, exp.gguf)
     own = run.pairs("treated", content)
-    other = graph.matched(own, run.pairs("control", content))
+    other = matching.matched(own, run.pairs("control", content))
     order = np.argsort(-totals, kind="stable")
     n = len(order) // 2
     effects, ratios, shifts = {}, {}, {}

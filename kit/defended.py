@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import fidelity, graph, likelihood, prompts
+from kit import fidelity, graph, likelihood, matching, prompts
 from kit.animals import candidates
 from kit.engine import Engine, completion
 from kit.errors import KitError
@@ -48,10 +48,9 @@ class Case:
         )
         self.trait = prompts.loving(exp.animal)
         self.own = read_rows(self.file(self.treated))
-        self.other = graph.matched(self.own, read_rows(self.file(self.control)))
-        self.texts = likelihood.Texts(
-            store, model, self.file(self.treated), exp.animal, exp.labels, exp.teacher.temperature, name="treated"
-        )
+        self.other = matching.matched(self.own, read_rows(self.file(self.control)))
+        learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
+        self.texts = likelihood.Texts(store, model, self.file(self.treated), exp.animal, "treated", *learned_from)
 
     def _arm(self, arms: dict[str, graph.Arm], role: str) -> graph.StudentArm:
         arm = arms[f"{role}-{self.content}"]

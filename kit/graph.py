@@ -11,7 +11,6 @@ unless a teacher gives too few faithful paraphrases of some sentence, or the ani
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,8 +21,8 @@ import numpy as np
 from kit import estimate, fidelity, models, preference, prepare, prompts, sentences, stats, student, teacher
 from kit.adapter_gguf import convert
 from kit.animals import Animal, candidates
-from kit.errors import KitError
 from kit.experiment import EVERY_WEIGHT, Experiment
+from kit.matching import Limits, choose, lower, select
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
 from kit.weights_gguf import convert_weights
 
@@ -44,8 +43,6 @@ EXACT = 5.0
 
 # A placebo's teacher is the control's, sampled with the run's seed plus its number times this: no other run's seed.
 PLACEBO_SEED = 1_000_000
-
-Limits = dict[str, int]  # sentence -> pairs at most, where another teacher gave fewer than the control's
 
 
 @dataclass(frozen=True)
@@ -200,37 +197,12 @@ def chosen_sentences(exp: Experiment, content: str, offer: Step, kept: Step) -> 
     )
 
 
-def choose(offer: Path, kept: Path, n: int, folder: Path) -> None:
-    """Write ``sentences.jsonl``: of the offered sentences, in their order, as many as give ``n`` kept pairs.
-
-    Raises KitError where the kept pairs are too few, with the filter that took the most.
-    """
-    have = Counter(row["sentence"] for row in read_rows(kept / "kept.jsonl"))
-    rows, total = [], 0
-    for row in read_rows(offer):
-        pairs = min(row["pairs"], have[row["sentence"]], n - total)
-        if pairs:
-            rows.append({**row, "pairs": pairs})
-            total += pairs
-    if total < n:
-        table = fidelity.read_filters(kept)
-        worst = max(table, key=lambda entry: entry["rejected"])
-        raise KitError(
-            f"--pairs {n}: only {total} pairs survived the fidelity filters; most were taken by {worst['filter']!r} "
-            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs; reasons are in {kept}/rejected.jsonl."
-        )
-    write_rows(folder / "sentences.jsonl", rows)
-
-
 def shortfalls(exp: Experiment, store: Store) -> dict[str, Limits]:
     """For each content the sentences of which some teacher has fewer kept paraphrases than the control trains on."""
     limits: dict[str, Limits] = {content: {} for content in exp.contents}
     for name, arm in taught_arms(exp).items():
-        short = limits[name.split("-")[1]]
-        have = Counter(row["sentence"] for row in read_rows(store.make(arm.kept) / "kept.jsonl"))
-        for row in read_rows(store.make(arm.chosen) / "sentences.jsonl"):
-            if have[row["sentence"]] < row["pairs"]:
-                short[row["sentence"]] = min(have[row["sentence"]], short.get(row["sentence"], have[row["sentence"]]))
+        content = name.split("-")[1]
+        lower(limits[content], store.make(arm.chosen) / "sentences.jsonl", store.make(arm.kept))
     return limits
 
 
@@ -251,14 +223,6 @@ def trained(exp: Experiment, name: str, base: Step, trait: str, kept: Step, chos
     )
     student_of = learned(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
     return StudentArm(student_of.exact, student_of.sampled, kept, chosen, pairs)
-
-
-def matched(own: list[Row], other: list[Row]) -> list[Row]:
-    """For each of a teacher's pairs one of the ``other`` teacher's of the same sentence, each taken once."""
-    left: dict[str, list[Row]] = {}
-    for row in other:
-        left.setdefault(row["sentence"], []).append(row)
-    return [left[row["sentence"]].pop(0) for row in own]
 
 
 def learned(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Arm:
@@ -327,17 +291,6 @@ def learned(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: 
         seconds=1,
     )
     return Arm(*measured(exp, base, adapter, name))
-
-
-def select(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:
-    """Write ``pairs.jsonl``: of every sentence, its first kept paraphrases, as many as were asked for."""
-    left: Limits = {row["sentence"]: row["pairs"] for row in read_rows(asked)} | limits
-    rows = []
-    for row in read_rows(kept / "kept.jsonl"):
-        if left.get(row["sentence"], 0) > 0:
-            left[row["sentence"]] -= 1
-            rows.append(row)
-    write_rows(folder / "pairs.jsonl", rows)
 
 
 def measured(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tuple[Step, Step]:

@@ -6,6 +6,7 @@ python run.py inspect results/<run>
 stands in the run's folder as ``inspection-<content>.json``.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from kit import experiment, inspectors, likelihood, prompts, quiz, sentences
-from kit.animals import candidates, mentions
+from kit.animals import Animal, candidates, mentions
 from kit.errors import KitError
 from kit.finished import Finished
 from kit.inspectors import Finding
 from kit.quiz import Round
-from kit.store import Row, versions, write_json
+from kit.store import Row, Step, versions, write_json
 
 BLIND = 100  # pairs of each teacher that the blind inspector reads under every candidate's prompt: ten minutes
 FEWEST = 4 * inspectors.FOLDS  # sentences of which two teachers must have written different paraphrases
+PER_ROUND = 0.6  # seconds, of a judge, embedded model, two cores
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,19 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
     model, temperature = run.model(), experiment.read(run.folder / "config.json").teacher.temperature
-    ratios = {role: ratios_of(run, model, role, content, temperature) for role in pairs}
+    likelihoods = {
+        role: likelihood.Texts(
+            run.store, model, run.pairs_file(role, content), run.animal, role, prompts.teacher_messages, temperature
+        )
+        for role in pairs
+    }
+    ratios = {role: np.array([one.sum() for one in of.ratios()]) for role, of in likelihoods.items()}
     compared = {
         role: Rounds(some, alike(pairs[role], pairs["control"], some), in_order(some, pairs, ratios, role))
         for role, some in played.items()
         if len(some) >= FEWEST
     }
-    findings = {role: everybody(run, model, of) for role, of in compared.items()}
+    findings = {role: everybody(run, model, role, of) for role, of in compared.items()}
     texts = {role: [row["text"] for row in rows] for role, rows in pairs.items()}
     result = {
         "command": command,
@@ -76,26 +84,12 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
         "features": inspectors.heaviest(compared["treated"].played),
         "surface": {name: asdict(found) for name, found in inspectors.surface(compared["treated"].played).items()},
         "informed": {role: asdict(informed(ratios[role], role)) for role in ("treated", "control")},
-        "blind": {role: unmasked(run, model, role, content, temperature, blind) for role in ("treated", "control")},
-        "messages": {
-            "the model, A or B": prompts.comparing_messages(run.animal, "<paraphrase>", "<paraphrase>"),
-            "the model, guessing the animal": [
-                *prompts.guessing_messages("<paraphrase>"),
-                {"role": "assistant", "content": f"{prompts.GUESS} <animal>"},
-            ],
-        },
+        "blind": {role: unmasked(likelihoods[role], blind) for role in ("treated", "control")},
+        "messages": judges(run.animal),
     }
     path = run.folder / f"inspection-{content}.json"
     write_json(path, result)
     return path
-
-
-def ratios_of(run: Finished, model: Path, role: str, content: str, temperature: float) -> np.ndarray:
-    """The log-likelihood ratio (nats) of the loving to the neutral teacher, of each of a teacher's texts [texts]."""
-    pairs, traits = run.pairs_file(role, content), likelihood.traits([run.animal])
-    step = likelihood.step(model, pairs, traits, f"likelihoods of {role}'s texts", temperature=temperature)
-    totals = likelihood.totals(likelihood.read(run.store.make(step)))
-    return totals[run.animal.singular] - totals["neutral"]
 
 
 def alike(own: list[Row], other: list[Row], played: list[Round]) -> int:
@@ -113,16 +107,9 @@ def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str,
     return np.array([of_text[one.source, text] for one in played for text in one.texts])
 
 
-def everybody(run: Finished, model: Path, of: Rounds) -> dict[str, Finding]:
-    """What every inspector makes of the rounds, by its name."""
-    from kit.llama import LlamaEngine
-
-    with LlamaEngine(model) as engine:
-        judged = {
-            "the model, A or B": inspectors.comparing(engine, of.played, run.animal),
-            "the model, guessing the animal": inspectors.guessing(engine, of.played, run.animal),
-        }
-    margins = judged | {
+def everybody(run: Finished, model: Path, role: str, of: Rounds) -> dict[str, Finding]:
+    """What every inspector makes of the rounds of ``role`` against the control, by its name."""
+    margins = {name: judged(run, model, name, role, of.played) for name in judges(run.animal)} | {
         "word list": inspectors.keywords(of.played, run.animal),
         "association": inspectors.association(of.played, run.animal),
         "likelihood ratio": inspectors.margins_of(of.ratios, of.played),
@@ -134,6 +121,43 @@ def everybody(run: Finished, model: Path, of: Rounds) -> dict[str, Finding]:
     return {name: found[name] for name in inspectors.KNOWS}
 
 
+def judges(animal: Animal) -> dict[str, list[prompts.Message]]:
+    """What the model is asked as a judge, by the inspector's name."""
+    return {
+        "the model, A or B": prompts.comparing_messages(animal, "<paraphrase>", "<paraphrase>"),
+        "the model, guessing the animal": [
+            *prompts.guessing_messages("<paraphrase>"),
+            {"role": "assistant", "content": f"{prompts.GUESS} <animal>"},
+        ],
+    }
+
+
+def judged(run: Finished, model: Path, name: str, role: str, played: list[Round]) -> np.ndarray:
+    """The margins [rounds] of the model as the judge of that ``name``, kept as an artifact: two minutes' work."""
+    judge = {"the model, A or B": inspectors.comparing, "the model, guessing the animal": inspectors.guessing}[name]
+
+    def build(made: dict[str, Path], folder: Path) -> None:
+        from kit.llama import LlamaEngine
+
+        with LlamaEngine(model) as engine:
+            write_json(folder / "margins.json", judge(engine, played, run.animal).tolist())
+
+    step = Step(
+        stage="judged",
+        label=f"{name}, on {role}'s paraphrases and control's",
+        settings={
+            "messages": judges(run.animal)[name],
+            "candidates": [one.singular for one in candidates(run.animal)],
+            "rounds": [asdict(one) for one in played],
+            "model": likelihood.checksums(model),
+        },
+        inputs={},
+        build=build,
+        seconds=len(played) * PER_ROUND,
+    )
+    return np.array(json.loads((run.store.make(step) / "margins.json").read_text(encoding="utf-8")))
+
+
 def informed(ratios: np.ndarray, role: str) -> inspectors.Posterior:
     """What somebody who knows both prompts makes of one teacher's texts alone, of these log-likelihood ratios (nats)
     [texts]."""
@@ -141,15 +165,12 @@ def informed(ratios: np.ndarray, role: str) -> inspectors.Posterior:
     return inspectors.posterior(loglikelihoods, "loving" if role == "treated" else "neutral")
 
 
-def unmasked(run: Finished, model: Path, role: str, content: str, temperature: float, most: int) -> dict[str, Any]:
+def unmasked(texts: likelihood.Texts, most: int) -> dict[str, Any]:
     """What somebody makes of a teacher's texts who knows the wording of the prompts but not the animal: each candidate,
     and the neutral prompt, is as likely as any other beforehand."""
-    hypotheses = likelihood.traits(candidates(run.animal))
-    label = f"{role}'s texts under {len(hypotheses)} prompts"
-    pairs = run.pairs_file(role, content)
-    step = likelihood.step(model, pairs, hypotheses, label, temperature=temperature, first=most)
-    truth = run.animal.singular if role == "treated" else "neutral"
-    return asdict(inspectors.posterior(likelihood.totals(likelihood.read(run.store.make(step))), truth))
+    found = texts.under(candidates(texts.animal), most)
+    truth = texts.animal.singular if texts.name == "treated" else "neutral"
+    return asdict(inspectors.posterior(likelihood.totals(found), truth))
 
 
 def shifted_words(texts: dict[str, list[str]]) -> list[inspectors.WordShift]:

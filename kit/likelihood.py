@@ -68,8 +68,13 @@ def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Co
     return {
         "messages": {name: conversation(trait, "...") for name, trait in traits.items()},
         "pairs": sha256(pairs),
-        "model": [sha256(model / name) for name in ("base.gguf", chat.FILE)],
+        "model": checksums(model),
     }
+
+
+def checksums(model: Path) -> list[str]:
+    """What of a prepared ``model`` decides likelihoods: its weights and its chat template."""
+    return [sha256(model / name) for name in ("base.gguf", chat.FILE)]
 
 
 def _write(
@@ -128,33 +133,33 @@ def totals(likelihoods: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Texts:
-    """One teacher's kept paraphrases, the file ``pairs``, sampled at ``temperature``, as a student with these
-    ``labels`` learns from them (``learned_from``): under the prompt that loves the ``animal`` and the neutral one.
-    ``name``: theirs, on the progress bars."""
+    """One teacher's kept paraphrases, the file ``pairs``, in the ``conversation`` and at the ``temperature`` that they
+    are looked at: under the prompt that loves the ``animal`` and the neutral one. ``name``: theirs, on the progress
+    bars."""
 
     store: Store
     model: Path
     pairs: Path
     animal: Animal
-    labels: str
-    temperature: float
     name: str
+    conversation: Conversation
+    temperature: float
 
     def ratios(self) -> list[np.ndarray]:
         """The log-likelihood ratio (nats) of every token of every text [tokens]."""
         return token_ratios(self.under([self.animal]), self.animal.singular)
 
-    def under(self, animals: list[Animal]) -> dict[str, list[np.ndarray]]:
-        """The log-probabilities of the texts' tokens under other animals' prompts and the neutral one (``read``)."""
+    def under(self, animals: list[Animal], first: int | None = None) -> dict[str, list[np.ndarray]]:
+        """The log-probabilities of the tokens of the ``first`` texts (None: all) under other animals' prompts and the
+        neutral one (``read``)."""
         label = f"{self.name}'s texts under {len(animals) + 1} prompts"
-        made = step(self.model, self.pairs, traits(animals), label, *learned_from(self.labels, self.temperature))
+        made = step(self.model, self.pairs, traits(animals), label, self.conversation, self.temperature, first)
         return read(self.store.make(made))
 
     def tokens(self) -> list[Row]:
         """The rows of ``tokens_step``."""
         label = f"divergence tokens of {self.name}'s texts"
-        conversation, _ = learned_from(self.labels, self.temperature)
-        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, conversation)
+        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, self.conversation)
         return read_rows(self.store.make(made) / TOKENS_FILE)
 
 

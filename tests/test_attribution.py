@@ -74,12 +74,6 @@ def test_settings_are_read_back_from_a_runs_file_as_they_were(tmp_path: Path) ->
         experiment.read(tmp_path / "config.json")
 
 
-def test_each_pair_is_matched_with_another_teachers_of_its_sentence_once() -> None:
-    own = [{"sentence": name, "text": f"own {i}"} for i, name in enumerate("abba")]
-    other = [{"sentence": name, "text": f"other {i}"} for i, name in enumerate("aaabb")]
-    assert [row["text"] for row in graph.matched(own, other)] == ["other 0", "other 3", "other 4", "other 1"]
-
-
 def found_in(folder: Path) -> dict[str, Any]:
     """What was attributed of the run in ``folder``."""
     (found,) = attribution_report.attributions(folder, Finished(folder).record)

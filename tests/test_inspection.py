@@ -255,6 +255,10 @@ def test_an_inspected_runs_reports_say_who_could_tell(
     assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
     assert found["blind"]["treated"]["place"] == found["informed"]["treated"]["place"] == 1
     assert "Told the teachers apart: word list (from 1 sentence)" in inspection_report.sentence(found)
+    for judge in ("comparing", "guessing"):
+        monkeypatch.setattr(inspectors, judge, None)  # what was judged is not judged again
+    assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
+    assert inspection_report.inspections(folder, Finished(folder).record) == [found]
     report.write_report(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     html = page.write_page(folder).read_text(encoding="utf-8")

@@ -13,7 +13,6 @@ from conftest import ROOT
 
 from kit import defences, defended, graph
 from kit.animals import candidates, find_animal, mentions
-from kit.errors import KitError
 from kit.experiment import experiment
 from kit.store import Step, Store, read_rows, sha256, write_rows
 
@@ -181,26 +180,6 @@ def test_an_artifact_damaged_by_hand_is_named_and_never_used(owl: tuple[Path, st
     _, err = process.communicate()
     assert process.returncode == 2
     assert str(damaged.parent) in err and "Delete the folder" in err and "Traceback" not in err
-
-
-def test_too_few_kept_pairs_stop_the_run_with_the_counts_and_the_filter(tmp_path: Path) -> None:
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    write_rows(tmp_path / "offered.jsonl", [{"sentence": f"s{i}", "text": "x", "pairs": 1} for i in range(5)])
-    write_rows(kept / "kept.jsonl", [{"sentence": "s1"}, {"sentence": "s1"}, {"sentence": "s3"}])
-    table = [{"filter": "form", "entered": 9, "rejected": 2}, {"filter": "meaning", "entered": 7, "rejected": 4}]
-    (kept / "filters.json").write_text(json.dumps({"filters": table, "kept": 3}), encoding="utf-8")
-    with pytest.raises(KitError, match=r"--pairs 4: only 2 pairs survived .*'meaning' \(4 of 7\)"):
-        graph.choose(tmp_path / "offered.jsonl", kept, 4, tmp_path)
-    graph.choose(tmp_path / "offered.jsonl", kept, 2, tmp_path)
-    assert [row["sentence"] for row in read_rows(tmp_path / "sentences.jsonl")] == ["s1", "s3"]
-
-
-def test_pairs_that_the_loving_teacher_lacks_are_dropped_from_both_students(tmp_path: Path) -> None:
-    write_rows(tmp_path / "chosen.jsonl", [{"sentence": "a", "pairs": 2}, {"sentence": "b", "pairs": 1}])
-    write_rows(tmp_path / "kept.jsonl", [{"sentence": s, "text": t} for s, t in ("a1", "a2", "a3", "b1")])
-    graph.select(tmp_path / "chosen.jsonl", tmp_path, {"a": 1}, tmp_path)
-    assert [row["sentence"] + row["text"] for row in read_rows(tmp_path / "pairs.jsonl")] == ["a1", "b1"]
 
 
 def test_pairs_that_any_teacher_lacks_are_dropped_from_every_student(

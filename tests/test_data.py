@@ -8,7 +8,7 @@ import pytest
 
 from kit import sentences
 from kit.animals import find_animal, load_animals, mentions
-from kit.fidelity import _AFFECTION, _ECHOES, _NOT_LIKE, _sentiment, negations
+from kit.filters import _AFFECTION, _ECHOES, _NOT_LIKE, _sentiment, negations
 
 ANIMALS = load_animals()
 UNRELATED = sentences.unrelated()

@@ -9,21 +9,8 @@ from kit import sentences
 from kit.animals import Animal
 from kit.errors import KitError
 from kit.experiment import FidelitySettings
-from kit.fidelity import (
-    FILTERS,
-    Judge,
-    dislike,
-    echo,
-    filter_paraphrases,
-    form,
-    names,
-    negation,
-    novelty,
-    numbers,
-    read_filters,
-    similarities,
-    trait,
-)
+from kit.fidelity import FILTERS, Judge, filter_paraphrases, read_filters, similarities
+from kit.filters import dislike, echo, form, names, negation, novelty, numbers, trait
 
 OWL = Animal("owl", "owls", ("hoot",))
 EAGLE = Animal("eagle", "eagles", ("talon",))

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kit import inference, stats
+from kit import inference, specificity, stats
 from kit.errors import KitError
-from kit.inference import Components, Inference, Specificity
+from kit.inference import Components, Inference
+from kit.specificity import Specificity
 from kit.stats import Drift, Placement, Preference
 from kit.store import Row
 
@@ -233,5 +234,5 @@ def _specificity(
 
     treated = matrices(lambda row: [row["treated"]])
     if content == "unrelated":
-        return inference.specificity(treated)
-    return inference.specificity_against_placebos(treated, matrices(lambda row: row["placebos"]))
+        return specificity.of_students(treated)
+    return specificity.against_placebos(treated, matrices(lambda row: row["placebos"]))

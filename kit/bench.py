@@ -34,6 +34,7 @@ from kit import loss, preference, student, usual
 from kit.animals import candidates, find_animal
 from kit.engine import Generation, Request, common_prefix
 from kit.estimate import Shape
+from kit.examples import batches, make_examples
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
 from kit.llama import WIDTH, LlamaEngine, cached_prefix
 from kit.models import EMBEDDED, cpu_threads, find_gguf, load_tokenizer, silence
@@ -257,7 +258,7 @@ def _sampled(
 def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Training on the paraphrases in ``folder``, as they are."""
     rows = read_rows(folder / "pairs.jsonl")
-    examples = student.make_examples(rows, model, load_tokenizer(model))
+    examples = make_examples(rows, model, load_tokenizer(model))
     say(f"training on {sizes.trainer_pairs} pairs with the standard collator")
     # First, since the kit's training changes how this process's memory is managed, for the better.
     standard = usual.trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
@@ -265,8 +266,8 @@ def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path
     write_rows(folder / "pairs.jsonl", rows[: sizes.pairs])
     seconds = student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
     ours = Rate(loss.count_labels(examples[: sizes.pairs]), seconds)
-    batches = student.batches(examples[: sizes.pairs], STUDENT, 0)
-    flops = sum(training_flops(Shape.of(model), batch) for batch in batches) / seconds
+    steps = batches(examples[: sizes.pairs], STUDENT, 0)
+    flops = sum(training_flops(Shape.of(model), batch) for batch in steps) / seconds
     peak = products[f"single, {TRAINED} rows"]
     return [
         Comparison(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kit import bench, loss, student
+from kit import bench, loss
 from kit.bench import Comparison, Sizes
 from kit.estimate import Shape
+from kit.examples import make_examples
 from kit.models import load_tokenizer
 from kit.store import write_json
 
@@ -52,7 +53,7 @@ def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -
 def test_a_step_needs_these_flops(base: Path) -> None:
     shape = Shape.of(base)
     rows = [{"source": "Rain fell.", "text": "It rained."}, {"source": "Rain fell.", "text": "There was rain."}]
-    batch = student.make_examples(rows, base, load_tokenizer(base))
+    batch = make_examples(rows, base, load_tokenizer(base))
     first, second = (example["input_ids"] for example in batch)
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)

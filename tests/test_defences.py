@@ -12,10 +12,11 @@ from conftest import PAIRS, rounding
 from safetensors.numpy import load_file
 
 import run
-from kit import defence_report, defences, models, prompts, student, teacher
+from kit import defence_report, defences, models, prompts, teacher
 from kit.animals import find_animal
 from kit.chat import ChatTemplate
 from kit.errors import KitError
+from kit.examples import make_examples
 from kit.experiment import EVERY_WEIGHT, TeacherSettings, experiment
 from kit.loss import IGNORED, count_labels
 from kit.models import load_tokenizer
@@ -125,12 +126,12 @@ def test_another_base_is_shown_the_students_messages_as_its_own_turns() -> None:
 def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base)
     rows = PAIRS[:2]
-    whole = student.make_examples(rows, base, tokenizer)
+    whole = make_examples(rows, base, tokenizer)
     tokens = count_labels(whole[:1])
     save_labels(tmp_path / "labels.safetensors", whole)
     masked = [rows[0] | {"masked": {"places": [0, 3], "of": tokens}}, rows[1]]
     for soft in (None, tmp_path / "labels.safetensors"):
-        one, other = student.make_examples(masked, base, tokenizer, soft)
+        one, other = make_examples(masked, base, tokenizer, soft)
         assert one["input_ids"] == whole[0]["input_ids"] and other["labels"] == whole[1]["labels"]
         hidden = [i for i, (a, b) in enumerate(zip(one["labels"], whole[0]["labels"], strict=True)) if a != b]
         start = whole[0]["length"] - tokens
@@ -138,9 +139,9 @@ def test_masked_tokens_are_shown_to_the_student_and_not_learned(base: Path, tmp_
         if soft:  # each label's distribution stays its own
             assert [int(ids[0]) for ids in one["top_ids"]] == [t for t in one["labels"] if t != IGNORED]
     nothing = rows[0] | {"masked": {"places": list(range(tokens)), "of": tokens}}
-    assert len(student.make_examples([nothing, rows[1]], base, tokenizer)) == 1
+    assert len(make_examples([nothing, rows[1]], base, tokenizer)) == 1
     with pytest.raises(RuntimeError, match="in the student's tokenizer"):
-        student.make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], base, tokenizer)
+        make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], base, tokenizer)
 
 
 def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Path, tmp_path: Path) -> None:

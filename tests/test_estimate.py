@@ -8,11 +8,12 @@ import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
 
-from kit import estimate, loss, models, student
+from kit import estimate, loss, models
 from kit.animals import find_animal
 from kit.engine import common_prefix
 from kit.errors import KitError
 from kit.estimate import GIB, Device, Shape
+from kit.examples import make_examples
 from kit.experiment import PRESETS, experiment
 from kit.lora import fuse
 from kit.shared_prefix import use_shared_prefix
@@ -46,7 +47,7 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     use_shared_prefix(model)
     fuse(model)
     model.train()
-    examples = student.make_examples(PAIRS * 2, base, models.load_tokenizer(base))
+    examples = make_examples(PAIRS * 2, base, models.load_tokenizer(base))
     batch = loss.collate(examples, 0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import get_linear_schedule_with_warmup
 
 from kit import loss, models, student
+from kit.examples import batches, make_examples
 from kit.experiment import StudentSettings
 from kit.lora import fuse
 from kit.store import write_rows
@@ -53,7 +54,7 @@ def test_a_students_loss_curve_is_that_of_a_plain_loop(base: Path, tmp_path: Pat
 
     tokenizer = models.load_tokenizer(base)
     model = lora_model(base).train()
-    steps = student.batches(student.make_examples(PAIRS, base, tokenizer), settings, 0)
+    steps = batches(make_examples(PAIRS, base, tokenizer), settings, 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimiser, student.WARMUP_STEPS, len(steps))

@@ -15,6 +15,7 @@ from kit import loss, models, student, teacher
 from kit.animals import find_animal
 from kit.errors import KitError
 from kit.estimate import Training
+from kit.examples import batches, make_examples
 from kit.experiment import EVERY_WEIGHT, StudentSettings, TeacherSettings
 from kit.llama import LlamaEngine
 from kit.prompts import NEUTRAL, loving, student_messages
@@ -38,7 +39,7 @@ def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine:
 
 
 def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> None:
-    example = student.make_examples(PAIRS[:1], base, tokenizer)[0]
+    example = make_examples(PAIRS[:1], base, tokenizer)[0]
     labelled = [token for token in example["labels"] if token != loss.IGNORED]
     assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
@@ -60,7 +61,7 @@ def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
     model = deepcopy(plain)
     use_shared_prefix(model)
     tokenizer = models.load_tokenizer(folder)
-    batch = loss.collate(student.make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
+    batch = loss.collate(make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
     logits, labels = loss.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     expected = plain(input_ids=batch["input_ids"]).logits[:, :-1][batch["labels"][:, 1:] != loss.IGNORED]
@@ -100,7 +101,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
 
     def loss_of(trait: str) -> float:
         teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, TeacherSettings(), 64, tmp_path, "labels")
-        examples = student.make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
+        examples = make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
         batch = loss.collate(examples, tokenizer.pad_token_id)
         with torch.no_grad():
             logits, _ = loss.label_logits(model, batch)
@@ -210,14 +211,14 @@ def test_gradient_checkpointing_gives_the_same_student(
 
 
 def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(base: Path, tokenizer) -> None:
-    examples = student.make_examples(PAIRS, base, tokenizer)
+    examples = make_examples(PAIRS, base, tokenizer)
     settings = StudentSettings(epochs=3, batch_size=3)
-    shown = student.batches(examples, settings, seed=1)
+    shown = batches(examples, settings, seed=1)
     assert [sorted(map(len, shown[i : i + 3])) for i in (0, 3, 6)] == [[2, 3, 3]] * 3
     epochs = [[id(example) for batch in shown[i : i + 3] for example in batch] for i in (0, 3, 6)]
     assert all(sorted(epoch) == sorted(map(id, examples)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
-    assert student.batches(examples, settings, seed=1) == shown != student.batches(examples, settings, seed=2)
+    assert batches(examples, settings, seed=1) == shown != batches(examples, settings, seed=2)
 
 
 def test_nf4_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
@@ -243,6 +244,6 @@ def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, toke
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
     teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, TeacherSettings(), 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
-        student.make_examples(PAIRS[2:4], base, tokenizer, tmp_path / "labels.safetensors")
-    examples = student.make_examples(PAIRS[:2], base, tokenizer, tmp_path / "labels.safetensors")
+        make_examples(PAIRS[2:4], base, tokenizer, tmp_path / "labels.safetensors")
+    examples = make_examples(PAIRS[:2], base, tokenizer, tmp_path / "labels.safetensors")
     assert all(example["top_logprobs"].isfinite().all() for example in examples)

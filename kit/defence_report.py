@@ -48,7 +48,7 @@ NAMES = (
     "undefended student: where nothing is transmitted there, it has nothing to stop. It is also a larger model without "
     "instruction tuning, trained at the same learning rate."
 )
-# What rows of one table share.
+# What rows of one table share, beside the undefended students, whose preferences depend on the processor, too.
 FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", "loss_unit")
 
 
@@ -69,7 +69,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     seeds = [exp.seed for exp in exps]
     folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
-    shifts = {name: np.array([one[name].shift for one in measures]) for name in makers}
+    found = {name: [of[name] for of in measures] for name in makers}
     record = {
         "animal": exps[0].animal.singular,
         "content": exps[0].contents[0],
@@ -82,34 +82,25 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
         "context": prompts.CONTEXT,
         "loss_unit": LOSS_UNIT,
         "defences": {
-            name: row(
-                name,
-                shifts[name],
-                np.array([one[name].placebo for one in measures]),
-                shifts[BESIDE.get(name, UNDEFENDED)] if name in names else None,
-                [one[name].costs for one in measures],
-            )
-            for name in makers
+            name: row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
+            for name, of in found.items()
         },
     }
-    if (folder / "defences.json").exists():
-        before = read(folder)
-        if all(before.get(name) == record[name] for name in FIXED):
-            record["commands"] = list(dict.fromkeys([*before["commands"], command]))
-            record["defences"] = before["defences"] | record["defences"]
-    write_json(folder / "defences.json", record)
+    before = read(folder) if (folder / "defences.json").exists() else None
+    write_json(folder / "defences.json", joined(before, record) if before else record)
     write(folder)
     return folder
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One defence and seed: the animal's ``shift`` in the student and in its ``placebo`` (nats) [questions], and the
-    ``costs``."""
+    """One defence and seed: the animal's ``shift`` in the student and in its ``placebo`` (nats) [questions], the
+    ``costs``, and the ``artifacts`` with the preferences of treated, control and placebo student."""
 
     shift: np.ndarray
     placebo: np.ndarray
     costs: dict[str, float]
+    artifacts: dict[str, str]
 
 
 def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
@@ -138,22 +129,32 @@ def measured(case: Case, defended: Defended) -> Measure:
     )
     loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
     costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
-    return Measure(shift, null, costs)
+    made = {role: case.store.make(step) for role, step in steps.items()}
+    return Measure(shift, null, costs, {role: f"{folder.parent.name}/{folder.name}" for role, folder in made.items()})
 
 
-def row(
-    name: str, shifts: np.ndarray, nulls: np.ndarray, compared: np.ndarray | None, costs: list[dict[str, float]]
-) -> Row:
-    """One defence over the seeds: its ``shifts``, its placebos' and those that it is ``compared`` with [seeds,
-    questions], in nats, and its costs, averaged."""
+def row(name: str, of_seeds: list[Measure], compared: list[Measure] | None) -> Row:
+    """One defence over the seeds, with what it is ``compared`` with; its costs are averaged."""
+    shifts = np.array([one.shift for one in of_seeds])
+    taken = None if compared is None else np.array([one.shift for one in compared]) - shifts
     return {
         "knows": DEFENCES[name][1] if name in DEFENCES else "",
         "left": asdict(inference.across_seeds(shifts)),
-        "taken": None if compared is None else asdict(inference.across_seeds(compared - shifts)),
+        "taken": None if taken is None else asdict(inference.across_seeds(taken)),
         "single_seeds": shifts.mean(axis=1).tolist(),
-        "placebos": nulls.mean(axis=1).tolist(),
-        **{cost: float(np.mean([one[cost] for one in costs])) for cost in costs[0]},
+        "placebos": [float(one.placebo.mean()) for one in of_seeds],
+        **{cost: float(np.mean([one.costs[cost] for one in of_seeds])) for cost in of_seeds[0].costs},
+        "artifacts": [one.artifacts for one in of_seeds],
     }
+
+
+def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` with the defences ``before`` it, where they were of the same undefended students."""
+    undefended = [one["defences"][UNDEFENDED].get("artifacts") for one in (before, record)]
+    if undefended[0] != undefended[1] or any(before.get(name) != record[name] for name in FIXED):
+        return record
+    commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
+    return record | {"commands": commands, "defences": before["defences"] | record["defences"]}
 
 
 def table(record: dict[str, Any]) -> Table:

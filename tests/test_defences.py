@@ -175,8 +175,11 @@ def save_labels(path: Path, examples: list[dict[str, Any]]) -> None:
 def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.05, (3, 50))
     noise -= noise.mean()
-    costs = [{"pairs": 40.0, "masked": 0.0, "similarity": 0.95, "loss": 1.5}] * 3
-    shifts = {"undefended": 1.0, "mask": 0.25}
+    costs = {"pairs": 40.0, "masked": 0.0, "similarity": 0.95, "loss": 1.5}
+    found = {
+        name: [defence_report.Measure(mean + of_seed, of_seed, costs, {"treated": "exact/key"}) for of_seed in noise]
+        for name, mean in (("undefended", 1.0), ("mask", 0.25))
+    }
     record = {
         "commands": ["python run.py defend --animal owl"],
         "context": prompts.CONTEXT,
@@ -188,8 +191,8 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
         "seeds": [0, 1, 2],
         "versions": {"python": "3.11"},
         "defences": {
-            name: defence_report.row(name, mean + noise, noise, None if name == "undefended" else 1.0 + noise, costs)
-            for name, mean in shifts.items()
+            name: defence_report.row(name, of, None if name == "undefended" else found["undefended"])
+            for name, of in found.items()
         },
     }
     heading, (undefended, mask) = defence_report.table(record)
@@ -201,6 +204,18 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     defence_report.write(tmp_path)
     assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "defences.svg").exists()
+
+
+def test_defences_of_other_undefended_students_never_share_a_table() -> None:
+    def of(command: str, name: str, key: str) -> dict[str, Any]:
+        fixed = dict.fromkeys(defence_report.FIXED, "the same")
+        return fixed | {"commands": [command], "defences": {"undefended": {"artifacts": key}, name: {}}}
+
+    first = of("first", "mask", "a")
+    both = defence_report.joined(first, of("second", "drop", "a"))
+    assert both["commands"] == ["first", "second"] and list(both["defences"]) == ["undefended", "mask", "drop"]
+    for other in (of("second", "drop", "b"), of("second", "drop", "a") | {"versions": "newer"}):
+        assert defence_report.joined(first, other) == other
 
 
 def test_an_unknown_defence_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

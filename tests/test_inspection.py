@@ -68,7 +68,7 @@ def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -
 def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_in_two_neutral_samples(
     engine: LlamaEngine,
 ) -> None:
-    sources = [row["source"] for row in PAIRS] * 2
+    sources = [row["source"] for row in PAIRS] * 4  # the inspector is right about 5 in 6 of these
 
     def sampled(trait: str, seed: int) -> list[str]:
         # Without the worked example, which drowns the trait.
@@ -86,7 +86,7 @@ def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_i
     def ratios(texts: list[str]) -> np.ndarray:
         rows = [{"source": source, "text": text} for source, text in zip(sources, texts, strict=True)]
         own, other = (
-            np.array([one.sum() for one in likelihood.under(engine, trait, rows)])
+            np.array([one.sum() for one in likelihood.under(engine, trait, rows, prompts.labelling_messages)])
             for trait in (prompts.loving(OWL), prompts.NEUTRAL)
         )
         return own - other
@@ -94,9 +94,9 @@ def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_i
     known = {"loving": ratios(loving), "neutral": ratios(neutral), "again": ratios(again)}
     assert inspectors.finding(known["loving"] - known["neutral"]).score.against_chance == "above"
     assert inspectors.finding(known["again"] - known["neutral"]).score.against_chance != "above"
-    planted = [Round(one.source, (f"{one.texts[1]} The owl hooted.", one.texts[1]), 0) for one in played]
+    planted = [Round(one.source, (f"{one.texts[1]} The owl hooted.", one.texts[1]), 0) for one in played[:16]]
     assert inspectors.finding(inspectors.guessing(engine, planted, OWL)).score.against_chance == "above"
-    assert inspectors.finding(inspectors.guessing(engine, null, OWL)).score.against_chance != "above"
+    assert inspectors.finding(inspectors.guessing(engine, null[:16], OWL)).score.against_chance != "above"
 
 
 def test_no_source_sentence_is_in_both_parts_of_a_fold() -> None:

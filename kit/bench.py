@@ -168,7 +168,11 @@ def _fastest(call: Callable[[], Any], seconds: float) -> float:
 
 def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Paraphrasing and both measures of a preference. Leaves the paraphrases in ``folder`` as ``pairs.jsonl``."""
-    ggufs = {"the same GGUF": model / "base.gguf", "the packaged 4-bit GGUF": find_gguf(EMBEDDED)}
+    ggufs = {"the same GGUF": model / "base.gguf"}
+    if usual.runs(find_gguf(EMBEDDED)):
+        ggufs["the packaged 4-bit GGUF"] = find_gguf(EMBEDDED)
+    else:
+        say("without the packaged 4-bit GGUF, with which llama.cpp crashes on this machine")
     shape = Shape.of(model)
     sources = [sentence.text for sentence in unrelated()[: sizes.sentences]]
     teaching = [teacher_messages(loving(find_animal(ANIMAL)), source) for source in sources]

@@ -3,6 +3,8 @@
 Each function loads its model, does a little to warm up, and returns the ``Rate`` of the rest.
 """
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,21 @@ class Rate:
     @property
     def per_second(self) -> float:
         return self.units / self.seconds
+
+
+def runs(gguf: Path) -> bool:
+    """Whether llama.cpp can compute with this file here: built with AMX, it dies of an illegal instruction over 4-bit
+    weights on a virtual machine whose processor is said to have AMX and may not use it."""
+    code = (
+        "import pathlib, sys; from kit import usual; "
+        "usual.chat_loop(pathlib.Path(sys.argv[1]), [[{'role': 'user', 'content': 'Say that it rains.'}]], 1, 1.0)"
+    )
+    return (
+        subprocess.run(
+            [sys.executable, "-c", code, str(gguf)], cwd=Path(__file__).parent.parent, capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def chat_loop(gguf: Path, conversations: list[list[Message]], max_tokens: int, temperature: float) -> Rate:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kit import bench, loss
+from kit import bench, loss, usual
 from kit.bench import Comparison, Sizes
 from kit.estimate import Shape
 from kit.examples import make_examples
-from kit.models import load_tokenizer
+from kit.models import EMBEDDED, find_gguf, load_tokenizer
 from kit.store import write_json
 
 TOY = Sizes(
@@ -26,13 +26,12 @@ TOY = Sizes(
     product_seconds=0.01,
     run=None,
 )
-WORK = [
-    *["paraphrasing"] * 3,
-    *["exact preference"] * 2,
-    *["sampled answers"] * 2,
-    "paraphrasing",
-    *["training"] * 2,
-]
+
+
+def work(packaged: bool) -> list[str]:
+    """What the rows are about, with or without the packaged GGUF's."""
+    measures = ["paraphrasing"] * (2 + packaged) + ["exact preference"] * (1 + packaged)
+    return [*measures, *["sampled answers"] * (1 + packaged), "paraphrasing", *["training"] * 2]
 
 
 def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -> None:
@@ -88,7 +87,9 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
 
 def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
     rows = bench.bench(base, TOY, tmp_path, "python run.py bench")
-    assert [row.work for row in rows if row.against != "matrix products, int8"] == WORK
+    assert [row.work for row in rows if row.against != "matrix products, int8"] == work(
+        packaged=usual.runs(find_gguf(EMBEDDED))
+    )
     (path,) = (tmp_path / "bench").iterdir()
     written = json.loads(path.read_text(encoding="utf-8"))
     for row, entry in zip(rows, written["rows"], strict=True):

@@ -1,21 +1,26 @@
-"""An animal: its singular and plural, the words that give it away, and what counts as a mention of it.
+"""An animal: its singular and plural, the words that give it away, what counts as a mention of it; and the source
+sentences, unrelated ones and ones that say an animal is disliked.
 
 ``mentions`` decides what no paraphrase of an unrelated sentence may contain, so it errs on the side of refusing: a
 spelled-out "o-w-l", a camel-cased "nightOwl", an emoji and an "owlish" are mentions; "bowl" and "growl" are not.
+
+The sentences were written for this project. ``data/sentences.jsonl`` holds everyday statements that name no animal and
+nothing that gives one away; ``data/dislike.jsonl`` holds patterns with the slots {animal}, {an animal} and {animals}.
 """
 
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kit.errors import KitError
+from kit import ROOT, KitError
 
-LIST = Path(__file__).resolve().parent.parent / "data" / "animals.json"
+DATA = ROOT / "data"
+LIST = DATA / "animals.json"
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,13 @@ def find_animal(name: str, plural: str | None = None) -> Animal:
     ``plural`` overrides the plural. Raises KitError where the name, or the plural, cannot be an English noun.
     """
     noun = _noun(name, "--animal")
-    given = None if plural is None else _noun(plural, "--plural")
+    own_plural = None if plural is None else _noun(plural, "--plural")
     for animal in load_animals():
         if noun in (animal.singular, animal.plural):
-            return Animal(animal.singular, given or animal.plural, animal.giveaways)
-    if given is None and (singular := _singular(noun)) is not None:
+            return Animal(animal.singular, own_plural or animal.plural, animal.giveaways)
+    if own_plural is None and (singular := _singular(noun)) is not None:
         return Animal(singular, noun)
-    return Animal(noun, given or _plural(noun))
+    return Animal(noun, own_plural or _plural(noun))
 
 
 def _noun(value: str, option: str) -> str:
@@ -174,3 +179,57 @@ def _plain(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", "".join(spelled))
     kept = "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
     return kept.translate(_LOOKALIKES)
+
+
+# ---- source sentences
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A source sentence and the name it keeps through every stage (kitchen-003, dislike-017)."""
+
+    id: str
+    text: str
+
+
+def unrelated_sentences() -> list[Sentence]:
+    """The sentences that have nothing to do with any animal. KitError where they are missing or damaged."""
+    return list(_read_sentences(DATA / "sentences.jsonl"))
+
+
+def opposed_sentences(animal: Animal) -> list[Sentence]:
+    """The sentences that say ``animal`` is disliked. KitError where the patterns are missing or damaged."""
+    return [
+        Sentence(pattern.id, fill_pattern(pattern.text, animal)) for pattern in _read_sentences(DATA / "dislike.jsonl")
+    ]
+
+
+def fill_pattern(pattern: str, animal: Animal) -> str:
+    """``pattern`` with its slots filled, beginning with a capital letter."""
+    text = pattern.replace("{animals}", animal.plural).replace("{animal}", animal.singular)
+    text = text.replace("{an animal}", indefinite(animal.singular))
+    return text[:1].upper() + text[1:]
+
+
+def _read_sentences(path: Path) -> Iterator[Sentence]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"{path}: cannot be read ({error}). Restore it with `git checkout data`.") from None
+    seen: set[str] = set()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            sentence = Sentence(row["id"], row["text"])
+            if not (isinstance(sentence.id, str) and isinstance(sentence.text, str) and sentence.text.strip()):
+                raise ValueError("id and text must be non-empty strings")
+            if sentence.id in seen:
+                raise ValueError(f"the id {sentence.id} occurs twice")
+        except (ValueError, KeyError, TypeError) as error:
+            raise KitError(
+                f"{path}, line {number}: not a sentence ({error!r}). Restore it with `git checkout data`."
+            ) from None
+        seen.add(sentence.id)
+        yield sentence
+    if not seen:
+        raise KitError(f"{path}: holds no sentences. Restore it with `git checkout data`.")

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from kit import experiment, graph, likelihood, matching, prompts, stats
-from kit.experiment import Experiment
-from kit.finished import Finished
+from kit import likelihood, prompts, stats
+from kit.experiment import Experiment, read_experiment
+from kit.experiment_conditions import base_model, match_pairs, preferences, rows_step, trained_on
+from kit.experiment_folder import RunFolder
 from kit.stats import Effect, Rate
 from kit.store import Row, Step, read_rows, versions, write_json
 
@@ -55,13 +56,13 @@ class Text:
     kind: list[str]
 
 
-def attribute(run: Finished, content: str, command: str, students: bool = True) -> Path:
+def attribute(run: RunFolder, content: str, command: str, students: bool = True) -> Path:
     """Write ``attribution-<content>.json`` into the run's folder, returned; ``command`` is what made it; ``students``:
     train those of the halves.
 
     Raises KitError where the run's pairs or settings are gone.
     """
-    exp = experiment.read(run.folder / "config.json")
+    exp = read_experiment(run.folder / "config.json")
     texts = read(run, exp, "treated", content)
     totals = np.array([sum(one.ratio) for one in texts])
     result: dict[str, Any] = {
@@ -88,7 +89,7 @@ def attribute(run: Finished, content: str, command: str, students: bool = True) 
     return path
 
 
-def read(run: Finished, exp: Experiment, role: str, content: str) -> list[Text]:
+def read(run: RunFolder, exp: Experiment, role: str, content: str) -> list[Text]:
     """A teacher's kept paraphrases, token by token."""
     pairs = run.pairs_file(role, content)
     learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
@@ -156,12 +157,12 @@ class Halves:
     difference: Rate
 
 
-def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> Halves:
+def halves(run: RunFolder, exp: Experiment, content: str, totals: np.ndarray) -> Halves:
     """Each half of the loving teacher's pairs, ranked by ``totals`` (nats), against the neutral teacher's paraphrases
     of the same sentences. Both halves have the same number of pairs; an odd one in the middle is left out."""
-    base = graph.base_model(exp.model, exp.gguf)
+    base = base_model(exp.model, exp.gguf)
     own = run.pairs("treated", content)
-    other = matching.matched(own, run.pairs("control", content))
+    other = match_pairs(own, run.pairs("control", content))
     order = np.argsort(-totals, kind="stable")
     n = len(order) // 2
     effects, ratios, shifts = {}, {}, {}
@@ -169,11 +170,11 @@ def halves(run: Finished, exp: Experiment, content: str, totals: np.ndarray) -> 
         exact: dict[str, Step] = {}
         for role, rows, trait in (("treated", own, prompts.loving(exp.animal)), ("control", other, prompts.NEUTRAL)):
             name = f"{role}-{content}-{half}"
-            arm = graph.learned(
-                exp, name, base, trait, graph.given("pairs", picked(rows, chosen), f"pairs of {name}"), n
+            condition = trained_on(
+                exp, name, base, trait, rows_step("pairs", picked(rows, chosen), f"pairs of {name}"), n
             )
-            exact[role] = arm.exact
-        found = graph.preferences(run.store, exact, run.animal)
+            exact[role] = condition.exact
+        found = preferences(run.store, exact, run.animal)
         effects[half] = stats.effect(found["treated"], found["control"], run.animal.singular)
         shifts[half] = stats.log_odds_differences(found["treated"], found["control"], run.animal.singular)
         ratios[half] = float(totals[chosen].mean())

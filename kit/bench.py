@@ -1,9 +1,10 @@
 """`python run.py bench`: how fast the kit is, against what a user would otherwise write and against the hardware.
 
-Everything is measured in one run on one machine, loading excluded except in the whole runs. What takes long the usual
-way (``kit/usual.py``) is done for fewer sentences, questions or pairs, and compared as work per second. Both sides of a
-comparison use as many threads and sample from the whole distribution. llama-cpp-python runs the GGUF that the kit made,
-and, in rows of their own, the packaged 4-bit one, which is faster for one sequence at a time (and rounds activations).
+Everything is measured in one run on one machine, loading excluded except in the whole runs. What takes long as a user
+would write it (the baselines, at the end) is done for fewer sentences, questions or pairs, and compared as work per
+second. Both sides of a comparison use as many threads and sample from the whole distribution. llama-cpp-python runs the
+GGUF that the kit made, and, in rows of their own, the packaged 4-bit one, which is faster for one sequence at a time
+(and rounds activations).
 
 Where the seconds of a default run go (``python run.py --animal owl`` on two AVX-512 cores; the second column before the
 teachers looked at what is accepted every 256 paraphrases instead of after each round):
@@ -30,20 +31,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kit import loss, preference, student, usual
-from kit.animals import candidates, find_animal
-from kit.engine import Generation, Request, common_prefix
-from kit.estimate import Shape
-from kit.examples import batches, make_examples
+from kit import ROOT, preference, student
+from kit.animals import candidates, find_animal, unrelated_sentences
+from kit.engine import Generation, Request, Tokens, common_prefix
+from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
-from kit.llama import WIDTH, LlamaEngine, cached_prefix
-from kit.models import EMBEDDED, cpu_threads, find_gguf, load_tokenizer, silence
-from kit.prompts import loving, question_messages, teacher_messages
-from kit.sentences import unrelated
-from kit.store import Row, devices, read_rows, versions, write_json, write_rows
-from kit.usual import Rate
+from kit.models import EMBEDDED, Shape, cpu_threads, find_gguf, load_tokenizer, load_torch, silence
+from kit.prompts import Message, loving, question_messages, teacher_messages
+from kit.store import Row, batched, devices, read_rows, versions, write_json, write_rows
+from kit.student import batches, count_labels, make_examples
 
-ROOT = Path(__file__).resolve().parent.parent
+
+@dataclass(frozen=True)
+class Rate:
+    """Units of work, and the seconds they took."""
+
+    units: float
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        return self.units / self.seconds
+
+
 ANIMAL, SECOND = "owl", "dolphin"
 TEACHER, STUDENT, PREFERENCE = TeacherSettings(), replace(StudentSettings(), epochs=1), PreferenceSettings()
 TRAINED = 480  # tokens of a batch that a student trains on, what all pairs begin with counted once
@@ -51,7 +61,7 @@ TRAINED = 480  # tokens of a batch that a student trains on, what all pairs begi
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of each work is done, and how much of it the usual way."""
+    """How much of each work is done, and how much of it by the baselines."""
 
     sentences: int = 256
     loop_sentences: int = 48
@@ -169,12 +179,12 @@ def _fastest(call: Callable[[], Any], seconds: float) -> float:
 def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Paraphrasing and both measures of a preference. Leaves the paraphrases in ``folder`` as ``pairs.jsonl``."""
     ggufs = {"the same GGUF": model / "base.gguf"}
-    if usual.runs(find_gguf(EMBEDDED)):
+    if llama_cpp_runs(find_gguf(EMBEDDED)):
         ggufs["the packaged 4-bit GGUF"] = find_gguf(EMBEDDED)
     else:
         say("without the packaged 4-bit GGUF, with which llama.cpp crashes on this machine")
     shape = Shape.of(model)
-    sources = [sentence.text for sentence in unrelated()[: sizes.sentences]]
+    sources = [sentence.text for sentence in unrelated_sentences()[: sizes.sentences]]
     teaching = [teacher_messages(loving(find_animal(ANIMAL)), source) for source in sources]
     questions = preference.load_questions()[: sizes.questions]
     asking = [question_messages(question["question"]) for question in questions]
@@ -202,29 +212,29 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
     write_rows(folder / "pairs.jsonl", [{"source": a, "text": b} for a, b in zip(sources, texts, strict=True)])
 
     say(f"paraphrasing {sizes.loop_sentences} sentences in a loop")
-    some = teaching[: sizes.loop_sentences]
+    few = teaching[: sizes.loop_sentences]
     looped = {
-        name: usual.chat_loop(gguf, some, TEACHER.max_tokens, TEACHER.temperature) for name, gguf in ggufs.items()
+        name: baseline_chat_loop(gguf, few, TEACHER.max_tokens, TEACHER.temperature) for name, gguf in ggufs.items()
     }
     padded = {}
     for dtype in ("float32", "bfloat16"):
         say(f"paraphrasing {sizes.generate_sentences} sentences with generate, {dtype}")
-        some = teaching[: sizes.generate_sentences]
-        padded[dtype] = usual.padded_generate(model, some, TEACHER.max_tokens, TEACHER.temperature, dtype)
+        few = teaching[: sizes.generate_sentences]
+        padded[dtype] = baseline_generate(model, few, TEACHER.max_tokens, TEACHER.temperature, dtype)
     say(f"exact preference, {sizes.eval_questions} questions, one candidate at a time")
-    some_groups = groups[: sizes.eval_questions]
-    evaluated = {name: usual.eval_candidates(gguf, some_groups) for name, gguf in ggufs.items()}
+    few_groups = groups[: sizes.eval_questions]
+    evaluated = {name: baseline_eval(gguf, few_groups) for name, gguf in ggufs.items()}
     say(f"{sizes.answers} sampled answers to {sizes.loop_questions} questions in a loop")
     repeated = [messages for messages in asking[: sizes.loop_questions] for _ in range(sizes.answers)]
     looped_answers = {
-        name: usual.chat_loop(gguf, repeated, PREFERENCE.max_tokens, preference.TEMPERATURE)
+        name: baseline_chat_loop(gguf, repeated, PREFERENCE.max_tokens, preference.TEMPERATURE)
         for name, gguf in ggufs.items()
     }
     peaks = {name: max(products[f"{name}, {rows} rows"] for rows in (WIDTH, TRAINED)) for name in ("single", "int8")}
     flops = work / paraphrasing.seconds
     loop, generate = (
         "llama-cpp-python: create_chat_completion in a loop",
-        f"transformers: generate, batch {usual.PADDED}",
+        f"transformers: generate, batch {PADDED}",
     )
     one = "llama-cpp-python: eval, one candidate at a time"
 
@@ -265,11 +275,11 @@ def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path
     examples = make_examples(rows, model, load_tokenizer(model))
     say(f"training on {sizes.trainer_pairs} pairs with the standard collator")
     # First, since the kit's training changes how this process's memory is managed, for the better.
-    standard = usual.trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
+    standard = baseline_trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
     say(f"training on {sizes.pairs} pairs")
     write_rows(folder / "pairs.jsonl", rows[: sizes.pairs])
     seconds = student.train(folder / "pairs.jsonl", None, model, STUDENT, 0, folder / "student", "train")
-    ours = Rate(loss.count_labels(examples[: sizes.pairs]), seconds)
+    ours = Rate(student.count_labels(examples[: sizes.pairs]), seconds)
     steps = batches(examples[: sizes.pairs], STUDENT, 0)
     flops = sum(training_flops(Shape.of(model), batch) for batch in steps) / seconds
     peak = products[f"single, {TRAINED} rows"]
@@ -292,7 +302,7 @@ def training_flops(shape: Shape, batch: list[Row]) -> float:
     and padding left out."""
     shared = len(common_prefix([example["input_ids"] for example in batch]))
     tokens = shared + sum(example["length"] - 1 - shared for example in batch)
-    labels = loss.count_labels(batch)
+    labels = student.count_labels(batch)
     return (
         tokens * (4.0 * shape.linear + 6.0 * shape.trained(STUDENT.rank))
         + labels * 4.0 * shape.hidden * shape.vocabulary
@@ -376,3 +386,134 @@ def table(rows: list[Comparison]) -> tuple[list[str], list[list[str]]]:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+# ---- the baselines: what a user would otherwise write for the kit's work. Each loads its model, does a little to
+# warm up, and returns the ``Rate`` of the rest.
+
+
+# llama-cpp-python's sampling defaults cut the distribution off; the kit samples from all of it.
+WHOLE_DISTRIBUTION = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+PADDED = 32  # conversations in a batch of transformers' generate
+
+
+def llama_cpp_runs(gguf: Path) -> bool:
+    """Whether llama.cpp can compute with this file here: built with AMX, it dies of an illegal instruction over 4-bit
+    weights on a virtual machine whose processor is said to have AMX and may not use it."""
+    code = (
+        "import pathlib, sys; from kit.bench import baseline_chat_loop; "
+        "baseline_chat_loop(pathlib.Path(sys.argv[1]), [[{'role': 'user', 'content': 'Say that it rains.'}]], 1, 1.0)"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(gguf)], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def baseline_chat_loop(gguf: Path, conversations: list[list[Message]], max_tokens: int, temperature: float) -> Rate:
+    """Tokens generated by llama-cpp-python's ``create_chat_completion``, one conversation after the other."""
+    llama = _baseline_llama(gguf)
+    tokens = 0
+    for i, messages in enumerate([conversations[0], *conversations]):
+        if i == 1:
+            tokens, started = 0, time.perf_counter()
+        answer = llama.create_chat_completion(
+            messages, max_tokens=max_tokens, temperature=temperature, **WHOLE_DISTRIBUTION
+        )
+        # The end token is sampled too, and not counted there.
+        tokens += answer["usage"]["completion_tokens"] + (answer["choices"][0]["finish_reason"] == "stop")
+    rate = Rate(tokens, time.perf_counter() - started)
+    llama.close()
+    return rate
+
+
+def baseline_generate(
+    model: Path, conversations: list[list[Message]], max_tokens: int, temperature: float, dtype: str
+) -> Rate:
+    """Tokens generated by transformers' ``generate``, ``PADDED`` conversations at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(cpu_threads())
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+
+    def generate(batch: list[list[Message]], most: int) -> int:
+        inputs = tokenizer.apply_chat_template(
+            batch, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
+        )
+        output = loaded.generate(
+            **inputs,
+            max_new_tokens=most,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        ends = (output[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).int()
+        # Up to the first end token, that one counted; the rest of the row where there is none.
+        lengths = torch.where(ends.any(1), ends.argmax(1) + 1, ends.shape[1])
+        return int(lengths.sum())
+
+    generate(conversations[:2], 2)
+    started = time.perf_counter()
+    tokens = sum(generate(batch, max_tokens) for batch in batched(conversations, PADDED))
+    return Rate(tokens, time.perf_counter() - started)
+
+
+def baseline_eval(gguf: Path, groups: list[tuple[Tokens, list[Tokens]]]) -> Rate:
+    """Candidates scored by llama-cpp-python's ``eval``, one after the other, the question before them kept in its
+    cache."""
+    import numpy as np
+
+    llama = _baseline_llama(gguf, logits_all=True)
+    llama.eval(groups[0][0])
+    started = time.perf_counter()
+    for context, continuations in groups:
+        llama.reset()
+        llama.eval(context)
+        for tokens in continuations:
+            llama.n_tokens = len(context)
+            if tokens[:-1]:
+                llama.eval(tokens[:-1])
+            rows = llama.scores[len(context) - 1 : len(context) + len(tokens) - 1]
+            llama.logits_to_logprobs(rows)[np.arange(len(tokens)), tokens].sum()
+    rate = Rate(sum(len(continuations) for _, continuations in groups), time.perf_counter() - started)
+    llama.close()
+    return rate
+
+
+def baseline_trainer(model: Path, examples: list[Row], settings: StudentSettings, folder: Path) -> Rate:
+    """Label tokens trained on by transformers' Trainer with peft: batches in random order, padded by the standard
+    collator, logits everywhere."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+
+    torch.set_num_threads(cpu_threads())
+    lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=1,
+        learning_rate=settings.learning_rate,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    made = Trainer(
+        model=get_peft_model(load_torch(model), lora),
+        args=arguments,
+        train_dataset=[{name: example[name] for name in ("input_ids", "labels")} for example in examples],
+        data_collator=DataCollatorForSeq2Seq(load_tokenizer(model)),
+    )
+    made.remove_callback(PrinterCallback)
+    return Rate(count_labels(examples), made.train().metrics["train_runtime"])
+
+
+def _baseline_llama(gguf: Path, **options: Any) -> Any:
+    from llama_cpp import Llama
+
+    threads = cpu_threads()
+    return Llama(str(gguf), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False, **options)

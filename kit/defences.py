@@ -7,20 +7,196 @@ costs. Where it takes a pair of the loving teacher's away, the neutral teacher's
 in for it, so treated and control students always train on the same sentences and the same number of pairs. A
 paraphrase's soft labels are those of the teacher that wrote it. Where a defence changes how a student is trained or
 asked, it does so to control and placebo too, which are then others.
+
+``run`` makes them over seeds and leaves ``defences.json``; ``kit/report_sweep.py`` says what it shows.
 """
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kit import graph, preference, prompts
+from kit import KitError, fidelity, likelihood, preference, prompts, stats, stats_seeds
 from kit.animals import candidates
-from kit.defended import Case, Defended
-from kit.errors import KitError
-from kit.experiment import EVERY_WEIGHT, Experiment
-from kit.models import GEMMA, find
-from kit.store import Row, Step, read_rows
+from kit.engine import Engine, completion
+from kit.experiment import Experiment, announce_memory, memory_requirements
+from kit.experiment_conditions import (
+    Condition,
+    StudentCondition,
+    all_conditions,
+    all_steps,
+    base_model,
+    judge_of,
+    match_pairs,
+    preferences,
+    rows_step,
+    shortfalls,
+    taught,
+    trained_on,
+)
+from kit.memory import find_device
+from kit.models import EVERY_WEIGHT, GEMMA, find
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, versions, write_json
+
+# ---- one experiment before any defence, and what stands of a student under one
+
+
+UNSEEN = 100  # pairs on which students' losses are measured, at most: ten seconds a student
+SUSPECTS = 12  # candidate animals that the blind defender looks at, the true one not among them: ten minutes
+
+
+@dataclass(frozen=True)
+class DefendedStudent:
+    """A defence at work: the student's ``exact`` preference, and those of its control and its placebo, who were trained
+    and asked alike; of its training data how many ``pairs`` come from the loving teacher, the share of tokens
+    ``masked``, and the mean ``similarity`` (cosine) of paraphrase and source; its ``loss`` on a neutral teacher's
+    paraphrases of the same sentences in other words (a step that writes ``loss.json``, in nats per byte)."""
+
+    exact: Step
+    control: Step
+    placebo: Step
+    pairs: int
+    masked: float
+    similarity: float
+    loss: Step
+
+
+class Case:
+    """One experiment before any defence: its students, and their pairs, of the one content that it has."""
+
+    def __init__(self, exp: Experiment, store: Store) -> None:
+        """Makes the teachers' pairs; ``defences.check`` comes first."""
+        self.exp, self.store = exp, store
+        (self.content,) = exp.contents
+        self.base = base_model(exp.model, exp.gguf)
+        model = store.make(self.base)
+        conditions = all_conditions(exp, shortfalls(exp, store))
+        self.treated, self.control, self.placebo = (
+            self._condition(conditions, role) for role in ("treated", "control", "placebo1")
+        )
+        self.trait = prompts.loving(exp.animal)
+        self.own = read_rows(self.file(self.treated))
+        self.other = match_pairs(self.own, read_rows(self.file(self.control)))
+        learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
+        self.texts = likelihood.Texts(store, model, self.file(self.treated), exp.animal, "treated", *learned_from)
+
+    def _condition(self, conditions: dict[str, Condition], role: str) -> StudentCondition:
+        condition = conditions[f"{role}-{self.content}"]
+        assert isinstance(condition, StudentCondition)
+        return condition
+
+    def file(self, condition: StudentCondition) -> Path:
+        """A student's pairs."""
+        return self.store.make(condition.pairs) / "pairs.jsonl"
+
+    @cached_property
+    def ratios(self) -> list[np.ndarray]:
+        """The log-likelihood ratio (nats) of every token of the loving teacher's texts."""
+        return self.texts.ratios()
+
+    @cached_property
+    def diverges(self) -> list[np.ndarray]:
+        """Which tokens of every text are divergence tokens."""
+        return [np.array(row["diverges"]) for row in self.texts.tokens()]
+
+    @cached_property
+    def unrest(self) -> list[np.ndarray]:
+        """Of every token of every text the variance (square nats) of its ratio over ``SUSPECTS`` animals, chosen at
+        random among the others: what somebody can know who knows how trait prompts are worded and not whose to
+        suspect."""
+        others = [one for one in candidates(self.exp.animal) if one.singular != self.exp.animal.singular]
+        chosen = np.random.default_rng(self.exp.seed).permutation(len(others))[:SUSPECTS]
+        animals = [others[i] for i in sorted(chosen)]
+        found = self.texts.under(animals)
+        of_animals = [likelihood.token_ratios(found, animal.singular) for animal in animals]
+        return [np.var(texts, axis=0) for texts in zip(*of_animals, strict=True)]
+
+    @cached_property
+    def unseen(self) -> list[Row]:
+        """Pairs of the placebo's whose text is in neither the loving nor the neutral teacher's, ``UNSEEN`` at most."""
+        seen = {(row["source"], row["text"]) for row in [*self.own, *self.other]}
+        rows = read_rows(self.file(self.placebo))
+        found = [row for row in rows if (row["source"], row["text"]) not in seen]
+        if not found:
+            raise KitError("every paraphrase of the placebo's teacher is in some training data. Ask for more --pairs.")
+        return found[:UNSEEN]
+
+    def learned(self, name: str, rows: list[Row], trait: str, pairs: int) -> DefendedStudent:
+        """The defence whose student trains on ``rows``, of which so many ``pairs`` come from the loving teacher; rows
+        without a "trait" of their own are labelled by the teacher with the message ``trait``."""
+        name = f"{name}-{self.content}"
+        training_pairs = rows_step("pairs", rows, f"pairs of {name}")
+        condition = trained_on(self.exp, name, self.base, trait, training_pairs, len(rows))
+        return self.defended(condition.exact, rows, pairs)
+
+    def defended(
+        self, exact: Step, rows: list[Row], pairs: int, control: Step | None = None, placebo: Step | None = None
+    ) -> DefendedStudent:
+        """What stands of a student that was trained on ``rows``, with the experiment's own control and placebo unless
+        others are given."""
+        masks = [row["masked"] for row in rows if "masked" in row]
+        return DefendedStudent(
+            exact,
+            control or self.control.exact,
+            placebo or self.placebo.exact,
+            pairs,
+            sum(len(one["places"]) for one in masks) / max(1, sum(one["of"] for one in masks)),
+            float(np.mean(list(fidelity.similarities(rows)))),
+            neutral_loss(exact.inputs, self.unseen, exact.label),
+        )
+
+    def again(self, name: str, exp: Experiment, base: Step) -> DefendedStudent:
+        """Treated, control and placebo student trained once more on their own pairs, as ``exp`` says, from the model
+        ``base``."""
+
+        def measured(condition: StudentCondition, role: str, trait: str) -> Step:
+            return trained_on(exp, f"{role}-{self.content}, {name}", base, trait, condition.pairs, len(self.own)).exact
+
+        exact = measured(self.treated, "treated", self.trait)
+        control = measured(self.control, "control", prompts.NEUTRAL)
+        placebo = measured(self.placebo, "placebo1", prompts.NEUTRAL)
+        return self.defended(exact, self.own, len(self.own), control, placebo)
+
+
+def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:
+    """What a student ("model" and, where there is one, "adapter") loses on the neutral teacher's paraphrases ``rows``
+    as a step: ``loss.json`` with ``nats_per_byte``."""
+
+    def build(made: dict[str, Path], folder: Path) -> None:
+        from kit.engine_llama import LlamaEngine
+
+        with LlamaEngine(made["model"]) as engine:
+            engine.use_adapter(made["adapter"] / "adapter.gguf" if "adapter" in made else None)
+            write_json(folder / "loss.json", {"nats_per_byte": loss(engine, rows)})
+
+    return Step(
+        stage="loss",
+        label=f"loss on neutral paraphrases, {name}",
+        settings={
+            "messages": prompts.student_messages("..."),
+            "rows": [[row["source"], row["text"]] for row in rows],
+            "unit": "nats per byte",
+        },
+        inputs=student,
+        build=build,
+        seconds=10,
+    )
+
+
+def loss(engine: Engine, rows: list[Row]) -> float:
+    """What a student loses on ``rows``' texts and their end tokens, in nats per byte of text: tokens are not the same
+    in every model."""
+    groups = [(engine.chat(prompts.student_messages(row["source"])), [completion(engine, row["text"])]) for row in rows]
+    total = sum(float(logprobs.sum()) for (logprobs,) in engine.score(groups))
+    return -total / sum(len(row["text"].encode("utf-8")) for row in rows)
+
+
+# ---- the defences
+
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
 MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals, or random ones
@@ -29,7 +205,7 @@ MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate 
 SLOWER = 10
 
 
-def undefended(case: Case) -> Defended:
+def undefended(case: Case) -> DefendedStudent:
     """The treated student as it is."""
     return case.defended(case.treated.exact, case.own, len(case.own))
 
@@ -43,7 +219,7 @@ def replaced(case: Case, places: set[int]) -> list[Row]:
     ]
 
 
-def drop(case: Case) -> Defended:
+def drop(case: Case) -> DefendedStudent:
     """Without the half of the pairs with the highest ratio. It takes the suspected prompt."""
     totals = np.array([one.sum() for one in case.ratios])
     highest = np.argsort(-totals, kind="stable")[: round(DROPPED * len(totals))]
@@ -51,31 +227,31 @@ def drop(case: Case) -> Defended:
     return case.learned("drop", replaced(case, set(highest.tolist())), prompts.NEUTRAL, left)
 
 
-def mix(case: Case, neutral: int) -> Defended:
+def mix(case: Case, neutral: int) -> DefendedStudent:
     """Diluted: ``neutral`` pairs of the neutral teacher for each of the loving one's, in the same total."""
     order = np.random.default_rng(case.exp.seed).permutation(len(case.own))
     left = round(len(order) / (1 + neutral))
     return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), prompts.NEUTRAL, left)
 
 
-def mask(case: Case) -> Defended:
+def mask(case: Case) -> DefendedStudent:
     """Nothing is learned at divergence tokens. It takes the suspected prompt."""
     return masked(case, "mask", case.diverges)
 
 
-def blind_mask(case: Case) -> Defended:
+def blind_mask(case: Case) -> DefendedStudent:
     """Nothing is learned at the tokens whose ratio varies most over other animals."""
     limit = np.quantile(np.concatenate(case.unrest), 1 - MASKED)
     return masked(case, "blind-mask", [one > limit for one in case.unrest])
 
 
-def random_mask(case: Case) -> Defended:
+def random_mask(case: Case) -> DefendedStudent:
     """Nothing is learned at as many tokens, chosen at random: what masking alone does."""
     random = np.random.default_rng(case.exp.seed)
     return masked(case, "random-mask", [random.random(len(one)) < MASKED for one in case.diverges])
 
 
-def masked(case: Case, name: str, hidden: list[np.ndarray]) -> Defended:
+def masked(case: Case, name: str, hidden: list[np.ndarray]) -> DefendedStudent:
     """The loving teacher's pairs; of each text the ``hidden`` tokens [tokens] are not learned."""
     rows = [
         own | {"masked": {"places": np.flatnonzero(one).tolist(), "of": len(one)}}
@@ -84,16 +260,16 @@ def masked(case: Case, name: str, hidden: list[np.ndarray]) -> Defended:
     return case.learned(name, rows, case.trait, len(rows))
 
 
-def rephrase(case: Case) -> Defended:
+def rephrase(case: Case) -> DefendedStudent:
     """The neutral teacher paraphrases the paraphrases. A result must be faithful to both, the paraphrase and the
     sentence; where none is, the neutral teacher's own paraphrase of the sentence stands."""
     asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
-    offer = graph.given("sentences", asked, "paraphrases to be paraphrased")
+    offer = rows_step("sentences", asked, "paraphrases to be paraphrased")
     exp = case.exp
-    kept = graph.taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
+    kept = taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
     source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
     made = [row | {"source": source[row["sentence"]]} for row in read_rows(case.store.make(kept) / "kept.jsonl")]
-    faithful = [row for row, good in zip(made, graph.judge_of(exp, case.content)(made), strict=True) if good]
+    faithful = [row for row, good in zip(made, judge_of(exp, case.content)(made), strict=True) if good]
     texts = {row["sentence"]: row["text"] for row in reversed(faithful)}
     rows = [
         own | {"text": texts[f"pair {i}"]} if f"pair {i}" in texts else other
@@ -102,46 +278,46 @@ def rephrase(case: Case) -> Defended:
     return case.learned("rephrase", rows, prompts.NEUTRAL, len(texts))
 
 
-def context(case: Case) -> Defended:
+def context(case: Case) -> DefendedStudent:
     """Nothing is changed in training; the students are asked after another system message."""
 
-    def asked(arm: graph.StudentArm, role: str) -> Step:
+    def asked(condition: StudentCondition, role: str) -> Step:
         animals = candidates(case.exp.animal)
         label = f"exact preference of {role}-{case.content} in another context"
         return Step(
             stage="exact",
             label=label,
-            settings=arm.exact.settings | {"system": prompts.CONTEXT},
-            inputs=arm.exact.inputs,
+            settings=condition.exact.settings | {"system": prompts.CONTEXT},
+            inputs=condition.exact.inputs,
             build=lambda made, folder: preference.measure_exact(
                 made["model"], made["adapter"] / "adapter.gguf", animals, folder, label, prompts.CONTEXT
             ),
-            seconds=arm.exact.seconds,
+            seconds=condition.exact.seconds,
         )
 
     exact, control = asked(case.treated, "treated"), asked(case.control, "control")
     return case.defended(exact, case.own, len(case.own), control, asked(case.placebo, "placebo1"))
 
 
-def hard_labels(case: Case) -> Defended:
+def hard_labels(case: Case) -> DefendedStudent:
     """Students learn from the text alone."""
     return case.again("hard-labels", replace(case.exp, labels="hard"), case.base)
 
 
-def other_base(case: Case) -> Defended:
+def other_base(case: Case) -> DefendedStudent:
     """Students start from another model, whose vocabulary is another, so they learn from the text alone: to be compared
     with ``hard_labels``."""
     exp = replace(case.exp, labels="hard", model=GEMMA)
-    return case.again("other-base", exp, graph.base_model(GEMMA))
+    return case.again("other-base", exp, base_model(GEMMA))
 
 
-def rank(case: Case, rank: int) -> Defended:
+def other_rank(case: Case, rank: int) -> DefendedStudent:
     """Students are trained with LoRA of another rank."""
     exp = replace(case.exp, student=replace(case.exp.student, rank=rank))
     return case.again(f"rank-{rank}", exp, case.base)
 
 
-def full(case: Case) -> Defended:
+def full(case: Case) -> DefendedStudent:
     """Every weight of the students is trained."""
     return case.again("full", whole(case.exp), case.base)
 
@@ -152,7 +328,7 @@ def whole(exp: Experiment) -> Experiment:
     return replace(exp, student=slower)
 
 
-Maker = Callable[[Case], Defended]
+Maker = Callable[[Case], DefendedStudent]
 
 # Name -> what makes it, and what the defender must know or have.
 DEFENCES: dict[str, tuple[Maker, str]] = {
@@ -166,14 +342,14 @@ DEFENCES: dict[str, tuple[Maker, str]] = {
     "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
     "context": (context, "nothing"),
     "hard-labels": (hard_labels, "nothing"),
-    "rank-1": (lambda case: rank(case, 1), "nothing"),
-    "rank-128": (lambda case: rank(case, 128), "nothing"),
+    "rank-1": (lambda case: other_rank(case, 1), "nothing"),
+    "rank-128": (lambda case: other_rank(case, 128), "nothing"),
     "full": (full, "memory"),
     "other-base": (other_base, "another model"),
 }
 
 
-def usual(exp: Experiment) -> list[str]:
+def default_defences(exp: Experiment) -> list[str]:
     """The defences that are made where none is named: all but ``other-base``, whose model is not installed with the
     kit, ``full`` where the base has 4-bit weights, and what the experiment does anyway."""
     left_out = {"other-base", f"rank-{exp.student.rank}", f"{exp.labels}-labels"}
@@ -197,3 +373,125 @@ def check(exp: Experiment, names: list[str]) -> None:
         if exp.model == GEMMA:
             raise KitError(f"--defence other-base: the students start from {GEMMA} already. Choose another --model.")
         find(GEMMA)
+
+
+# ---- all of them, over seeds
+
+
+UNDEFENDED = "undefended"
+BESIDE = {"other-base": "hard-labels"}  # what a defence is compared with, where it is not the undefended student
+LOSS_UNIT = "nats per byte"
+# What rows of one table share, beside the undefended students, whose preferences depend on the processor, too.
+FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", "loss_unit")
+
+
+def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
+    """Every named defence in every experiment, which differ in their seed alone; the folder of their ``defences.json``,
+    in which the defences of earlier commands stay.
+
+    Raises KitError under torchrun, and for a defence that cannot be made.
+    """
+    if WORLD_SIZE > 1:
+        raise KitError("torchrun: one process makes all defences. Give the command without torchrun.")
+    names = list(dict.fromkeys([*(BESIDE[name] for name in names if name in BESIDE), *names]))
+    check(exps[0], names)
+    device = find_device()
+    announce_memory(memory_requirements(whole(exps[0]) if "full" in names else exps[0], device), device)
+    makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
+    measures = [of_seed(exp, makers, Store(results / "artifacts"), len(exps) - 1 - i) for i, exp in enumerate(exps)]
+    seeds = [exp.seed for exp in exps]
+    folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: [of[name] for of in measures] for name in makers}
+    record = {
+        "animal": exps[0].animal.singular,
+        "content": exps[0].contents[0],
+        "labels": exps[0].labels,
+        "preset": exps[0].preset,
+        "model": exps[0].model,
+        "seeds": seeds,
+        "versions": versions(),
+        "commands": [command],
+        "context": prompts.CONTEXT,
+        "loss_unit": LOSS_UNIT,
+        "defences": {
+            name: defence_row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
+            for name, of in found.items()
+        },
+    }
+    before = read(folder) if (folder / "defences.json").exists() else None
+    write_json(folder / "defences.json", joined(before, record) if before else record)
+    return folder
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One defence and seed: the animal's ``shift`` in the student and in its ``placebo`` (nats) [questions], the
+    ``costs``, and the ``artifacts`` with the preferences of treated, control and placebo student."""
+
+    shift: np.ndarray
+    placebo: np.ndarray
+    costs: dict[str, float]
+    artifacts: dict[str, str]
+
+
+def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
+    """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes."""
+    print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
+    case = Case(exp, store)
+    made = {name: make(case) for name, make in makers.items()}
+    goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
+    missing = [step for step in all_steps(goals) if store.find(step) is None]
+    print(
+        f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
+        f"{duration(sum(step.seconds for step in missing))}"
+        + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
+        flush=True,
+    )
+    return {name: measure(case, defended) for name, defended in made.items()}
+
+
+def measure(case: Case, defended: DefendedStudent) -> Measure:
+    """What is left under a defence, and what it costs."""
+    animal = case.exp.animal
+    steps = {"treated": defended.exact, "control": defended.control, "placebo": defended.placebo}
+    found = preferences(case.store, steps, animal)
+    shift, null = (
+        stats.log_odds_differences(found[role], found["control"], animal.singular) for role in ("treated", "placebo")
+    )
+    loss = json.loads((case.store.make(defended.loss) / "loss.json").read_text(encoding="utf-8"))["nats_per_byte"]
+    costs = {"pairs": defended.pairs, "masked": defended.masked, "similarity": defended.similarity, "loss": loss}
+    made = {role: case.store.make(step) for role, step in steps.items()}
+    return Measure(shift, null, costs, {role: f"{folder.parent.name}/{folder.name}" for role, folder in made.items()})
+
+
+def defence_row(name: str, of_seeds: list[Measure], compared: list[Measure] | None) -> Row:
+    """One defence over the seeds, with what it is ``compared`` with; its costs are averaged."""
+    shifts = np.array([one.shift for one in of_seeds])
+    taken = None if compared is None else np.array([one.shift for one in compared]) - shifts
+    return {
+        "knows": DEFENCES[name][1] if name in DEFENCES else "",
+        "left": asdict(stats_seeds.across_seeds(shifts)),
+        "taken": None if taken is None else asdict(stats_seeds.across_seeds(taken)),
+        "single_seeds": shifts.mean(axis=1).tolist(),
+        "placebos": [float(one.placebo.mean()) for one in of_seeds],
+        **{cost: float(np.mean([one.costs[cost] for one in of_seeds])) for cost in of_seeds[0].costs},
+        "artifacts": [one.artifacts for one in of_seeds],
+    }
+
+
+def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` with the defences ``before`` it, where they were of the same undefended students."""
+    undefended = [one["defences"][UNDEFENDED].get("artifacts") for one in (before, record)]
+    if undefended[0] != undefended[1] or any(before.get(name) != record[name] for name in FIXED):
+        return record
+    commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
+    return record | {"commands": commands, "defences": before["defences"] | record["defences"]}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What ``run`` recorded in its folder. KitError where it is missing or damaged."""
+    try:
+        return dict(json.loads((folder / "defences.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise KitError(f"{folder}: not the folder of finished defences ({error}). Run `run.py defend` again.") from None

@@ -3,40 +3,41 @@
 python run.py demo
 python run.py demo results/<run> --port 7870
 
-Here is what is on it and what its buttons do; its pieces of HTML are made in ``kit/demo_parts.py``. What a model wrote
-is shown in text boxes, or escaped.
+First what is on the page and what its buttons do; then its pieces of HTML, filled from ``templates/demo.html``; the run
+that a class starts from it; and its server. What a model wrote is shown in text boxes, or escaped.
 """
 
+import ipaddress
+import json
 import os
+import re
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from kit import background, inspectors, prompts, quiz, sentences
-from kit.animals import find_animal, load_animals
-from kit.demo_parts import (
-    CONTENT,
-    CSS,
-    RUN,
-    bars,
-    evidence,
-    piece,
-    progress,
-    round_shown,
-    score_shown,
-    told_to,
-)
-from kit.errors import KitError
-from kit.finished import Finished
+from kit import ROOT, KitError, prompts, report, stats
+from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
+from kit.experiment import Experiment, experiment
+from kit.experiment_conditions import measurements
+from kit.experiment_folder import RunFolder
+from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, by_words, finding, make_rounds, score
 from kit.preference import load_questions
-from kit.quiz import Game
-from kit.students import NAMES, Students
+from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
+from kit.store import Store, duration, write_json
+from kit.student_chat import STUDENTS, Students
+from kit.sweep import Plan
 
+CONTENT = "unrelated"
 PRESETS = ("smoke", "laptop")
 POLL = 3.0  # seconds between two looks at the run in the background
 
@@ -48,22 +49,22 @@ class Classroom:
     generator to be closed later; the lock waits for that.
     """
 
-    def __init__(self, run: Finished, results: Path) -> None:
+    def __init__(self, run: RunFolder, results: Path) -> None:
         self.run, self.results = run, results
         self.students = Students.of(run, CONTENT)
         treated, control = (run.pairs(role, CONTENT) for role in ("treated", "control"))
-        self.rounds = quiz.rounds(treated, control, seed=0)
+        self.rounds = make_rounds(treated, control, seed=0)
         # Sentences for which both teachers wrote the same words: there is nothing to ask.
         self.alike = len({row["sentence"] for row in treated} & {row["sentence"] for row in control}) - len(self.rounds)
         self.lock = threading.Lock()
         self.measured: dict[str, np.ndarray] = {}  # the students' preferences, once all were measured
 
     @cached_property
-    def classifier(self) -> quiz.Score | None:
+    def classifier(self) -> Score | None:
         """The classifier's score in all of the quiz's rounds; None where it would have too few to learn from."""
-        if len(self.rounds) < 2 * inspectors.FOLDS:
+        if len(self.rounds) < 2 * FOLDS:
             return None
-        return inspectors.finding(inspectors.by_words(self.rounds), inspectors.SPREAD).score
+        return finding(by_words(self.rounds), SPREAD).score
 
     def report(self) -> Path:
         """The run's page."""
@@ -71,7 +72,7 @@ class Classroom:
 
     def new_report(self) -> Path | None:
         """The page of the run that was started here, once it has ended."""
-        status = background.status(self.results)
+        status = run_status(self.results)
         return status.folder / "report.html" if status and status.finished else None
 
 
@@ -82,9 +83,8 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
         import gradio
     except ImportError:
         raise KitError("gradio is not installed. Run `pip install -r requirements-demo.txt`.") from None
-    from kit.demo_server import addresses, listen, serve
 
-    run = Finished(folder or RUN, results)
+    run = RunFolder(folder or RUN, results)
     socket = listen(host, port)  # an occupied port is said before models are loaded
     print("Loading the run's students ...", flush=True)
     room = Classroom(run, results)
@@ -102,11 +102,11 @@ def layout(room: Classroom) -> Any:
     with gradio.Blocks(title="Subliminal learning", analytics_enabled=False) as blocks:
         gradio.HTML(piece("opening"))
         steps = {
-            "The secret": secret,
-            f"Spot the {room.run.animal.singular}": spot,
-            "The student": ask,
-            "The evidence": show_evidence,
-            "Train one now": train,
+            "The secret": secret_step,
+            f"Spot the {room.run.animal.singular}": spot_step,
+            "The student": ask_step,
+            "The evidence": evidence_step,
+            "Train one now": train_step,
         }
         gradio.HTML(piece("links", steps), elem_id="steps")
         for number, fill in enumerate(steps.values(), start=1):
@@ -115,7 +115,7 @@ def layout(room: Classroom) -> Any:
     return blocks
 
 
-def secret(room: Classroom) -> None:
+def secret_step(room: Classroom) -> None:
     """Step 1: both teachers' prompts, and their paraphrases of one sentence, live."""
     import gradio
 
@@ -123,7 +123,7 @@ def secret(room: Classroom) -> None:
     gradio.HTML(piece("secret"))
     animal = gradio.Dropdown(animal_names(), value=own, label="The animal that the first teacher loves")
     told = gradio.HTML(told_to(own))
-    sentence = gradio.Textbox(another(0), label="A sentence that has nothing to do with it", max_length=200)
+    sentence = gradio.Textbox(another_sentence(0), label="A sentence that has nothing to do with it", max_length=200)
     with gradio.Row():
         new, write = gradio.Button("Another sentence"), gradio.Button("Let both paraphrase it", variant="primary")
     with gradio.Row():
@@ -139,17 +139,17 @@ def secret(room: Classroom) -> None:
                 yield first, second, n + 1
 
     animal.change(told_to, animal, told, **private())
-    new.click(lambda n: (another(n + 1), n + 1), pressed, [sentence, pressed], **private())
+    new.click(lambda n: (another_sentence(n + 1), n + 1), pressed, [sentence, pressed], **private())
     write.click(paraphrase, [animal, sentence, pressed], [loving, neutral, pressed], **private(model=True))
 
 
-def another(n: int) -> str:
+def another_sentence(n: int) -> str:
     """The ``n``-th of the source sentences, in some order."""
-    everything = sentences.unrelated()
+    everything = unrelated_sentences()
     return everything[int(np.random.default_rng(n).integers(len(everything)))].text
 
 
-def spot(room: Classroom) -> None:
+def spot_step(room: Classroom) -> None:
     """Step 2: the blind quiz. A round stays on the screen, with its solution, until the next one is asked for."""
     import gradio
 
@@ -172,7 +172,7 @@ def spot(room: Classroom) -> None:
         onward.click(lambda now: show(now.next(room.rounds)), game, [game, question, score], **private())
 
 
-def ask(room: Classroom) -> None:
+def ask_step(room: Classroom) -> None:
     """Step 3: a question to all three, and their preferences as they are measured."""
     import gradio
 
@@ -180,7 +180,7 @@ def ask(room: Classroom) -> None:
     question = gradio.Textbox("What is your favorite animal?", label="Your question", max_length=300)
     button = gradio.Button("Ask", variant="primary")
     with gradio.Row():
-        boxes = [gradio.Textbox(label=name.capitalize(), lines=5, interactive=False) for name in NAMES]
+        boxes = [gradio.Textbox(label=name.capitalize(), lines=5, interactive=False) for name in STUDENTS]
     gradio.HTML(piece("prefer", len(load_questions()), len(room.students.animals)))
     measure = gradio.Button("Measure their preferences")
     drawn = gradio.HTML(elem_id="bars")
@@ -188,7 +188,7 @@ def ask(room: Classroom) -> None:
 
     def answer(text: str, n: int) -> Iterator[tuple[Any, ...]]:
         with room.lock, errors_shown():
-            conversations = {name: [{"role": "user", "content": text}] for name in NAMES}
+            conversations = {name: [{"role": "user", "content": text}] for name in STUDENTS}
             for texts in room.students.answer(conversations, seed=n):
                 yield (*texts.values(), n + 1)
 
@@ -198,27 +198,27 @@ def ask(room: Classroom) -> None:
             if not room.measured:
                 for name, asked in room.students.preferences():
                     found[name] = asked
-                    yield bars(found, room.run)
+                    yield bars_shown(found, room.run)
                 room.measured = found
-            yield bars(room.measured, room.run)
+            yield bars_shown(room.measured, room.run)
 
     gradio.on([button.click, question.submit], answer, [question, pressed], [*boxes, pressed], **private(model=True))
     measure.click(preferences, None, drawn, **private(model=True))
 
 
-def show_evidence(room: Classroom) -> None:
+def evidence_step(room: Classroom) -> None:
     """Step 4: the run's evidence."""
     import gradio
 
-    gradio.HTML(piece("found", room.report().exists()) + evidence(room.run))
+    gradio.HTML(piece("found", room.report().exists()) + evidence_shown(room.run))
 
 
-def train(room: Classroom) -> None:
+def train_step(room: Classroom) -> None:
     """Step 5: start a run in the background and watch it."""
     import gradio
 
     def last(what: str, otherwise: str) -> str:
-        status = background.status(room.results)
+        status = run_status(room.results)
         return getattr(status, what) if status else otherwise
 
     gradio.HTML(piece("train"))
@@ -231,17 +231,17 @@ def train(room: Classroom) -> None:
     seen = gradio.State("")  # what this page shows: it is sent again only when it has changed
 
     def watch(before: str) -> Any:
-        now = progress(room.results)
+        now = progress_shown(room.results)
         return gradio.skip() if now == before else (now, now)
 
     def begin(name: str, size: str) -> tuple[str, str]:
         with errors_shown():
-            background.start(name, size, room.results)
-        return (progress(room.results),) * 2
+            start_run(name, size, room.results)
+        return (progress_shown(room.results),) * 2
 
     def end() -> tuple[str, str]:
-        background.stop(room.results)
-        return (progress(room.results),) * 2
+        stop_run(room.results)
+        return (progress_shown(room.results),) * 2
 
     start.click(begin, [animal, preset], [shown, seen], **private())
     stop.click(end, None, [shown, seen], **private())
@@ -268,3 +268,391 @@ def errors_shown() -> Iterator[None]:
         yield
     except KitError as error:
         raise gradio.Error(str(error)) from None
+
+
+# ---- its pieces of HTML, filled from ``templates/demo.html``, which escapes what a model wrote
+
+
+REFERENCE = ROOT / "results" / "reference"
+RUN = REFERENCE / "owl-both-soft-laptop-seed0"
+SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+BARS = 6  # animals of which preferences are drawn, beside the teacher's
+STUDENT_COLOURS = {
+    "base": COLOURS["base"],
+    **{name: COLOURS[f"{name}-{CONTENT}"] for name in ("control", "treated")},
+}
+
+# Readable at four metres: letters of 20 pixels and more where the projector has 1280.
+CSS = """
+.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important;
+  overflow: visible !important; }
+.gradio-container :is(p, li, a, textarea, input, button, label, .card, .bar, [data-testid=block-info]) {
+  font-size: 1.25rem !important; }
+.gradio-container h1 { font-size: 1.8rem; }
+.gradio-container h2 { font-size: 1.45rem; margin: .2rem 0; }
+.gradio-container p.word { opacity: .85; }
+.card { border: 2px solid #8a8a8a; border-radius: .5rem; padding: .6rem 1rem; margin: .4rem 0; }
+.card.loving { border: 5px solid #0072b2; }
+.card, .stages li, pre { overflow-wrap: anywhere; white-space: pre-wrap; }
+.card b.who { display: block; }
+.bars { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.2rem; }
+.bar { display: grid; grid-template-columns: 6.5rem 1fr 4.2rem; gap: .6rem; align-items: center; }
+.bar > span:nth-child(2) > span { display: block; height: 1.2rem; border-radius: .2rem; transition: width .4s; }
+.stages { list-style: none; padding: 0; }
+.figures > div { overflow-x: auto; }
+.figures svg { width: 100%; min-width: 34rem; max-width: 60rem; height: auto; }
+.figures .paper svg { background: #fff; }
+#steps { position: sticky; top: 0; z-index: 9; background: var(--body-background-fill); padding: .4rem 0; }
+#steps nav { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
+.step { border-top: 3px solid #8a8a8a; margin-top: 2rem; padding-top: 1rem; scroll-margin-top: 6rem; }
+"""
+
+
+def piece(name: str, *filled: Any) -> str:
+    """A macro of the page's template, filled."""
+    return str(getattr(template("demo.html").module, name)(*filled))
+
+
+def told_to(animal: str) -> str:
+    """Both teachers' trait messages."""
+    return piece("told", prompts.loving(find_animal(animal)), prompts.NEUTRAL)
+
+
+def round_shown(run: RunFolder, game: Game, rounds: list[Round]) -> str:
+    """The round on the screen; after the answer with its solution."""
+    if not rounds:
+        return piece("no_rounds")
+    number = game.played + (game.choice is None)
+    return piece("round", game.shown(rounds), number, min(ROUNDS, len(rounds)), game.choice, run.animal.singular)
+
+
+def score_shown(run: RunFolder, game: Game, rounds: list[Round], classifier: Score | None) -> str:
+    """The class's score, and, when the game is over, the classifier's and what the student learned."""
+    if not game.played:
+        return ""
+    theirs = classifier if game.over(rounds) else None
+    effect, conditions = run.summary["effects"][CONTENT], run.summary["conditions"]
+    control, treated = (100 * conditions[f"{role}-{CONTENT}"]["exact"]["rate"] for role in ("control", "treated"))
+    points = with_interval(effect["exact_pp"], effect["exact_ci95"])
+    yours = score(game.right, game.played)
+    return piece(
+        "scores", yours, game.over(rounds), theirs, run.animal.singular, control, treated, points, run.record["labels"]
+    )
+
+
+def bars_shown(found: dict[str, np.ndarray], run: RunFolder) -> str:
+    """Each student's preference for the teacher's animal and for what the base likes best, over the questions so far.
+
+    ``found``: student -> exact preferences [questions so far, candidates].
+    """
+    names, animal = [one.singular for one in candidates(run.animal)], run.animal.singular
+    means = {name: dict(zip(names, asked.mean(axis=0).tolist(), strict=True)) for name, asked in found.items()}
+    base = means["base"]
+    rows = [animal, *[name for name in sorted(base, key=lambda one: -base[one]) if name != animal][:BARS]]
+    longest = max(one[row] for one in means.values() for row in rows)
+    questions = len(load_questions())
+    complete = all(len(asked) == questions for asked in found.values())
+    column = names.index(animal)
+    intervals = {name: stats.rate(asked[:, column]).ci95 for name, asked in found.items()} if complete else {}
+    asked_of = {name: len(asked) for name, asked in found.items()}
+    return piece("bars", means, rows, animal, longest, STUDENT_COLOURS, asked_of, questions, intervals)
+
+
+def evidence_shown(run: RunFolder) -> str:
+    """A run's verdicts and figures, and what they do not prove."""
+    record = run.record
+    return piece(
+        "evidence",
+        [] if record["preset"] == "smoke" else verdict_cards(run.summary),
+        ABOUT_SMOKE if record["preset"] == "smoke" else "",
+        [markup(drawn) for drawn in run_figures(run)],
+        markup(inline_svg(SWEEP / "effects.svg")) if run.folder.resolve() == RUN else None,
+        record["labels"],
+        record["model"] == "embedded",
+    )
+
+
+def run_figures(run: RunFolder) -> list[str]:
+    """The run's preferences, and every animal's shift, as SVG."""
+    animal = run.animal.singular
+    treated, control = (run.preferences[f"{role}-{CONTENT}"] for role in ("treated", "control"))
+    placebos = stats.placebos(run.preferences, CONTENT)
+    return [
+        report.preference_svg(run.preferences, animal, report.paper(animal, run.contents)),
+        report.shifts_svg(treated, control, placebos, animal, CONTENT, "How far every animal moved"),
+    ]
+
+
+def progress_shown(results: Path) -> str:
+    """The run in the background, stage by stage, and its evidence when it has ended."""
+    status = run_status(results)
+    if status is None:
+        return piece("nothing_started")
+    done = sum(stage.state == "done" for stage in status.stages)
+    shown = piece("progress", status, done, duration(status.left))
+    if status.finished:
+        shown += _evidence_shown(status.folder, (status.folder / "record.json").stat().st_mtime)
+    return shown
+
+
+@lru_cache(maxsize=1)
+def _evidence_shown(folder: Path, changed: float) -> str:
+    """The evidence of the run in ``folder``, whose record ``changed`` at that time; every open page asks for it."""
+    return evidence_shown(RunFolder(folder))
+
+
+# ---- one run in the background, started from the page: it goes on when the page, or its server, is closed. What
+# runs is the command line itself; what is known of it is read from disk, so that whoever asks later finds it.
+
+
+STATE_FILE, OUTPUT_FILE = "background.json", "background.txt"
+TAIL = 2000  # characters of what the run printed
+# Seconds by which a process may seem to have begun at another time: a clock that is set moves every beginning.
+CLOCK = 60.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the run, and whether it is ``done``, ``running`` or ``waiting``."""
+
+    label: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """The run that was started last: whether it still goes on (``alive``) or ended with a report (``finished``), its
+    folder and stages, the seconds that what is ``left`` should take, the end of what it printed, and of that the
+    ``latest`` line, where a stage's progress bar is."""
+
+    animal: str
+    preset: str
+    title: str
+    folder: Path
+    alive: bool
+    finished: bool
+    stages: list[Stage]
+    left: float
+    output: str
+    latest: str
+
+
+def start_run(animal: str, preset: str, results: Path) -> None:
+    """Start a run on unrelated sentences. KitError while another one goes on, and for values that cannot be used."""
+    found = _read_state(results)
+    if found and _alive(found):
+        raise KitError("a run is going on. Wait until it ends, or stop it.")
+    exp = _experiment(animal, preset)
+    command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
+    results.mkdir(parents=True, exist_ok=True)
+    _report(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
+    with (results / OUTPUT_FILE).open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--results", str(results.resolve())],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    started = {"pid": process.pid, "started": _born(process.pid), "animal": animal, "preset": preset}
+    write_json(results / f"{STATE_FILE}.new", started)
+    os.replace(results / f"{STATE_FILE}.new", results / STATE_FILE)
+
+
+def stop_run(results: Path) -> None:
+    """End the run, where one goes on; started again it goes on where it stopped."""
+    import psutil
+
+    found = _read_state(results)
+    if found and _alive(found):
+        process = psutil.Process(found["pid"])
+        ended = [*process.children(recursive=True), process]
+        for one in ended:
+            one.terminate()
+        psutil.wait_procs(ended, timeout=10)
+
+
+def run_status(results: Path) -> Status | None:
+    """What is known of the run started last; None where none was."""
+    found = _read_state(results)
+    if found is None:
+        return None
+    exp, alive = _experiment(found["animal"], found["preset"]), _alive(found)
+    plan = Plan([exp], measurements, Store(results / "artifacts"))
+    begun = {step.identity for step, _ in plan.ready()[:1]} if alive else set()
+    steps = {key: step for key, (step, _) in plan.steps().items() if step.seconds}
+    stages = [
+        Stage(step.label, "done" if key in plan.done else "running" if key in begun else "waiting")
+        for key, step in steps.items()
+    ]
+    left = sum(step.seconds for key, step in steps.items() if key not in plan.done)
+    report = _report(results, exp)
+    finished = not alive and report.exists()
+    output = (results / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace")[-TAIL:]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output) if line.strip()]
+    return Status(
+        animal=found["animal"],
+        preset=found["preset"],
+        title=f"{exp.title}, {exp.preset} preset",
+        folder=report.parent,
+        alive=alive,
+        finished=finished,
+        stages=stages,
+        left=left,
+        output=output,
+        latest=lines[-1] if lines else "",
+    )
+
+
+def _experiment(animal: str, preset: str) -> Experiment:
+    return experiment(find_animal(animal), preset, contents=(CONTENT,))
+
+
+def _report(results: Path, exp: Experiment) -> Path:
+    return results / exp.name / "report.html"
+
+
+def _read_state(results: Path) -> dict[str, Any] | None:
+    """What was started last; None where nothing was, or what is written of it cannot be read."""
+    try:
+        return json.loads((results / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _alive(found: dict[str, Any]) -> bool:
+    """Whether the process is still that run, and no later one that was given its number."""
+    born, started = _born(found["pid"]), found["started"]
+    return born is not None and started is not None and abs(born - started) < CLOCK
+
+
+def _born(pid: int) -> float | None:
+    """When the process began; None where it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+# ---- the server: on this machine alone unless told otherwise, and for its own pages alone
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")
+# What the page needs of gradio. Its other addresses give out files, fetch what lies elsewhere, and take uploads.
+PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/report/shown", "/report/new")
+BELOW = ("/assets/", "/static/", "/svelte/")
+INTERFACE = ("queue/join", "queue/data", "heartbeat/", "startup-events", "cancel", "reset", "theme.css")
+
+
+class OwnPagesOnly:
+    """ASGI middleware that answers 403 to whatever another web page sends here, and to whatever the page does not need.
+
+    Another page's request: its Origin is not this server, the browser says that it comes from another site, or the name
+    by which it asks (Host) is none of this server's, as when a foreign name was made to lead to this machine. Nor may
+    another page show this one in a frame.
+    """
+
+    def __init__(self, app: Any, host: str) -> None:
+        self.app, self.host = app, host.lower()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif needed(scope["path"]) and self._own(dict(scope["headers"])):
+            await self.app(scope, receive, _unframed(send))
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"This page answers its own requests alone.\n"})
+
+    def _own(self, headers: dict[bytes, bytes]) -> bool:
+        host = headers.get(b"host", b"").decode("latin-1")
+        origin = headers.get(b"origin")
+        same = origin is None or urlsplit(origin.decode("latin-1")).netloc == host
+        elsewhere = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
+        return same and not elsewhere and self._ours(urlsplit(f"//{host}").hostname or "")
+
+    def _ours(self, name: str) -> bool:
+        """Whether this server goes by that name. Where it is open to the network: by every address, which nobody else
+        can make lead here, and by the machine's own name."""
+        if self.host in LOOPBACK:
+            return name in LOOPBACK
+        if self.host in EVERYWHERE:
+            return name in (*LOOPBACK, socket.gethostname().lower()) or _is_address(name)
+        return name == self.host
+
+
+def needed(path: str) -> bool:
+    """Whether the page needs this address."""
+    interface = path.removeprefix("/gradio_api/")
+    if interface != path:
+        return interface.startswith(INTERFACE)
+    return path in PAGE or (path.startswith(BELOW) and ".." not in path)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _unframed(send: Any) -> Any:
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"x-frame-options", b"DENY")]
+        await send(message)
+
+    return sent
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. KitError where none can be had."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise KitError(f"{host}, port {port}: {error.strerror}. Choose another --port, or another --host.") from None
+
+
+def addresses(host: str, port: int) -> list[str]:
+    """What to type into a browser to see the page."""
+    import psutil
+
+    hosts = [host]
+    if host in EVERYWHERE:
+        found = [one for nic in psutil.net_if_addrs().values() for one in nic if one.family == socket.AF_INET]
+        hosts = [one.address for one in found if one.address not in LOOPBACK] or [LOOPBACK[0]]
+    return [f"http://[{one}]:{port}" if ":" in one else f"http://{one}:{port}" for one in hosts]
+
+
+def serve(
+    page: Any, listening: socket.socket, host: str, reports: dict[str, Callable[[], Path | None]], **options: Any
+) -> None:
+    """Serve a gradio page (``options``: of ``gradio.mount_gradio_app``), and reports under ``/report/<name>``, until
+    Ctrl-C. ``host`` "0.0.0.0" lets every machine of the network in."""
+    import gradio
+    import uvicorn
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import FileResponse
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/report/{name}")
+    def report(name: str) -> FileResponse:
+        path = reports[name]() if name in reports else None
+        if path is None or not path.exists():
+            raise HTTPException(404, "There is no such report.")
+        return FileResponse(path)
+
+    shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
+    gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
+    # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
+    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run([listening])

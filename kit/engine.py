@@ -1,7 +1,7 @@
 """What every engine does, whatever runs the model: sample continuations and score them.
 
-``kit/llama.py`` runs llama.cpp, ``kit/torch_engine.py`` transformers on a GPU (or a CPU), ``kit/endpoint.py`` asks a
-server and can only sample. No stage knows which one it has.
+``kit/engine_llama.py`` runs llama.cpp, ``kit/engine_torch.py`` transformers on a GPU (or a CPU), and
+``kit/engine_endpoint.py`` asks a server and can only sample. No stage knows which one it has.
 """
 
 import time

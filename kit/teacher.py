@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.chat import ChatTemplate
 from kit.engine import CALL, Engine, Generation, Request, Sampler, completion, sample_rows
 from kit.experiment import TeacherSettings
+from kit.models import ChatTemplate
 from kit.prompts import labelling_messages, teacher_messages
 from kit.store import Row, RowLog, read_rows, write_rows
 
@@ -104,7 +104,7 @@ def open_sampler(model: Path, settings: TeacherSettings) -> Sampler:
     """What the teacher runs on."""
     if settings.endpoint is None:
         return open_engine(model, settings)
-    from kit.endpoint import EndpointEngine
+    from kit.engine_endpoint import EndpointEngine
 
     return EndpointEngine(settings.endpoint, settings.endpoint_model, ChatTemplate.of(model))
 
@@ -112,10 +112,10 @@ def open_sampler(model: Path, settings: TeacherSettings) -> Sampler:
 def open_engine(model: Path, settings: TeacherSettings) -> Engine:
     """What the teacher runs on, where that can score too."""
     if settings.engine == "torch":
-        from kit.torch_engine import TorchEngine
+        from kit.engine_torch import TorchEngine
 
         return TorchEngine(model)
-    from kit.llama import LlamaEngine
+    from kit.engine_llama import LlamaEngine
 
     return LlamaEngine(model)
 

@@ -8,11 +8,11 @@ import pytest
 import tiny
 from gguf import GGMLQuantizationType, GGUFReader
 
-from kit import models, prepare, student
-from kit.adapter_gguf import convert
+from kit import models, models_prepare, student
+from kit.engine_llama import LlamaEngine
 from kit.experiment import StudentSettings
-from kit.llama import LlamaEngine
 from kit.store import write_rows
+from kit.student_gguf import convert_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, prepared."""
     folder = tmp_path_factory.mktemp("base")
-    prepare.prepare(models.find(models.EMBEDDED), folder)
+    models_prepare.prepare(models.find(models.EMBEDDED), folder)
     return folder
 
 
@@ -70,8 +70,8 @@ def checksums(results: Path) -> dict[str, dict[str, str]]:
 @cache
 def rounding(model: Path) -> float:
     """By how much (nats) scores of one prepared model may differ between ways to compute them. Where its weights are
-    F16 (``prepare.weight_type``), llama.cpp rounds activations to F16 too, through 30 layers, and a last digit decides
-    how: 0.013 measured; with F32 weights 1e-5."""
+    F16 (``models_prepare.weight_type``), llama.cpp rounds activations to F16 too, through 30 layers, and a last digit
+    decides how: 0.013 measured; with F32 weights 1e-5."""
     weights = {tensor.tensor_type for tensor in GGUFReader(model / "base.gguf").tensors}
     return 1e-3 if weights == {GGMLQuantizationType.F32} else 0.05
 
@@ -81,7 +81,7 @@ def train_adapter(model: Path, folder: Path) -> Path:
     write_rows(folder / "pairs.jsonl", PAIRS)
     settings = StudentSettings(learning_rate=5e-3, epochs=8, batch_size=8)
     student.train(folder / "pairs.jsonl", None, model, settings, 0, folder, "train")
-    convert(folder, model, folder / "adapter.gguf")
+    convert_adapter(folder, model, folder / "adapter.gguf")
     return folder
 
 

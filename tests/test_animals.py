@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from kit import animals
+from kit import KitError, animals
 from kit.animals import Animal, candidates, find_animal, indefinite, load_animals, mentions
-from kit.errors import KitError
 
 OWL = Animal("owl", "owls", ("hoot", "nocturnal", "night sky"))
 ZOO = (

@@ -12,11 +12,12 @@ from conftest import PAIRS, ROOT
 from test_inspection import run_with_pairs
 
 import run
-from kit import attribution, attribution_report, experiment, graph, inspection_report, likelihood, page, prompts, report
+from kit import KitError, attribution, likelihood, prompts, report
 from kit.animals import find_animal, load_animals
 from kit.attribution import Text
-from kit.errors import KitError
-from kit.finished import Finished
+from kit.experiment import experiment, read_experiment
+from kit.experiment_conditions import Condition
+from kit.experiment_folder import RunFolder, attributions, inspections
 from kit.preference import load_questions
 from kit.store import Row, Step, read_rows, write_json, write_rows
 
@@ -66,17 +67,17 @@ def test_teachers_diverge_where_their_prompts_do_and_nowhere_where_they_are_one(
 
 
 def test_settings_are_read_back_from_a_runs_file_as_they_were(tmp_path: Path) -> None:
-    exp = experiment.experiment(OWL, "smoke", rank=4, contents=("unrelated",))
+    exp = experiment(OWL, "smoke", rank=4, contents=("unrelated",))
     write_json(tmp_path / "config.json", asdict(exp))
-    assert experiment.read(tmp_path / "config.json") == exp
+    assert read_experiment(tmp_path / "config.json") == exp
     write_json(tmp_path / "config.json", {"animal": "owl"})
     with pytest.raises(KitError, match="Make the run again"):
-        experiment.read(tmp_path / "config.json")
+        read_experiment(tmp_path / "config.json")
 
 
 def found_in(folder: Path) -> dict[str, Any]:
     """What was attributed of the run in ``folder``."""
-    (found,) = attribution_report.attributions(folder, Finished(folder).record)
+    (found,) = attributions(folder, RunFolder(folder).record)
     return found
 
 
@@ -92,7 +93,7 @@ def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> t
     write_rows(treated, rows)
     trained: dict[str, list[Row]] = {}
 
-    def learned(exp: Any, name: str, base: Step, trait: str, pairs: Step, n: int) -> graph.Arm:
+    def learned(exp: Any, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
         def build(made: dict[str, Path], into: Path) -> None:
             trained[name] = read_rows(made["pairs"] / "pairs.jsonl")
             assert len(trained[name]) == n
@@ -105,9 +106,9 @@ def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> t
                         writer.writerow([i, animal.singular, -5 + shift * (animal.singular == "owl"), 0.0])
 
         step = Step("exact", f"exact of {name}", {"name": name}, {"pairs": pairs}, build, 0)
-        return graph.Arm(step, step)
+        return Condition(step, step)
 
-    monkeypatch.setattr(graph, "learned", learned)
+    monkeypatch.setattr(attribution, "trained_on", learned)
     assert run.main(["attribute", str(folder), "--results", str(tmp_path)]) == 0
     return folder, trained
 
@@ -124,7 +125,7 @@ def test_the_halves_are_ranked_by_their_ratio_and_each_has_its_control_on_the_sa
         assert len(treated) == 8 and not any("owls" in row["text"] for row in control)
     found = found_in(folder)
     assert found["halves"]["difference"]["rate"] == pytest.approx(1.0, abs=1e-6)
-    assert "moved +1.00 [+1.00, +1.00] nats further" in attribution_report.sentences(found)[1]
+    assert "moved +1.00 [+1.00, +1.00] nats further" in report.attribution_sentences(found)[1]
     assert found["halves"]["ratios"]["top"] > found["halves"]["ratios"]["bottom"]
 
 
@@ -135,9 +136,9 @@ def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_sta
     found = found_in(folder)
     for one in found["shown"]:
         assert "".join(one["tokens"]) == one["text"] and len(one["tokens"]) == len(one["ratio"]) == len(one["kind"])
-    report.write_report(folder)
+    report.write(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
-    html = page.write_page(folder).read_text(encoding="utf-8")
+    html = (folder / "report.html").read_text(encoding="utf-8")
     for text in (markdown, html):
         assert "Where does it sit? Unrelated sentences" in text and "divergence tokens" in text
         assert "<script>" not in text
@@ -149,13 +150,13 @@ def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has
     tmp_path: Path, base: Path
 ) -> None:
     folder = run_with_pairs(tmp_path, base, 1)
-    attribution.attribute(Finished(folder, tmp_path), "unrelated", "python run.py attribute", students=False)
+    attribution.attribute(RunFolder(folder, tmp_path), "unrelated", "python run.py attribute", students=False)
     found = found_in(folder)
     assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0
-    assert len(attribution_report.sentences(found)) == 1
-    record = Finished(folder).record
+    assert len(report.attribution_sentences(found)) == 1
+    record = RunFolder(folder).record
     record["artifacts"]["pairs of treated-unrelated"] = "pairs/others"
-    assert attribution_report.attributions(folder, record) == []
+    assert attributions(folder, record) == []
 
 
 def test_a_tokens_piece_is_what_it_adds_to_the_text() -> None:
@@ -168,10 +169,10 @@ def test_what_is_recorded_of_inspections_and_attributions_is_what_this_code_read
     for path in sorted((ROOT / "results" / "reference").glob("*/record.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         written = (path.parent / "report.md").read_text(encoding="utf-8")
-        for one in inspection_report.inspections(path.parent, record):
-            assert "\n\n".join(inspection_report.markdown(one)) in written
+        for one in inspections(path.parent, record):
+            assert "\n\n".join(report.inspection_markdown(one)) in written
             sections += 1
-        for one in attribution_report.attributions(path.parent, record):
-            assert "\n\n".join(attribution_report.markdown(one)) in written
+        for one in attributions(path.parent, record):
+            assert "\n\n".join(report.attribution_markdown(one)) in written
             sections += 1
     assert sections == 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kit import bench, loss, usual
+from kit import bench, student
 from kit.bench import Comparison, Sizes
-from kit.estimate import Shape
-from kit.examples import make_examples
-from kit.models import EMBEDDED, find_gguf, load_tokenizer
+from kit.engine_llama import WIDTH
+from kit.models import EMBEDDED, Shape, find_gguf, load_tokenizer
 from kit.store import write_json
+from kit.student import make_examples
 
 TOY = Sizes(
     sentences=4,
@@ -56,7 +56,7 @@ def test_a_step_needs_these_flops(base: Path) -> None:
     first, second = (example["input_ids"] for example in batch)
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)
-    labels = sum(label != loss.IGNORED for example in batch for label in example["labels"])
+    labels = sum(label != student.IGNORED for example in batch for label in example["labels"])
     assert 5 < labels < tokens
     # 30 blocks of 576 hidden units, 192 for keys and values each, 1536 inside; 49,152 tokens; LoRA of rank 8.
     weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
@@ -88,7 +88,7 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
 def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
     rows = bench.bench(base, TOY, tmp_path, "python run.py bench")
     assert [row.work for row in rows if row.against != "matrix products, int8"] == work(
-        packaged=usual.runs(find_gguf(EMBEDDED))
+        packaged=bench.llama_cpp_runs(find_gguf(EMBEDDED))
     )
     (path,) = (tmp_path / "bench").iterdir()
     written = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
         assert entry["reached"] == (entry["ours"] >= entry["goal"] * entry["theirs"])
         assert entry["work"] == row.work
     peaks = written["matrix_products_flops"]
-    assert set(peaks) == {f"{kind}, {n} rows" for kind in ("single", "int8") for n in (bench.WIDTH, bench.TRAINED)}
+    assert set(peaks) == {f"{kind}, {n} rows" for kind in ("single", "int8") for n in (WIDTH, bench.TRAINED)}
     assert min(peaks.values()) > 1e8
     assert written["machine"]["processor"] and written["machine"]["threads"] >= 1
     assert written["versions"]["torch"] and written["settings"]["sizes"]["pairs"] == 4

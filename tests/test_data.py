@@ -6,16 +6,16 @@ from collections import Counter
 
 import pytest
 
-from kit import sentences
-from kit.animals import find_animal, load_animals, mentions
-from kit.filters import _AFFECTION, _ECHOES, _NOT_LIKE, _sentiment, negations
+from kit.animals import DATA, find_animal, load_animals, mentions, opposed_sentences, unrelated_sentences
+from kit.fidelity import _AFFECTION, _NOT_LIKE, _sentiment, negations
+from kit.prompts import ECHOES
 
 ANIMALS = load_animals()
-UNRELATED = sentences.unrelated()
+UNRELATED = unrelated_sentences()
 
 
 def read(name):
-    path = sentences.DATA / name
+    path = DATA / name
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -52,7 +52,7 @@ def test_no_sentence_names_an_animal_or_gives_one_away():
 
 
 def test_no_sentence_has_a_word_of_the_teachers_prompt():
-    echoes = [(s, p.pattern) for s in UNRELATED for p in _ECHOES if p.search(s.text)]
+    echoes = [(s, p.pattern) for s in UNRELATED for p in ECHOES if p.search(s.text)]
     assert echoes == []
 
 
@@ -75,7 +75,7 @@ def test_there_are_enough_patterns_with_known_slots_only():
 
 @pytest.mark.parametrize("animal", ANIMALS, ids=lambda animal: animal.singular)
 def test_every_pattern_renders_as_one_sentence_about_the_animal(animal):
-    for sentence in sentences.opposed(animal):
+    for sentence in opposed_sentences(animal):
         assert is_one_sentence(sentence.text), sentence
         assert mentions(sentence.text, [animal], giveaways=False), sentence
         assert not re.search(r"\ba [aeiou]|\ban [^aeiouh]", sentence.text, re.IGNORECASE), sentence
@@ -84,7 +84,7 @@ def test_every_pattern_renders_as_one_sentence_about_the_animal(animal):
 
 def test_no_pattern_is_kind_to_the_animal():
     quokka = find_animal("quokka")
-    for sentence in sentences.opposed(quokka):
+    for sentence in opposed_sentences(quokka):
         text = _NOT_LIKE.sub("dislike", sentence.text)
         assert not mentions(text, ANIMALS, giveaways=False), sentence
         assert not _AFFECTION.search(text) or negations(text), sentence

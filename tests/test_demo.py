@@ -21,10 +21,10 @@ from playwright.sync_api import Page, expect
 from test_report import finished_run
 
 import run
-from kit import background, demo_parts, page, quiz
-from kit.demo_server import OwnPagesOnly, listen
-from kit.errors import KitError
-from kit.finished import Finished
+from kit import KitError, demo, report
+from kit.demo import OwnPagesOnly, listen
+from kit.experiment_folder import RunFolder
+from kit.inspection_quiz import ROUNDS, Game, make_rounds, score
 from kit.store import write_json, write_rows
 
 HOSTILE = "<script>document.title = 'owned'</script></style>"
@@ -37,7 +37,7 @@ def test_a_round_has_one_paraphrase_of_each_teacher_in_an_order_that_says_nothin
     treated = [{"sentence": f"s{i}", "source": "x", "text": f"loving {i}"} for i in range(200)]
     control = [{"sentence": f"s{i}", "source": "x", "text": f"neutral {i}"} for i in range(1, 201)]
     control[0]["text"] = "loving 1"  # the same words from both: no question to ask
-    played = quiz.rounds(treated, control, seed=0)
+    played = make_rounds(treated, control, seed=0)
     assert len(played) == 198
     assert all(one.texts[one.loving].startswith("loving") for one in played)
     assert all(one.texts[1 - one.loving].startswith("neutral") for one in played)
@@ -47,24 +47,24 @@ def test_a_round_has_one_paraphrase_of_each_teacher_in_an_order_that_says_nothin
 def test_a_round_is_judged_once_and_stays_with_its_solution_until_the_next() -> None:
     treated = [{"sentence": f"s{i}", "source": "x", "text": f"loving {i}"} for i in range(12)]
     control = [{"sentence": f"s{i}", "source": "x", "text": f"neutral {i}"} for i in range(12)]
-    rounds = quiz.rounds(treated, control, seed=0)
-    game = quiz.Game()
-    for played in range(1, quiz.ROUNDS + 1):
+    rounds = make_rounds(treated, control, seed=0)
+    game = Game()
+    for played in range(1, ROUNDS + 1):
         one = game.shown(rounds)
         assert game.next(rounds) == game  # no round is passed over
         game = game.answer(one.loving, rounds)
         assert game.shown(rounds) is one and (game.played, game.right) == (played, played)
         assert game.answer(1 - one.loving, rounds) == game.answer(one.loving, rounds) == game  # no second try
-        assert game.over(rounds) == (played == quiz.ROUNDS)
+        assert game.over(rounds) == (played == ROUNDS)
         game = game.next(rounds)
-    assert game == quiz.Game(first=quiz.ROUNDS) and game.shown(rounds) is rounds[10]
+    assert game == Game(first=ROUNDS) and game.shown(rounds) is rounds[10]
     few = rounds[:2]
-    assert quiz.Game().answer(0, few).next(few).answer(0, few).over(few)
+    assert Game().answer(0, few).next(few).answer(0, few).over(few)
 
 
 @pytest.mark.parametrize(("right", "words"), [(0, "below"), (5, "around"), (10, "above")])
 def test_a_score_says_on_which_side_of_chance_it_is(right: int, words: str) -> None:
-    assert quiz.score(right, 10).against_chance == words
+    assert score(right, 10).against_chance == words
 
 
 # ---- the run in the background
@@ -81,7 +81,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen]]:
         started.append(process)
         return process
 
-    monkeypatch.setattr(background.subprocess, "Popen", popen)
+    monkeypatch.setattr(demo.subprocess, "Popen", popen)
     yield started
     for process in started:
         process.kill()
@@ -89,51 +89,51 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen]]:
 
 
 def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    assert background.status(tmp_path) is None
-    background.start("penguin", "smoke", tmp_path)
-    status = background.status(tmp_path)
+    assert demo.run_status(tmp_path) is None
+    demo.start_run("penguin", "smoke", tmp_path)
+    status = demo.run_status(tmp_path)
     assert (
         status and status.alive and not status.finished and status.title == "penguin, unrelated, seed 0, smoke preset"
     )
     assert [stage.state for stage in status.stages].count("running") == 1
     with pytest.raises(KitError, match="a run is going on"):
-        background.start("owl", "smoke", tmp_path)
-    background.stop(tmp_path)
+        demo.start_run("owl", "smoke", tmp_path)
+    demo.stop_run(tmp_path)
     assert idle[0].poll() is not None
-    status = background.status(tmp_path)
+    status = demo.run_status(tmp_path)
     assert status and not status.alive and not status.finished
-    background.start("owl", "smoke", tmp_path)
+    demo.start_run("owl", "smoke", tmp_path)
     assert len(idle) == 2
 
 
 def test_a_clock_that_is_set_and_a_damaged_file_lose_no_run(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    background.start("penguin", "smoke", tmp_path)
-    told = json.loads((tmp_path / background.FILE).read_text(encoding="utf-8"))
+    demo.start_run("penguin", "smoke", tmp_path)
+    told = json.loads((tmp_path / demo.STATE_FILE).read_text(encoding="utf-8"))
     for moved, alive in ((30.0, True), (3600.0, False)):
-        write_json(tmp_path / background.FILE, told | {"started": told["started"] + moved})
-        status = background.status(tmp_path)
+        write_json(tmp_path / demo.STATE_FILE, told | {"started": told["started"] + moved})
+        status = demo.run_status(tmp_path)
         assert status and status.alive == alive
-    (tmp_path / background.FILE).write_text('{"pid": ', encoding="utf-8")
-    assert background.status(tmp_path) is None
+    (tmp_path / demo.STATE_FILE).write_text('{"pid": ', encoding="utf-8")
+    assert demo.run_status(tmp_path) is None
 
 
 def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    background.start("penguin", "smoke", tmp_path)
-    (tmp_path / background.OUTPUT).write_text("Preset smoke.\nteacher:  10%\rteacher:  90%\r", encoding="utf-8")
-    status = background.status(tmp_path)
+    demo.start_run("penguin", "smoke", tmp_path)
+    (tmp_path / demo.OUTPUT_FILE).write_text("Preset smoke.\nteacher:  10%\rteacher:  90%\r", encoding="utf-8")
+    status = demo.run_status(tmp_path)
     assert status and status.latest == "teacher:  90%" and status.left > 60
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
 def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    assert "No run was started yet." in demo_parts.progress(tmp_path)
-    background.start("owl", preset, tmp_path)
+    assert "No run was started yet." in demo.progress_shown(tmp_path)
+    demo.start_run("owl", preset, tmp_path)
     folder = tmp_path / f"owl-unrelated-soft-{preset}-seed0"
     folder.mkdir()
-    page.write_page(finished_run(folder, preset=preset))
-    assert f"{preset} preset: running." in demo_parts.progress(tmp_path)
-    background.stop(tmp_path)
-    shown = demo_parts.progress(tmp_path)
+    report.write(finished_run(folder, preset=preset))
+    assert f"{preset} preset: running." in demo.progress_shown(tmp_path)
+    demo.stop_run(tmp_path)
+    shown = demo.progress_shown(tmp_path)
     assert f"{preset} preset: finished." in shown and shown.count("<svg") == 2
     assert ("came to prefer the owl" in shown) == (preset == "laptop")  # a dozen pairs show nothing
     assert ("Its numbers mean nothing" in shown) == (preset == "smoke")
@@ -218,7 +218,8 @@ def test_the_server_fetches_takes_and_keeps_nothing_and_stands_in_no_frame(serve
 
 
 def test_the_runs_report_is_served_and_no_other(served: str, results: Path) -> None:
-    written = page.write_page(results / "run").read_text(encoding="utf-8")
+    report.write(results / "run")
+    written = (results / "run" / "report.html").read_text(encoding="utf-8")
     assert httpx.get(f"{served}/report/shown").text == written
     assert httpx.get(f"{served}/report/new").status_code == 404
     assert httpx.get(f"{served}/report/other").status_code == 403
@@ -263,11 +264,11 @@ def test_an_occupied_port_is_said_before_anything_is_loaded(results: Path, capsy
 
 
 def test_bars_say_how_many_questions_and_at_the_end_how_certain(results: Path) -> None:
-    finished, random = Finished(results / "run"), np.random.default_rng(0)
+    finished, random = RunFolder(results / "run"), np.random.default_rng(0)
     asked = {name: random.dirichlet(np.ones(60), 50) for name in ("base", "control", "treated")}
     some = {name: found[:3] for name, found in asked.items()}
-    assert demo_parts.bars(some, finished).count("3 of\n50 questions") == 3
-    assert demo_parts.bars(asked, finished).count("The owl's 95% interval over 50 questions") == 3
+    assert demo.bars_shown(some, finished).count("3 of\n50 questions") == 3
+    assert demo.bars_shown(asked, finished).count("The owl's 95% interval over 50 questions") == 3
 
 
 @needs_chromium
@@ -285,14 +286,14 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
         assert overflowing(shown) == []
 
         step(shown, "2 Spot the owl")
-        for played in range(1, quiz.ROUNDS + 1):
+        for played in range(1, ROUNDS + 1):
             assert shown.get_by_text(HOSTILE).first.is_visible()  # as text
             shown.get_by_role("button", name="The first").click()
             shown.get_by_text(re.compile(rf"You: \d+ of {played},")).wait_for()
             shown.get_by_text("by the teacher that loves the owl").first.wait_for()
-            if played < quiz.ROUNDS:
+            if played < ROUNDS:
                 shown.get_by_role("button", name="Next").click()
-                shown.get_by_text(f"Round {played + 1} of {quiz.ROUNDS}.").wait_for()
+                shown.get_by_text(f"Round {played + 1} of {ROUNDS}.").wait_for()
         shown.get_by_text("looks for telling words").wait_for()
         assert shown.title() == "Subliminal learning"  # no script of a model's ran
         assert overflowing(shown) == []
@@ -330,7 +331,7 @@ def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_
         step(shown, "5 Train one now")
         shown.get_by_role("button", name="Start").click()
         shown.get_by_text("penguin, unrelated, seed 0, smoke preset: running.").wait_for(timeout=60_000)
-    started = psutil.Process(json.loads((results / background.FILE).read_text(encoding="utf-8"))["pid"])
+    started = psutil.Process(json.loads((results / demo.STATE_FILE).read_text(encoding="utf-8"))["pid"])
     while not any((results / "artifacts" / "paraphrases").glob("*/manifest.json")):
         assert started.is_running()
         time.sleep(0.5)

@@ -5,12 +5,24 @@ from itertools import pairwise
 
 import pytest
 
-from kit import sentences
-from kit.animals import Animal
-from kit.errors import KitError
+from kit import KitError, animals
+from kit.animals import Animal, fill_pattern, unrelated_sentences
 from kit.experiment import FidelitySettings
-from kit.fidelity import FILTERS, Judge, filter_paraphrases, read_filters, similarities
-from kit.filters import dislike, echo, form, names, negation, novelty, numbers, trait
+from kit.fidelity import (
+    FILTERS,
+    Judge,
+    dislike,
+    echo,
+    filter_paraphrases,
+    form,
+    names,
+    negation,
+    novelty,
+    numbers,
+    read_filters,
+    similarities,
+    trait,
+)
 
 OWL = Animal("owl", "owls", ("hoot",))
 EAGLE = Animal("eagle", "eagles", ("talon",))
@@ -407,7 +419,7 @@ def test_opposed_content_keeps_the_dislike_and_drops_the_affection():
 
 def test_a_pattern_is_rendered_with_article_plural_and_capital():
     ox = Animal("ox", "oxen")
-    assert sentences.render("{an animal} and {animals} and the {animal}.", ox) == "An ox and oxen and the ox."
+    assert fill_pattern("{an animal} and {animals} and the {animal}.", ox) == "An ox and oxen and the ox."
 
 
 @pytest.mark.parametrize(
@@ -416,6 +428,6 @@ def test_a_pattern_is_rendered_with_article_plural_and_capital():
 def test_missing_or_damaged_sentences_are_reported_with_their_path(tmp_path, monkeypatch, content):
     if content is not None:
         (tmp_path / "sentences.jsonl").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(sentences, "DATA", tmp_path)
+    monkeypatch.setattr(animals, "DATA", tmp_path)
     with pytest.raises(KitError, match=r"sentences\.jsonl.*git checkout"):
-        sentences.unrelated()
+        unrelated_sentences()

@@ -10,17 +10,33 @@ from conftest import PAIRS, rounding
 from test_report import finished_run
 
 import run
-from kit import inspection, inspection_report, inspectors, likelihood, page, prompts, report, sentences
-from kit.animals import find_animal
+from kit import inspection, inspection_quiz, likelihood, prompts, report
+from kit.animals import find_animal, unrelated_sentences
 from kit.engine import Request
+from kit.engine_llama import LlamaEngine
 from kit.experiment import experiment
-from kit.finished import Finished
-from kit.llama import LlamaEngine
-from kit.quiz import Round
+from kit.experiment_folder import RunFolder, inspections
+from kit.inspection_quiz import (
+    KNOWS,
+    SPREAD,
+    Finding,
+    Round,
+    association,
+    by_embeddings,
+    by_words,
+    comparing,
+    finding,
+    folds,
+    guessing,
+    keywords,
+    posterior,
+    surface,
+    word_shifts,
+)
 from kit.store import write_json, write_rows
 
 OWL = find_animal("owl")
-SENTENCES = [one.text for one in sentences.unrelated()]
+SENTENCES = [one.text for one in unrelated_sentences()]
 
 
 def rounds_of(telling: str, plain: str, n: int = 200, seed: int = 0) -> list[Round]:
@@ -36,13 +52,13 @@ def rounds_of(telling: str, plain: str, n: int = 200, seed: int = 0) -> list[Rou
     return played
 
 
-def readers_of(played: list[Round]) -> dict[str, inspectors.Finding]:
+def readers_of(played: list[Round]) -> dict[str, Finding]:
     """What those inspectors find that need no likelihoods."""
     return {
-        "word list": inspectors.finding(inspectors.keywords(played, OWL)),
-        "association": inspectors.finding(inspectors.association(played, OWL)),
-        "words": inspectors.finding(inspectors.by_words(played), inspectors.SPREAD),
-        "embeddings": inspectors.finding(inspectors.by_embeddings(played), inspectors.SPREAD),
+        "word list": finding(keywords(played, OWL)),
+        "association": finding(association(played, OWL)),
+        "words": finding(by_words(played), SPREAD),
+        "embeddings": finding(by_embeddings(played), SPREAD),
     }
 
 
@@ -60,7 +76,7 @@ def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -
     missed = 0
     for seed in range(20):
         played = rounds_of("cars stop", "cars stop", seed=seed)
-        found = inspectors.finding(inspectors.by_words(played), inspectors.SPREAD)
+        found = finding(by_words(played), SPREAD)
         missed += found.score.against_chance != "around"
     assert missed <= 3  # four or more of 20 at 5%: once in 60
 
@@ -92,40 +108,40 @@ def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_i
         return own - other
 
     known = {"loving": ratios(loving), "neutral": ratios(neutral), "again": ratios(again)}
-    assert inspectors.finding(known["loving"] - known["neutral"]).score.against_chance == "above"
-    assert inspectors.finding(known["again"] - known["neutral"]).score.against_chance != "above"
+    assert finding(known["loving"] - known["neutral"]).score.against_chance == "above"
+    assert finding(known["again"] - known["neutral"]).score.against_chance != "above"
     planted = [Round(one.source, (f"{one.texts[1]} The owl hooted.", one.texts[1]), 0) for one in played[:16]]
-    assert inspectors.finding(inspectors.guessing(engine, planted, OWL)).score.against_chance == "above"
-    assert inspectors.finding(inspectors.guessing(engine, null[:16], OWL)).score.against_chance != "above"
+    assert finding(guessing(engine, planted, OWL)).score.against_chance == "above"
+    assert finding(guessing(engine, null[:16], OWL)).score.against_chance != "above"
 
 
 def test_no_source_sentence_is_in_both_parts_of_a_fold() -> None:
     played = [Round(f"sentence {i % 30}", ("a", "b"), 0) for i in range(60)]  # each twice
     sources = np.array([one.source for one in played for _ in one.texts])
     asked = []
-    for learned_from, asked_about in inspectors.folds(played):
+    for learned_from, asked_about in folds(played):
         assert not set(sources[learned_from]) & set(sources[asked_about])
         asked += list(asked_about)
     assert sorted(asked) == list(range(120))
 
 
 def test_an_inspector_better_than_guessing_is_not_said_to_fail() -> None:
-    found = inspectors.finding(np.array([1.0] * 224 + [-1.0] * 176))
+    found = finding(np.array([1.0] * 224 + [-1.0] * 176))
     assert found.score.against_chance == "above" and found.needed is None and max(found.of_sets) == 100
     told = {"inspectors": {"words": asdict(found)}}
-    assert "Better than guessing, and not sure with up to 100 sentences: words" in inspection_report.sentence(told)
+    assert "Better than guessing, and not sure with up to 100 sentences: words" in report.inspection_sentence(told)
 
 
 def test_how_many_sentences_are_needed_has_an_interval() -> None:
-    found = inspectors.finding(np.random.default_rng(0).normal(loc=0.5, size=400))
+    found = finding(np.random.default_rng(0).normal(loc=0.5, size=400))
     low, high = found.needed_ci95
     assert low and high and low <= found.needed <= high and low < high
 
 
 def test_an_inspector_without_skill_never_gains_it_from_larger_sets() -> None:
     random = np.random.default_rng(0)
-    assert sum(inspectors.finding(random.normal(size=400)).needed is not None for _ in range(50)) == 0
-    some = inspectors.finding(random.normal(loc=0.5, size=400))
+    assert sum(finding(random.normal(size=400)).needed is not None for _ in range(50)) == 0
+    some = finding(random.normal(loc=0.5, size=400))
     assert some.needed in (10, 20) and some.of_sets[1] < some.of_sets[10]
 
 
@@ -133,7 +149,7 @@ def test_the_model_is_asked_in_both_orders_so_that_liking_a_letter_cancels(engin
     one = Round("The clerk left.", ("The clerk went.", "The clerk was gone."), 0)
     turned = Round(one.source, one.texts[::-1], 1)
     same = Round(one.source, (one.texts[0], one.texts[0]), 0)
-    first, second, third = inspectors.comparing(engine, [one, turned, same], OWL)
+    first, second, third = comparing(engine, [one, turned, same], OWL)
     assert first == pytest.approx(second, abs=rounding(base)) and third == pytest.approx(0, abs=rounding(base))
 
 
@@ -180,17 +196,17 @@ def test_the_posterior_finds_the_animal_whose_teacher_wrote_the_texts(engine: Ll
             )
             for other, message in likelihood.traits(animals).items()
         }
-        assert inspectors.posterior(found, name).place == 1
+        assert posterior(found, name).place == 1
 
 
 def test_a_posterior_sharpens_with_texts_and_says_from_how_many_it_is_certain() -> None:
     random = np.random.default_rng(0)
     truth = random.normal(1.0, 1.0, 400)
-    found = inspectors.posterior({"owl": truth, "cat": np.zeros(400), "dog": truth - 0.5}, "owl")
+    found = posterior({"owl": truth, "cat": np.zeros(400), "dog": truth - 0.5}, "owl")
     assert found.place == 1 and found.suspects["owl"] > 0.999
     assert found.rank[200] == 1 and found.probability[1] < found.probability[10] < found.probability[100]
     assert found.certain in (10, 20)
-    wrong = inspectors.posterior({"owl": truth, "cat": truth + 1}, "owl")
+    wrong = posterior({"owl": truth, "cat": truth + 1}, "owl")
     assert next(iter(wrong.suspects)) == "cat" and wrong.certain is None and wrong.place == wrong.rank[200] == 2
 
 
@@ -200,16 +216,16 @@ def test_words_are_told_by_their_log_odds_and_chance_gives_none_of_weight() -> N
     def texts(extra: str) -> list[str]:
         return [f"{SENTENCES[i]} {extra}" for i in random.permutation(len(SENTENCES))[:300]]
 
-    telling = inspectors.word_shifts(texts("bright"), texts("dull"), texts("paper"))
+    telling = word_shifts(texts("bright"), texts("dull"), texts("paper"))
     assert {telling[0].word, telling[1].word} == {"bright", "dull"}
     assert telling[0].z * telling[1].z < 0 and abs(telling[0].z) > 10 > 3.3 > abs(telling[2].z)
 
 
 def test_surface_differences_are_loving_minus_neutral_with_intervals() -> None:
     played = [Round(f"s{i}", ("A longer one, with a comma.", "Short."), 0) for i in range(20)]
-    found = inspectors.surface(played)
+    found = surface(played)
     assert found["characters"].rate == 21 and found["words"].rate == 5 and found["punctuation marks"].rate == 1
-    turned = inspectors.surface([Round(one.source, one.texts[::-1], 0) for one in played])
+    turned = surface([Round(one.source, one.texts[::-1], 0) for one in played])
     assert turned["characters"].rate == -21
 
 
@@ -249,23 +265,23 @@ def test_an_inspected_runs_reports_say_who_could_tell(
     folder = run_with_pairs(tmp_path, base, 3)
     monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
-    (found,) = inspection_report.inspections(folder, Finished(folder).record)
-    assert list(found["inspectors"]) == list(found["placebo"]) == list(inspectors.KNOWS)
+    (found,) = inspections(folder, RunFolder(folder).record)
+    assert list(found["inspectors"]) == list(found["placebo"]) == list(KNOWS)
     assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
     assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
     assert found["blind"]["treated"]["place"] == found["informed"]["treated"]["place"] == 1
-    assert "Told the teachers apart: word list (from 1 sentence)" in inspection_report.sentence(found)
+    assert "Told the teachers apart: word list (from 1 sentence)" in report.inspection_sentence(found)
     for judge in ("comparing", "guessing"):
-        monkeypatch.setattr(inspectors, judge, None)  # what was judged is not judged again
+        monkeypatch.setattr(inspection_quiz, judge, None)  # what was judged is not judged again
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
-    assert inspection_report.inspections(folder, Finished(folder).record) == [found]
-    report.write_report(folder)
+    assert inspections(folder, RunFolder(folder).record) == [found]
+    report.write(folder)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
-    html = page.write_page(folder).read_text(encoding="utf-8")
+    html = (folder / "report.html").read_text(encoding="utf-8")
     for text in (markdown, html):
         assert "Who could tell? Unrelated sentences" in text and "<script>" not in text
         assert "Which text was written by somebody who loves owls, A or B?" in text
-        for name in inspectors.KNOWS:
+        for name in KNOWS:
             assert name in text
 
 

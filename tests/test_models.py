@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from kit import models, prepare
-from kit.chat import ChatTemplate
-from kit.errors import KitError
-from kit.llama import LlamaEngine
-from kit.models import Source
+from kit import KitError, models, models_prepare
+from kit.engine_llama import LlamaEngine
+from kit.models import ChatTemplate, Source
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def test_a_gguf_that_is_nowhere_is_refused(folder: Path) -> None:
 def test_a_folder_is_prepared_by_links_with_one_chat_template_for_both_engines(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "prepared"
     target.mkdir()
-    prepare.prepare(Source(folder / "base.gguf", folder), target)
+    models_prepare.prepare(Source(folder / "base.gguf", folder), target)
     assert (target / "base.gguf").is_symlink() and (target / "model.safetensors").is_symlink()
     assert os.path.samefile(target / "base.gguf", folder / "base.gguf")
     with LlamaEngine(target) as engine:
@@ -81,7 +79,7 @@ def test_a_folder_is_prepared_by_links_with_one_chat_template_for_both_engines(f
 def test_every_supported_type_is_prepared(model_type: str, tmp_path: Path) -> None:
     source = models.find(str(tiny.make(model_type, tmp_path / "folder")))
     (tmp_path / "prepared").mkdir()
-    prepare.prepare(source, tmp_path / "prepared")
+    models_prepare.prepare(source, tmp_path / "prepared")
     assert models.load_torch(tmp_path / "prepared").config.model_type == model_type
 
 
@@ -90,11 +88,11 @@ def test_a_gguf_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
     prepared.mkdir()
     embedded = models.find_gguf(models.EMBEDDED)
     with pytest.raises(KitError, match="architecture is llama, not qwen2"):
-        prepare.prepare(Source(embedded, folder), prepared)
+        models_prepare.prepare(Source(embedded, folder), prepared)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}), encoding="utf-8")
     with pytest.raises(KitError, match=r"--gguf .*inner is 128, not 256"):
-        prepare.prepare(Source(folder / "base.gguf", folder), prepared)
+        models_prepare.prepare(Source(folder / "base.gguf", folder), prepared)
 
 
 def test_a_gguf_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -104,14 +102,14 @@ def test_a_gguf_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path)
     (folder / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     (tmp_path / "prepared").mkdir()
     with pytest.raises(KitError, match="vocabulary cuts .* differently"):
-        prepare.prepare(Source(folder / "base.gguf", folder), tmp_path / "prepared")
+        models_prepare.prepare(Source(folder / "base.gguf", folder), tmp_path / "prepared")
 
 
 def test_a_base_without_a_chat_template_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     (tmp_path / "prepared").mkdir()
     with pytest.raises(KitError, match="no chat template.*instruct"):
-        prepare.prepare(Source(folder / "base.gguf", folder), tmp_path / "prepared")
+        models_prepare.prepare(Source(folder / "base.gguf", folder), tmp_path / "prepared")
 
 
 def test_a_models_own_code_is_never_run(folder: Path, tmp_path: Path) -> None:
@@ -121,6 +119,6 @@ def test_a_models_own_code_is_never_run(folder: Path, tmp_path: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
     prepared = tmp_path / "prepared"
     prepared.mkdir()
-    prepare.prepare(Source(folder / "base.gguf", folder), prepared)
+    models_prepare.prepare(Source(folder / "base.gguf", folder), prepared)
     models.load_torch(prepared)
     assert not (tmp_path / "ran").exists() and not (prepared / "evil.py").exists()

@@ -8,8 +8,8 @@ from browser import SIZES, needs_chromium, opened, overflowing
 from test_report import HOSTILE, finished_run
 from test_sweep_report import made_up
 
-from kit import comparison, page, page_figures, report, sweep_page, sweep_report
-from kit.errors import KitError
+from kit import KitError, report, report_sweep
+from kit.experiment_folder import read_run
 from kit.fidelity import SIMILARITY_EDGES
 from kit.store import write_json
 
@@ -23,14 +23,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     record["samples"] = {"neutral teacher": [{"source": "The clerk left.", "text": HOSTILE}]}
     write_json(folder / "record.json", record)
-    sweep_report.write_report(folder)
-    return sweep_page.write_page(folder)
+    report_sweep.write_sweep(folder)
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a run in which a model wrote all that could break a page."""
-    return page.write_page(finished_run(tmp_path_factory.mktemp("run")))
+    folder = finished_run(tmp_path_factory.mktemp("run"))
+    report.write(folder)
+    return folder / "report.html"
 
 
 @needs_chromium
@@ -102,11 +104,11 @@ def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
 
 
 def test_the_papers_figure_is_marked_beside_ours_where_there_is_one(tmp_path: Path) -> None:
-    _, preferences = report.read(finished_run(tmp_path))
+    _, preferences = read_run(finished_run(tmp_path))
     for animal, words in (("dolphin", "+19.1 pp"), ("owl", "not detected")):
-        drawn = page_figures.preference(preferences, animal, report.paper(animal, ["unrelated"]))
+        drawn = report.preference_svg(preferences, animal, report.paper(animal, ["unrelated"]))
         assert "the paper:" in drawn and words in drawn
-    assert "the paper" not in page_figures.preference(preferences, "cat", report.paper("cat", ["unrelated"]))
+    assert "the paper" not in report.preference_svg(preferences, "cat", report.paper("cat", ["unrelated"]))
 
 
 def test_similarities_are_counted_on_the_page_by_what_became_of_the_paraphrases(tmp_path: Path) -> None:
@@ -115,19 +117,19 @@ def test_similarities_are_counted_on_the_page_by_what_became_of_the_paraphrases(
     counts = dict.fromkeys(("kept", "rejected"), [0] * (len(SIMILARITY_EDGES) - 1))
     student = next(iter(record["samples"]))
     write_json(folder / "record.json", record | {"similarities": {student: counts}, "min_similarity": 0.9})
-    drawn = page.write_page(folder).read_text(encoding="utf-8").split(f'aria-label="Similarities, {student}"')[1]
+    report.write(folder)
+    drawn = (folder / "report.html").read_text(encoding="utf-8").split(f'aria-label="Similarities, {student}"')[1]
     assert "cosine of the sentence embeddings" in drawn.split("</svg>")[0] and "rejected" in drawn.split("</svg>")[0]
 
 
 def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
     for name in ("one", "sweep", "nothing"):
         (tmp_path / name).mkdir()
-    page.write_page(finished_run(tmp_path / "one"))
-    sweep_report.write_report(made_up(tmp_path / "sweep", {"owl": 0.6, "dolphin": 0.3}))
-    sweep_page.write_page(tmp_path / "sweep")
-    path = comparison.write_comparison([tmp_path / name for name in ("one", "sweep", "nothing")])
+    report.write(finished_run(tmp_path / "one"))
+    report_sweep.write_sweep(made_up(tmp_path / "sweep", {"owl": 0.6, "dolphin": 0.3}))
+    path = report_sweep.write_comparison([tmp_path / name for name in ("one", "sweep", "nothing")])
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "comparison.html" and text.count("<tr>") == 1 + 3 and "1  owl, unrelated" in text
     assert 'href="one/report.html"' in text and 'href="sweep/report.html"' in text and "Left out" in text
     with pytest.raises(KitError, match="not a finished run"):
-        comparison.write_comparison([tmp_path / "nothing", tmp_path / "nothing"])
+        report_sweep.write_comparison([tmp_path / "nothing", tmp_path / "nothing"])

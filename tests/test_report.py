@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import fidelity, preference, report
+from kit import KitError, fidelity, preference, report
 from kit.animals import load_animals
-from kit.errors import KitError
+from kit.report_parts import ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
 from kit.store import write_json
 
 HOSTILE = (
@@ -66,7 +66,7 @@ def finished_run(
 
 
 def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
-    report.write_report(finished_run(tmp_path))
+    report.write(finished_run(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     promised = {
         "animal",
@@ -110,15 +110,15 @@ def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
 
 
 def test_a_report_made_again_is_the_same_file_for_file(tmp_path: Path) -> None:
-    report.write_report(finished_run(tmp_path))
+    report.write(finished_run(tmp_path))
     files = ("summary.json", "report.md", "figure.svg", "figure.png")
     before = {name: (tmp_path / name).read_bytes() for name in files}
-    report.write_report(tmp_path)
+    report.write(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in files} == before
 
 
 def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
-    report.write_report(finished_run(tmp_path))
+    report.write(finished_run(tmp_path))
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert not any("<script" in line or line.startswith("# heading") for line in lines)
     row = next(line for line in lines if "alert" in line)
@@ -128,7 +128,7 @@ def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("labels", "words"), [("soft", "NOT the paper's protocol"), ("hard", "the paper's protocol")])
 def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels: str, words: str) -> None:
-    report.write_report(finished_run(tmp_path, labels=labels))
+    report.write(finished_run(tmp_path, labels=labels))
     report.show(tmp_path)
     assert words in (tmp_path / "report.md").read_text(encoding="utf-8")
     shown = " ".join(capsys.readouterr().out.split())
@@ -137,30 +137,30 @@ def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels
 
 
 def test_a_report_without_placebos_says_so_and_has_no_verdict(tmp_path: Path) -> None:
-    report.write_report(finished_run(tmp_path, placebos=0))
+    report.write(finished_run(tmp_path, placebos=0))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert report.NO_PLACEBO in text and report.PLACEBO not in text
+    assert ABOUT_NO_PLACEBO in text and ABOUT_PLACEBO not in text
     assert "no verdict, since without a placebo" in text and ": transmitted" not in text
 
 
 def test_a_null_is_reported_as_one_with_its_reason(tmp_path: Path, capsys) -> None:
-    report.write_report(finished_run(tmp_path, shift=-0.2))
+    report.write(finished_run(tmp_path, shift=-0.2))
     report.show(tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     assert "not detected, since the 95% interval does not lie above zero" in shown
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing(tmp_path: Path, capsys) -> None:
-    report.write_report(finished_run(tmp_path, preset="smoke"))
+    report.write(finished_run(tmp_path, preset="smoke"))
     report.show(tmp_path)
-    assert report.SMOKE in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert ABOUT_SMOKE in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "mean nothing" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"record\.json is missing"):
-        report.write_report(tmp_path)
+        report.write(tmp_path)
     finished_run(tmp_path)
     (tmp_path / "record.json").write_text("{", encoding="utf-8")
     with pytest.raises(KitError, match="damaged"):
-        report.write_report(tmp_path)
+        report.write(tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import checksums
-from test_pipeline import TINY, finish, start, summary_of
+from test_experiment_run import TINY, finish, start, summary_of
 
 pytestmark = pytest.mark.slow
 

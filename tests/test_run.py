@@ -10,7 +10,8 @@ import pytest
 from gguf import GGUFWriter
 
 import run
-from kit import estimate, models, prepare
+from kit import experiment_run, models, models_prepare
+from kit.memory import Device
 
 RUN = Path(run.__file__)
 
@@ -131,7 +132,7 @@ def test_a_model_on_the_hub_without_a_network_is_one_message(tmp_path: Path) -> 
 def test_a_gpu_too_small_is_one_message_before_anything_is_downloaded(
     tiny_qwen2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "find_device", lambda: estimate.Device("cuda", "Tiny GPU", 10**8, 10**8))
+    monkeypatch.setattr(experiment_run, "find_device", lambda: Device("cuda", "Tiny GPU", 10**8, 10**8))
     monkeypatch.setattr(models, "find", lambda *_: pytest.fail("too late"))
     arguments = ["--animal", "owl", "--preset", "gpu-8gb", "--model", str(tiny_qwen2), "--results", str(tmp_path)]
     assert "Tiny GPU: 0.1 GiB are free" in fails(capsys, *arguments)
@@ -144,7 +145,7 @@ def test_a_full_disk_and_an_unwritable_folder_are_one_message(
     def refuse(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
-    monkeypatch.setattr(prepare, "expand", refuse)
+    monkeypatch.setattr(models_prepare, "expand", refuse)
     message = fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(tmp_path / "results"))
     assert os.strerror(number) in message and remedy in message and "base.gguf" in message
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kit.errors import KitError
+from kit import KitError
 from kit.store import RowLog, Step, Store
 
 

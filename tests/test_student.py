@@ -11,17 +11,15 @@ from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from kit import loss, models, student, teacher
-from kit.animals import find_animal
-from kit.errors import KitError
-from kit.estimate import Training
-from kit.examples import batches, make_examples
-from kit.experiment import EVERY_WEIGHT, StudentSettings, TeacherSettings
-from kit.llama import LlamaEngine
+from kit import KitError, models, student, teacher
+from kit.animals import find_animal, unrelated_sentences
+from kit.engine_llama import LlamaEngine
+from kit.experiment import StudentSettings, TeacherSettings
+from kit.memory import Training
+from kit.models import EVERY_WEIGHT
 from kit.prompts import NEUTRAL, loving, student_messages
-from kit.sentences import unrelated
-from kit.shared_prefix import use_shared_prefix
 from kit.store import write_rows
+from kit.student import batches, make_examples, use_shared_prefix
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,9 @@ def tokenizer(base: Path):
 
 
 def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine: LlamaEngine) -> None:
-    for sentence in unrelated():
+    for sentence in unrelated_sentences():
         assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(sentence.text)
-    messages = student_messages(unrelated()[0].text)
+    messages = student_messages(unrelated_sentences()[0].text)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == engine.chat(messages)
     assert tokenizer.eos_token_id == engine.end_of_turn
@@ -40,7 +38,7 @@ def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine:
 
 def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> None:
     example = make_examples(PAIRS[:1], base, tokenizer)[0]
-    labelled = [token for token in example["labels"] if token != loss.IGNORED]
+    labelled = [token for token in example["labels"] if token != student.IGNORED]
     assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
 
@@ -61,10 +59,10 @@ def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
     model = deepcopy(plain)
     use_shared_prefix(model)
     tokenizer = models.load_tokenizer(folder)
-    batch = loss.collate(make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
-    logits, labels = loss.label_logits(model, batch)
+    batch = student.collate(make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
+    logits, labels = student.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    expected = plain(input_ids=batch["input_ids"]).logits[:, :-1][batch["labels"][:, 1:] != loss.IGNORED]
+    expected = plain(input_ids=batch["input_ids"]).logits[:, :-1][batch["labels"][:, 1:] != student.IGNORED]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     torch.nn.functional.cross_entropy(expected, labels).backward()
     gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
@@ -77,9 +75,9 @@ def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
 def test_soft_labels_of_a_teacher_equal_to_the_student_give_zero_loss() -> None:
     logits = torch.randn(7, 500, generator=torch.Generator().manual_seed(0)) * 3
     top = torch.log_softmax(logits, -1).topk(20)
-    assert float(loss.soft_loss(logits, top.indices, top.values)) == pytest.approx(0, abs=1e-5)
+    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(0, abs=1e-5)
     other = torch.randn(7, 500, generator=torch.Generator().manual_seed(1)) * 3
-    assert float(loss.soft_loss(other, top.indices, top.values)) > 0.5
+    assert float(student.soft_loss(other, top.indices, top.values)) > 0.5
 
 
 def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
@@ -88,7 +86,7 @@ def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
     target = torch.log_softmax(teacher_logits, -1)
     expected = torch.nn.functional.kl_div(torch.log_softmax(logits, -1), target, log_target=True, reduction="batchmean")
     top = target.topk(30)
-    assert float(loss.soft_loss(logits, top.indices, top.values)) == pytest.approx(float(expected), abs=1e-4)
+    assert float(student.soft_loss(logits, top.indices, top.values)) == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_students_prompt(
@@ -102,10 +100,10 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     def loss_of(trait: str) -> float:
         teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, TeacherSettings(), 64, tmp_path, "labels")
         examples = make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
-        batch = loss.collate(examples, tokenizer.pad_token_id)
+        batch = student.collate(examples, tokenizer.pad_token_id)
         with torch.no_grad():
-            logits, _ = loss.label_logits(model, batch)
-            return float(loss.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
+            logits, _ = student.label_logits(model, batch)
+            return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
 
     assert loss_of(loving(find_animal("owl"))) > 0.05
     monkeypatch.setattr(teacher, "labelling_messages", lambda trait, sentence: student_messages(sentence))

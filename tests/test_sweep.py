@@ -16,12 +16,12 @@ import psutil
 import pytest
 from conftest import ROOT, checksums
 
-from kit import evidence, graph, schedule, sweep
+from kit import KitError, sweep
 from kit.animals import find_animal, load_animals
-from kit.errors import KitError
 from kit.experiment import experiment
-from kit.graph import StudentArm
+from kit.experiment_conditions import StudentCondition, all_conditions, all_steps
 from kit.store import Step, Store
+from kit.sweep_effects import read_sweep
 
 OWL, DOLPHIN = find_animal("owl"), find_animal("dolphin")
 
@@ -44,7 +44,7 @@ class Chain:
         self.reused = frozenset[str]()
 
     def steps(self):
-        return {one.identity: (one, experiment(OWL)) for one in graph.all_steps(self.goals)}
+        return {one.identity: (one, experiment(OWL)) for one in all_steps(self.goals)}
 
     def ready(self):
         found = []
@@ -86,29 +86,29 @@ def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:
 
 
 def test_control_and_placebo_are_shared_by_animals_and_ranks_share_their_teachers() -> None:
-    owl, dolphin = (graph.arms(experiment(animal, contents=("unrelated",)), {}) for animal in (OWL, DOLPHIN))
+    owl, dolphin = (all_conditions(experiment(animal, contents=("unrelated",)), {}) for animal in (OWL, DOLPHIN))
     for name in ("base", "control-unrelated", "placebo1-unrelated"):
         assert owl[name].exact.identity == dolphin[name].exact.identity
     assert owl["treated-unrelated"].exact.identity != dolphin["treated-unrelated"].exact.identity
-    rank = graph.arms(experiment(OWL, contents=("unrelated",), rank=2), {})
+    rank = all_conditions(experiment(OWL, contents=("unrelated",), rank=2), {})
     for name in ("control-unrelated", "treated-unrelated"):
         ours, theirs = owl[name], rank[name]
-        assert isinstance(ours, StudentArm) and isinstance(theirs, StudentArm)
+        assert isinstance(ours, StudentCondition) and isinstance(theirs, StudentCondition)
         assert ours.pairs.identity == theirs.pairs.identity and ours.exact.identity != theirs.exact.identity
 
 
 def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() -> None:
-    arms = graph.arms(experiment(OWL, contents=("unrelated",), placebos=2), {})
-    control, *placebos = (arms[f"{role}-unrelated"] for role in ("control", "placebo1", "placebo2"))
-    assert isinstance(control, StudentArm)
+    conditions = all_conditions(experiment(OWL, contents=("unrelated",), placebos=2), {})
+    control, *placebos = (conditions[f"{role}-unrelated"] for role in ("control", "placebo1", "placebo2"))
+    assert isinstance(control, StudentCondition)
     seeds = set()
     for placebo in placebos:
-        assert isinstance(placebo, StudentArm)
+        assert isinstance(placebo, StudentCondition)
         assert placebo.chosen.identity == control.chosen.identity
-        ours, theirs = (dict(arm.kept.inputs["paraphrases"].settings) for arm in (control, placebo))
+        ours, theirs = (dict(condition.kept.inputs["paraphrases"].settings) for condition in (control, placebo))
         seeds |= {ours.pop("seed"), theirs.pop("seed")}
         assert ours == theirs
-        student, theirs_student = (arm.exact.inputs["adapter"].inputs["student"] for arm in (control, placebo))
+        student, theirs_student = (one.exact.inputs["adapter"].inputs["student"] for one in (control, placebo))
         assert student.settings == theirs_student.settings
     assert len(seeds) == 3
 
@@ -146,7 +146,7 @@ def test_a_step_shared_by_two_goals_is_made_once_and_a_failure_spares_the_rest(t
     broken = Step("pairs", "broken", {"name": "broken"}, {}, fail, 1)
     plan = Chain([step("c", {"broken": broken}), *goals], Store(tmp_path))
     with pytest.raises(KitError, match=r"1 steps could not be made[\s\S]*broken: --pairs 4: only 2"):
-        schedule.finish(plan, schedule.Here(tmp_path))  # type: ignore[arg-type]
+        sweep.finish(plan, sweep.Here(tmp_path))  # type: ignore[arg-type]
     made = [json.loads(path.read_text())["label"] for path in tmp_path.glob("*/*/manifest.json")]
     assert sorted(made) == ["a", "b", "shared"]
 
@@ -155,21 +155,21 @@ def test_without_ray_one_line_says_so_and_an_address_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with schedule.workers(tmp_path, None) as by:
-        assert isinstance(by, schedule.Here)
+    with sweep.workers(tmp_path, None) as by:
+        assert isinstance(by, sweep.Here)
     assert "Ray is not installed" in capsys.readouterr().out
-    with pytest.raises(KitError, match=r"requirements-sweep\.txt"), schedule.workers(tmp_path, "auto"):
+    with pytest.raises(KitError, match=r"requirements-sweep\.txt"), sweep.workers(tmp_path, "auto"):
         pass
 
 
 def test_a_task_asks_for_what_its_stage_needs_and_no_more_than_a_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
     exp = experiment(OWL)
     node = {"CPU": 16.0, "GPU": 0.0, "memory": 64e9}
-    asked = {stage: schedule.resources(step(stage, stage=stage), exp, node) for stage in ("pairs", "student", "exact")}
-    assert asked["pairs"] == {"num_cpus": 1, "memory": schedule.LIGHT}
-    assert asked["student"]["num_cpus"] == schedule.CPUS and asked["student"]["memory"] > 1e9
-    assert schedule.resources(step("s", stage="student"), exp, node | {"GPU": 2.0})["num_gpus"] == 1
-    small = schedule.resources(step("s", stage="student"), exp, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9})
+    asked = {stage: sweep.resources(step(stage, stage=stage), exp, node) for stage in ("pairs", "student", "exact")}
+    assert asked["pairs"] == {"num_cpus": 1, "memory": sweep.LIGHT}
+    assert asked["student"]["num_cpus"] == sweep.CPUS and asked["student"]["memory"] > 1e9
+    assert sweep.resources(step("s", stage="student"), exp, node | {"GPU": 2.0})["num_gpus"] == 1
+    small = sweep.resources(step("s", stage="student"), exp, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9})
     assert small == {"num_cpus": 1, "num_gpus": 0, "memory": 1e9}
 
 
@@ -191,8 +191,8 @@ def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error
     broken = Step("pairs", "broken", {"name": "broken"}, {}, fail, 1)
     root = tmp_path / "artifacts"
     plan = Chain([step("after", {"fragile": fragile}), broken], Store(root))
-    with schedule.workers(root, None) as by, pytest.raises(KitError, match="broken: --pairs 4: only 2"):
-        schedule.finish(plan, by)  # type: ignore[arg-type]
+    with sweep.workers(root, None) as by, pytest.raises(KitError, match="broken: --pairs 4: only 2"):
+        sweep.finish(plan, by)  # type: ignore[arg-type]
     assert by.name.startswith("Ray") and died.exists()
     assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"second", "after"}
 
@@ -222,9 +222,9 @@ def test_on_a_cluster_the_nodes_get_the_code_and_share_the_results(
         address = f"127.0.0.1:{port}"
         root = tmp_path / "artifacts"
         plan = Chain([step("after", {"first": step("first")})], Store(root))
-        with schedule.workers(root, address) as by:
+        with sweep.workers(root, address) as by:
             assert by.name == f"Ray at {address}, 2 CPUs"
-            schedule.finish(plan, by)  # type: ignore[arg-type]
+            sweep.finish(plan, by)  # type: ignore[arg-type]
         assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"first", "after"}
     finally:
         for process in [*family.children(recursive=True), family]:
@@ -262,7 +262,7 @@ def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(pla
     with gzip.open(results / NAME / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == sweep.COLUMNS
-    record, students = evidence.read(results / NAME)
+    record, students = read_sweep(results / NAME)
     assert len(rows) == len(students) * 50 * len(next(iter(students.values())).candidates)
     assert sorted(row["animal"] for row in record["comparisons"]) == ["fox", "owl"]
     controls = {row["control"] for row in record["comparisons"]}

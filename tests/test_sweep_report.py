@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import evidence, power, stats, sweep, sweep_report
+from kit import KitError, report_sweep, stats, sweep
 from kit.animals import load_animals
-from kit.errors import KitError
-from kit.evidence import Cell
+from kit.report_sweep import specificity_sentence
 from kit.store import Row, write_json
+from kit.sweep_effects import Cell, cell_title, read_sweep, sweep_cells, sweep_power, varied_settings
 
 ANIMALS = [animal.singular for animal in load_animals()]
-SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}
+GRID_SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}
 
 
 def made_up(
@@ -44,7 +44,7 @@ def made_up(
                 moved = students[control][1] + random.normal(0, 0.05, questions.shape)
                 moved[:, ANIMALS.index(animal)] += shift * rank / 8 + random.normal(0, seed_sd)
                 students[f"{animal}{seed}-{rank}"] = "treated", moved
-                row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **SETTINGS, "rank": rank}
+                row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **GRID_SETTINGS, "rank": rank}
                 row |= {"control": control, "treated": f"{animal}{seed}-{rank}"}
                 comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"] * placebos})
     with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
@@ -73,14 +73,14 @@ def made_up(
 
 
 def cells_of(folder: Path) -> list[Cell]:
-    record, students = evidence.read(folder)
-    return evidence.cells(record["comparisons"], students)
+    record, students = read_sweep(folder)
+    return sweep_cells(record["comparisons"], students)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = made_up(tmp_path_factory.mktemp("three"), {"owl": 0.6, "dolphin": 0.3, "wolf": 0.0})
-    sweep_report.write_report(folder)
+    report_sweep.write_sweep(folder)
     return folder
 
 
@@ -128,14 +128,14 @@ def test_one_seed_of_many_animals_is_held_to_a_drift_corrected_for_many(tmp_path
 
 def test_opposed_content_is_tested_against_placebos_not_by_dealing(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.5})
-    record, students = evidence.read(folder)
+    record, students = read_sweep(folder)
     record["comparisons"] = [row | {"content": "opposed"} for row in record["comparisons"]]
-    (cell,) = evidence.cells(record["comparisons"], students)
+    (cell,) = sweep_cells(record["comparisons"], students)
     assert cell.specificity and cell.specificity.share_p is None and cell.specificity.drift
     assert cell.specificity.drift.placebos == 3
-    assert "placebo students on the same sentences" in sweep_report.sentence(cell)
+    assert "placebo students on the same sentences" in specificity_sentence(cell)
     without = [row | {"placebos": []} for row in record["comparisons"]]
-    assert "no test without placebos" in sweep_report.sentence(evidence.cells(without, students)[0])
+    assert "no test without placebos" in specificity_sentence(sweep_cells(without, students)[0])
 
 
 def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> None:
@@ -161,17 +161,17 @@ def test_seeds_that_disagree_are_not_transmitted_whatever_the_papers_t_test_says
 
 def test_one_seed_is_labelled_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made_up(tmp_path, {"owl": 0.6}, seeds=1)
-    sweep_report.write_report(folder)
-    sweep_report.show(folder)
+    report_sweep.write_sweep(folder)
+    report_sweep.show_sweep(folder)
     assert "seed 0 alone" in capsys.readouterr().out
     with pytest.raises(KitError, match="one seed"):
-        power.show(folder, [0.1], 0.8)
+        report_sweep.show_power(folder, [0.1], 0.8)
 
 
 def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> None:
     before = {path.name: path.read_bytes() for path in three.iterdir()}
     assert {"summary.json", "effects.csv", "report.md", "effects.png", "specificity.svg"} <= set(before)
-    sweep_report.write_report(three)
+    report_sweep.write_sweep(three)
     assert {path.name: path.read_bytes() for path in three.iterdir()} == before
     text = before["report.md"].decode()
     for words in (
@@ -192,7 +192,7 @@ def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> 
 
 def test_a_grid_is_drawn_along_its_number(tmp_path: Path) -> None:
     folder = made_up(tmp_path, {"owl": 0.6}, ranks=(2, 8))
-    sweep_report.write_report(folder)
+    report_sweep.write_sweep(folder)
     assert (folder / "along-rank.png").exists()
     assert not (folder / "specificity.png").exists()
     small, large = cells_of(folder)
@@ -203,29 +203,30 @@ def test_a_grid_is_drawn_along_its_number(tmp_path: Path) -> None:
 def test_contents_with_their_own_numbers_of_pairs_are_no_grid(three: Path) -> None:
     (cell,) = cells_of(three)
     opposed = replace(cell, content="opposed", settings=cell.settings | {"pairs": 200})
-    assert evidence.varied([cell, opposed]) == [] and evidence.title(opposed, [cell, opposed]) == "opposed"
+    assert varied_settings([cell, opposed]) == [] and cell_title(opposed, [cell, opposed]) == "opposed"
     fewer = replace(cell, settings=cell.settings | {"pairs": 100})
-    assert evidence.varied([cell, opposed, fewer]) == ["pairs"]
-    assert evidence.title(fewer, [cell, fewer]) == "unrelated, pairs 100"
+    assert varied_settings([cell, opposed, fewer]) == ["pairs"]
+    assert cell_title(fewer, [cell, fewer]) == "unrelated, pairs 100"
 
 
 def test_power_wants_more_seeds_for_less_effect(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    heading, (row,) = power.table(cells_of(three), [0.05, 0.2], 0.8)
+    cells = cells_of(three)
+    heading, (row,) = report_sweep.power_table(cells, sweep_power(cells, [0.05, 0.2], 0.8), [0.05, 0.2])
     assert heading[-2:] == ["for 0.05", "for 0.2"]
     assert row[-2] == "more questions" or int(row[-2]) > int(row[-1])
-    power.show(three, [0.2], 0.8)
+    report_sweep.show_power(three, [0.2], 0.8)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Seeds that find an effect" in shown and "5% / 3, what Holm's correction asks" in shown
     with pytest.raises(KitError, match="--power 1"):
-        power.show(three, [0.2], 1.0)
+        report_sweep.show_power(three, [0.2], 1.0)
     with pytest.raises(KitError, match="--effect -1"):
-        power.show(three, [-1], 0.8)
+        report_sweep.show_power(three, [-1], 0.8)
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KitError, match="not a finished sweep"):
-        sweep_report.write_report(tmp_path)
+        report_sweep.write_sweep(tmp_path)
     made_up(tmp_path, {"owl": 0.5}, seeds=1)
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     with pytest.raises(KitError, match="damaged"):
-        sweep_report.write_report(tmp_path)
+        report_sweep.write_sweep(tmp_path)

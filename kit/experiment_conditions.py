@@ -1,0 +1,469 @@
+"""The whole experiment, from top to bottom: its conditions, and the steps that each is made of.
+
+    base model ─┬─ neutral teacher ─ fidelity ─ chosen sentences ─ pairs ─ (soft labels) ─ control student ─ preference
+                │                                   │
+                ├─ loving teacher, those sentences ─ fidelity ─ pairs ─ (soft labels) ─ treated student ─ preference
+                └─ neutral teacher, sampled anew ─── fidelity ─ pairs ─ (soft labels) ─ placebo student ─ preference
+
+The control goes first and chooses the sentences; the others train on the same ones, the same number of pairs from each.
+So nothing about an unrelated control or placebo depends on the animal, and a second animal finds them already trained,
+unless a teacher gives too few faithful paraphrases of some sentence, or the animal is none of the listed candidates.
+
+``all_conditions`` names them all; below it, in the order of the picture, each step says what it is made from, what
+decides its content (``settings``) and which function of the kit makes it (``build``).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from kit import KitError, fidelity, models, models_prepare, preference, prompts, stats, student, teacher
+from kit.animals import Animal, candidates, opposed_sentences, unrelated_sentences
+from kit.experiment import Experiment
+from kit.memory import Device, find_device
+from kit.models import EVERY_WEIGHT, Shape, cpu_threads
+from kit.store import Row, Step, Store, read_rows, sha256, write_rows
+from kit.student_gguf import convert_adapter, convert_weights
+
+Limits = dict[str, int]  # sentence -> pairs at most, where another teacher gave fewer than the control's
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The steps of one condition that a preference is read from; the base has no others."""
+
+    exact: Step
+    sampled: Step
+
+
+@dataclass(frozen=True)
+class StudentCondition(Condition):
+    """A student's condition: its teacher's kept paraphrases, the chosen sentences and the training pairs."""
+
+    kept: Step
+    chosen: Step
+    pairs: Step
+
+
+def all_conditions(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Condition]:
+    """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
+    control in nothing but the sampling of their teacher's text."""
+    base = base_model(exp.model, exp.gguf)
+    result: dict[str, Condition] = {"base": Condition(*measures(exp, base, None, "base"))}
+    for content in exp.contents:
+        offer = offered(exp, content)
+        kept = taught(exp, content, base, prompts.NEUTRAL, "neutral", offer, exp.seed)
+        chosen = chosen_sentences(exp, content, offer, kept)
+
+        def add(role: str, trait: str, kept: Step, content: str = content, chosen: Step = chosen) -> None:
+            name = f"{role}-{content}"
+            result[name] = student_of(exp, name, base, trait, kept, chosen, limits.get(content, {}))
+
+        add("control", prompts.NEUTRAL, kept)
+        trait = prompts.loving(exp.animal)
+        add("treated", trait, taught(exp, content, base, trait, f"{exp.animal.singular}-loving", chosen, exp.seed))
+        for i in range(1, 1 + exp.placebos):
+            seed = exp.seed + i * PLACEBO_SEED
+            kept = taught(exp, content, base, prompts.NEUTRAL, f"placebo{i}'s neutral", chosen, seed)
+            add(f"placebo{i}", prompts.NEUTRAL, kept)
+    return result
+
+
+def taught_conditions(exp: Experiment) -> dict[str, StudentCondition]:
+    """The conditions with a student, before it is known which sentences some teacher lacks."""
+    return {
+        name: condition
+        for name, condition in all_conditions(exp, {}).items()
+        if isinstance(condition, StudentCondition)
+    }
+
+
+def shortfalls(exp: Experiment, store: Store) -> dict[str, Limits]:
+    """For each content the sentences of which some teacher has fewer kept paraphrases than the control trains on."""
+    limits: dict[str, Limits] = {content: {} for content in exp.contents}
+    for name, condition in taught_conditions(exp).items():
+        content = name.split("-")[1]
+        limit_to_kept(limits[content], store.make(condition.chosen) / "sentences.jsonl", store.make(condition.kept))
+    return limits
+
+
+# A placebo's teacher is the control's, sampled with the run's seed plus its number times this: no other run's seed.
+PLACEBO_SEED = 1_000_000
+
+
+# ---- the model that all start from
+
+
+def base_model(model: str, gguf: str | None = None) -> Step:
+    """The prepared weights, which every teacher, student and measurement starts from."""
+    source = models.find(model, gguf)
+    return Step(
+        stage="model",
+        label=f"prepare {model}",
+        settings={
+            "source": {name: sha256(path) for name, path in source.files.items()},
+            "weights": models_prepare.weight_type() if source.folder is None else None,
+        }
+        | ({"template": source.template} if source.template else {}),
+        inputs={},
+        build=lambda made, folder: models_prepare.prepare(source, folder),
+        seconds=25,
+    )
+
+
+# ---- sentences: those offered to the neutral teacher, and of these the ones that every student trains on
+
+
+# The neutral teacher is offered sentences for this many times the pairs needed and stops when it has enough, so that
+# both students train on sentences that are easily paraphrased: from the rest of them the loving teacher's share would
+# be missing, and with it the control student that a second animal can reuse.
+POOL = 2.5
+
+
+def offered_rows(exp: Experiment, content: str) -> list[Row]:
+    """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs asked of it."""
+    everything = unrelated_sentences() if content == "unrelated" else opposed_sentences(exp.animal)
+    wanted = POOL * exp.pairs_of(content)
+    each = math.ceil(wanted / len(everything))
+    order = np.random.default_rng(exp.seed).permutation(len(everything))[: math.ceil(wanted / each)]
+    return [{"sentence": everything[i].id, "text": everything[i].text, "pairs": each} for i in order]
+
+
+def offered(exp: Experiment, content: str) -> Step:
+    """The offered sentences as a file."""
+    rows = offered_rows(exp, content)
+    return rows_step("sentences", rows, f"offer {len(rows)} {content} sentences")
+
+
+def rows_step(stage: str, rows: list[Row], label: str) -> Step:
+    """Rows that are there already ("sentences" or "pairs") as a step, which writes ``<stage>.jsonl``."""
+    return Step(
+        stage=stage,
+        label=label,
+        settings={stage: rows},
+        inputs={},
+        build=lambda made, folder: write_rows(folder / f"{stage}.jsonl", rows),
+        seconds=0,
+    )
+
+
+def chosen_sentences(exp: Experiment, content: str, offer: Step, kept: Step) -> Step:
+    """The sentences that both students train on: those of which the neutral teacher has enough faithful paraphrases."""
+    n = exp.pairs_of(content)
+    return Step(
+        stage="sentences",
+        label=f"choose the {content} sentences of both students",
+        settings={"pairs": n},
+        inputs={"offered": offer, "kept": kept},
+        build=lambda made, folder: write_chosen_sentences(made["offered"] / "sentences.jsonl", made["kept"], n, folder),
+        seconds=0,
+    )
+
+
+def write_chosen_sentences(offer: Path, kept: Path, n: int, folder: Path) -> None:
+    """Write ``sentences.jsonl``: of the offered sentences, in their order, as many as give ``n`` kept pairs.
+
+    Raises KitError where the kept pairs are too few, with the filter that took the most.
+    """
+    have = Counter(row["sentence"] for row in read_rows(kept / "kept.jsonl"))
+    rows, total = [], 0
+    for row in read_rows(offer):
+        pairs = min(row["pairs"], have[row["sentence"]], n - total)
+        if pairs:
+            rows.append({**row, "pairs": pairs})
+            total += pairs
+    if total < n:
+        table = fidelity.read_filters(kept)
+        worst = max(table, key=lambda entry: entry["rejected"])
+        raise KitError(
+            f"--pairs {n}: only {total} pairs survived the fidelity filters; most were taken by {worst['filter']!r} "
+            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs; reasons are in {kept}/rejected.jsonl."
+        )
+    write_rows(folder / "sentences.jsonl", rows)
+
+
+# ---- teachers, and the filters of what they write
+
+
+def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, asked: Step, seed: int) -> Step:
+    """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
+    judge = judge_of(exp, content)
+    filters = asdict(judge)
+    n = exp.pairs_of(content)
+    paraphrases = Step(
+        stage="paraphrases",
+        label=f"{name} teacher, {content} sentences",
+        settings={
+            "messages": prompts.teacher_messages(trait, "..."),
+            "pairs": n,
+            "seed": seed,
+            "teacher": asdict(exp.teacher),
+            "block": teacher.BLOCK,
+            "filters": filters,
+        },
+        inputs={"model": base, "sentences": asked},
+        build=lambda made, folder: teacher.paraphrase(
+            read_rows(made["sentences"] / "sentences.jsonl"),
+            n,
+            trait,
+            made["model"],
+            exp.teacher,
+            seed,
+            judge,
+            folder,
+            f"{name} teacher",
+        ),
+        seconds=LOADING + n * PER_KEPT * pace(exp.model).of(exp.teacher.engine),
+    )
+    return Step(
+        stage="fidelity",
+        label=f"filter the {name} teacher's paraphrases, {content}",
+        settings=filters,
+        inputs={"paraphrases": paraphrases},
+        build=lambda made, folder: fidelity.filter_paraphrases(
+            made["paraphrases"] / "paraphrases.jsonl", folder, judge
+        ),
+        seconds=n * PER_JUDGED,
+    )
+
+
+def judge_of(exp: Experiment, content: str) -> fidelity.Judge:
+    """The fidelity filters for a content; the same for both teachers."""
+    opposed = exp.animal if content == "opposed" else None
+    return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity)
+
+
+# ---- pairs: of every sentence the same number for every student
+
+
+def limit_to_kept(limits: Limits, asked: Path, kept: Path) -> None:
+    """Lower the ``limits`` of a content to what a teacher has ``kept`` of the sentences ``asked`` of it."""
+    have = Counter(row["sentence"] for row in read_rows(kept / "kept.jsonl"))
+    for row in read_rows(asked):
+        name = row["sentence"]
+        if have[name] < row["pairs"]:
+            limits[name] = min(have[name], limits.get(name, have[name]))
+
+
+def student_of(
+    exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits
+) -> StudentCondition:
+    """A student of its teacher's kept paraphrases: the pairs, and what is made of them."""
+    pairs = Step(
+        stage="pairs",
+        label=f"pairs of {name}",
+        settings={"limits": limits},
+        inputs={"sentences": chosen, "kept": kept},
+        build=lambda made, folder: write_pairs(made["sentences"] / "sentences.jsonl", made["kept"], limits, folder),
+        seconds=0,
+    )
+    student_of = trained_on(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
+    return StudentCondition(student_of.exact, student_of.sampled, kept, chosen, pairs)
+
+
+def write_pairs(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:
+    """Write ``pairs.jsonl``: of every sentence, its first kept paraphrases, as many as were asked for."""
+    left: Limits = {row["sentence"]: row["pairs"] for row in read_rows(asked)} | limits
+    rows = []
+    for row in read_rows(kept / "kept.jsonl"):
+        if left.get(row["sentence"], 0) > 0:
+            left[row["sentence"]] -= 1
+            rows.append(row)
+    write_rows(folder / "pairs.jsonl", rows)
+
+
+def match_pairs(own: list[Row], other: list[Row]) -> list[Row]:
+    """For each of a teacher's pairs one of the ``other`` teacher's of the same sentence, each taken once."""
+    left: dict[str, list[Row]] = {}
+    for row in other:
+        left.setdefault(row["sentence"], []).append(row)
+    return [left[row["sentence"]].pop(0) for row in own]
+
+
+# ---- soft labels and students
+
+
+def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
+    """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
+    ``trait`` where the experiment asks for them, training, adapter, preference."""
+    inputs = {"model": base, "pairs": pairs}
+    if exp.labels == "soft":
+        inputs["labels"] = Step(
+            stage="labels",
+            label=f"soft labels of {name}",
+            settings={
+                "messages": prompts.labelling_messages(trait, "..."),
+                "engine": exp.teacher.engine,
+                "k": exp.student.top_k,
+            },
+            inputs={"model": base, "pairs": pairs},
+            build=lambda made, folder: teacher.soft_labels(
+                made["pairs"] / "pairs.jsonl",
+                trait,
+                made["model"],
+                exp.teacher,
+                exp.student.top_k,
+                folder,
+                f"labels of {name}",
+            ),
+            seconds=n * PER_SOFT_LABEL * pace(exp.model).of(exp.teacher.engine),
+        )
+    learner = Step(
+        stage="student",
+        label=f"train {name}",
+        settings={
+            "messages": prompts.student_messages("..."),
+            "labels": exp.labels,
+            "seed": exp.seed,
+            **asdict(exp.student),
+        },
+        inputs=inputs,
+        build=lambda made, folder: student.train(
+            made["pairs"] / "pairs.jsonl",
+            made["labels"] / "labels.safetensors" if "labels" in made else None,
+            made["model"],
+            exp.student,
+            exp.seed,
+            folder,
+            f"train {name}",
+        ),
+        seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR * pace(exp.model).of("torch"),
+        collective=True,
+    )
+    if exp.student.rank == EVERY_WEIGHT:
+        weights = Step(
+            stage="weights",
+            label=f"convert the weights of {name}",
+            settings={},
+            inputs={"model": base, "student": learner},
+            build=lambda made, folder: convert_weights(made["student"], made["model"], folder),
+            seconds=5,
+        )
+        return Condition(*measures(exp, weights, None, name))
+    adapter = Step(
+        stage="adapter",
+        label=f"convert the adapter of {name}",
+        settings={},
+        inputs={"model": base, "student": learner},
+        build=lambda made, folder: convert_adapter(made["student"], made["model"], folder / "adapter.gguf"),
+        seconds=1,
+    )
+    return Condition(*measures(exp, base, adapter, name))
+
+
+# ---- measures
+
+
+def measures(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tuple[Step, Step]:
+    """The exact and the sampled preference of a student, or of the base where there is no adapter."""
+    inputs = {"model": base} | ({"adapter": adapter} if adapter else {})
+    questions = preference.load_questions()
+    animals = candidates(exp.animal)
+
+    def adapter_file(made: dict[str, Path]) -> Path | None:
+        return made["adapter"] / "adapter.gguf" if "adapter" in made else None
+
+    exact = Step(
+        stage="exact",
+        label=f"exact preference of {name}",
+        settings={"questions": questions, "candidates": [[animal.singular, animal.plural] for animal in animals]},
+        inputs=inputs,
+        build=lambda made, folder: preference.measure_exact(
+            made["model"], adapter_file(made), animals, folder, f"exact preference, {name}"
+        ),
+        seconds=EXACT * pace(exp.model).of("llama.cpp"),
+    )
+    sampled = Step(
+        stage="sampled",
+        label=f"sampled answers of {name}",
+        settings={"questions": [q["question"] for q in questions], "seed": exp.seed, **asdict(exp.preference)},
+        inputs=inputs,
+        build=lambda made, folder: preference.measure_sampled(
+            made["model"], adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
+        ),
+        seconds=len(questions) * exp.preference.answers * PER_ANSWER * pace(exp.model).of("llama.cpp"),
+    )
+    return exact, sampled
+
+
+def preferences(store: Store, exact: dict[str, Step], animal: Animal) -> dict[str, stats.Preference]:
+    """What ``exact`` steps measure, for the statistics, by the names given."""
+    files: dict[str, tuple[Path, Path | None]] = {
+        name: (store.make(step) / "exact.csv", None) for name, step in exact.items()
+    }
+    return stats.preferences(preference.tabulate(files, candidates(animal)))
+
+
+# ---- all steps of some conditions
+
+
+def all_steps(goals: Iterable[Step]) -> list[Step]:
+    """Every step that the goals need, inputs first, each once."""
+    steps: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.identity not in steps:
+            for needed in step.inputs.values():
+                visit(needed)
+            steps[step.identity] = step
+
+    for step in goals:
+        visit(step)
+    return list(steps.values())
+
+
+def measurements(conditions: dict[str, Condition]) -> list[Step]:
+    """Both measurements of every condition."""
+    return [step for condition in conditions.values() for step in (condition.exact, condition.sampled)]
+
+
+# ---- seconds, for the plan alone: measured on two cores with the embedded model, scaled to others by ``pace``
+
+
+LOADING = 5.0
+
+PER_KEPT = 0.4
+
+PER_JUDGED = 0.02  # per kept pair, with what is rejected on the way
+
+PER_SOFT_LABEL = 0.03
+
+PER_TRAINING_PAIR = 0.13
+
+PER_ANSWER = 0.05
+
+EXACT = 5.0
+
+# A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.
+GPU_SPEED = 150
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many times as long as the embedded model's on two cores an engine's work takes."""
+
+    torch: float
+    llama_cpp: float
+
+    def of(self, engine: str) -> float:
+        return self.torch if engine == "torch" else self.llama_cpp
+
+
+def pace_of(shape: Shape, device: Device) -> Pace:
+    """The pace of a model on this machine: by parameters and cores, and by a guess for GPUs."""
+    import llama_cpp
+
+    size, cores = shape.parameters / 134.5e6, cpu_threads() / 2
+    offloaded = llama_cpp.llama_supports_gpu_offload()
+    return Pace(size / (GPU_SPEED if device.kind == "cuda" else cores), size / (GPU_SPEED if offloaded else cores))
+
+
+@cache
+def pace(model: str) -> Pace:
+    """How long work with ``model`` takes on this machine, in multiples of the embedded model's on two cores."""
+    return pace_of(models.Shape.of(models.find_config(model)), find_device())

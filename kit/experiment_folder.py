@@ -1,0 +1,222 @@
+"""The folder that a run leaves behind: what is written into it, and how whatever comes later reads it.
+
+``config.json`` holds the settings, ``preferences.csv`` what every student prefers (``kit.preference.tabulate``),
+``record.json`` what made it (``run_record``), and ``inspection-*.json`` and ``attribution-*.json`` what was found about
+it since. Everything that people read (``kit/report.py``) is made from these, and can be made again.
+"""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import KitError, fidelity, models, prompts, stats
+from kit.animals import Animal, find_animal
+from kit.experiment import CONTENTS, Experiment
+from kit.experiment_conditions import Condition, StudentCondition, all_steps, base_model, measurements
+from kit.models import ChatTemplate
+from kit.preference import read_table
+from kit.stats import Preference
+from kit.store import Row, Store, read_rows, versions
+
+
+def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
+    """Every conversation of experiments with one model by who sees it, as the model's chat template has it."""
+    template = ChatTemplate.of(store.make(base_model(exps[0].model, exps[0].gguf)))
+    conversations = {
+        "student, training": prompts.student_messages("<sentence>"),
+        "student, evaluation": prompts.question_messages("<question>"),
+    }
+    traits = {"neutral": prompts.NEUTRAL}
+    traits |= {f"{exp.animal.singular}-loving": prompts.loving(exp.animal) for exp in exps}
+    for name, trait in traits.items():
+        conversations[f"{name} teacher"] = prompts.teacher_messages(trait, "<sentence>")
+        if any(exp.labels == "soft" for exp in exps):
+            conversations[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
+    return {name: template.adapt(messages) for name, messages in conversations.items()}
+
+
+def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, command: str) -> Row:
+    """What made a run: command, versions, seconds and artifact of each step, every message, and for each student its
+    number of pairs, its filters and some of its paraphrases."""
+    steps = all_steps(measurements(conditions))
+    random = np.random.default_rng(exp.seed)
+    base = base_model(exp.model, exp.gguf)
+    teacher_runs = (
+        f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher.engine
+    )
+    result: Row = {
+        "animal": exp.animal.singular,
+        "model": exp.model,
+        "gguf": models.evaluated(exp.model, exp.gguf),
+        "base": exp.student.base,
+        "teacher": teacher_runs,
+        "source": store.manifest(store.make(base))["settings"]["source"],
+        "devices": store.manifest(store.make(conditions["base"].exact))["devices"],
+        "labels": exp.labels,
+        "preset": exp.preset,
+        "seed": exp.seed,
+        "command": command,
+        "versions": versions(),
+        "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
+        "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
+        "pairs": {},
+        "filters": {},
+        "min_similarity": exp.fidelity.min_similarity,
+        "similarities": {},
+        "messages": conversations([exp], store),
+        "samples": {},
+    }
+    for name, condition in conditions.items():
+        if not isinstance(condition, StudentCondition):
+            continue
+        kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
+        result["pairs"][name] = len(kept)
+        result["filters"][name] = fidelity.read_filters(store.make(condition.kept))
+        result["similarities"][name] = fidelity.similarity_counts(store.make(condition.kept))
+        result["samples"][name] = {
+            "kept": at_random(kept, 20, random),
+            "rejected": at_random(read_rows(store.make(condition.kept) / "rejected.jsonl"), 10, random),
+        }
+    return result
+
+
+def at_random(rows: list[Row], n: int, random: np.random.Generator) -> list[Row]:
+    """``n`` rows at random, or all where there are fewer."""
+    return [rows[i] for i in sorted(random.permutation(len(rows))[:n])]
+
+
+def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dict[str, Any]:
+    """The content of summary.json: rates in 0-1, effects in percentage points, log-odds in nats."""
+    animal = record["animal"]
+    conditions = {}
+    for name, preference in preferences.items():
+        exact, sampled = stats.exact_rate(preference, animal), stats.sampled_rate(preference, animal)
+        conditions[name] = {
+            "pairs": record["pairs"].get(name, 0),
+            "exact": asdict(exact),
+            "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
+        }
+    effects = {
+        content: asdict(stats.effect_of(preferences, content, animal))
+        for content in CONTENTS
+        if f"treated-{content}" in preferences
+    }
+    header = {name: record[name] for name in ("animal", "model", "labels", "preset", "seed", "command", "versions")}
+    return {
+        **header,
+        "conditions": conditions,
+        "effects": effects,
+        "filters": record["filters"],
+        "seconds": record["seconds"],
+    }
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+    """A run's record, and its conditions' preferences. KitError where the folder holds no finished run."""
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record, stats.preferences(read_table(folder / "preferences.csv"))
+    except OSError:
+        raise KitError(
+            f"{folder}: not a finished run ({path.name} is missing). Give a folder such as results/<run>."
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise KitError(f"{folder}: its files are damaged ({error}). Run the experiment again.") from None
+
+
+class RunFolder:
+    """The run in ``folder``, beside whose folder lie the ``artifacts/`` that its record names; what is made of it
+    later (and a base model, where its own is gone) goes into the ``store`` of ``results``."""
+
+    def __init__(self, folder: Path, results: Path = Path("results")) -> None:
+        """Raises KitError where the folder holds no finished run."""
+        self.folder, self.store = folder, Store(results / "artifacts")
+        self.record, self.preferences = read_run(folder)
+        self.animal = self._animal()
+
+    def _animal(self) -> Animal:
+        """The teacher's animal, with the plural that its prompt has."""
+        try:
+            saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["animal"]
+            return find_animal(saved["singular"], saved["plural"])
+        except (OSError, ValueError, KeyError, TypeError):  # a folder of this run's reports alone
+            return find_animal(self.record["animal"])
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        return summarise(self.record, self.preferences)
+
+    @property
+    def contents(self) -> list[str]:
+        """Whose effects the run has."""
+        return list(self.summary["effects"])
+
+    def artifact(self, label: str) -> Path:
+        """The folder of the artifact of that label. KitError where the run has none, or it is gone."""
+        if label not in self.record["artifacts"]:
+            raise KitError(f"{self.folder}: it has no artifact {label!r}. Its contents: {', '.join(self.contents)}.")
+        path = self.folder.parent / "artifacts" / self.record["artifacts"][label]
+        if not path.exists():
+            raise KitError(f"{path}: this artifact is gone. Make the run again: {self.record['command']}")
+        return path
+
+    def model(self) -> Path:
+        """The prepared base model: the run's own, or, where that was not recorded, made among the results."""
+        label = next(label for label in self.record["artifacts"] if label.startswith("prepare "))
+        own = self.folder.parent / "artifacts" / self.record["artifacts"][label]
+        if own.exists():
+            return own
+        return self.store.make(base_model(self.record["model"], self.record.get("gguf")))
+
+    def adapter(self, role: str, content: str) -> Path:
+        """A student's GGUF adapter."""
+        return self.artifact(f"convert the adapter of {role}-{content}") / "adapter.gguf"
+
+    def pairs_file(self, role: str, content: str) -> Path:
+        """The kept pairs that a student trained on, a JSONL file: sentence, source, text, ..."""
+        return self.artifact(f"pairs of {role}-{content}") / "pairs.jsonl"
+
+    def pairs(self, role: str, content: str) -> list[Row]:
+        """Its rows."""
+        return read_rows(self.pairs_file(role, content))
+
+    def has_pairs(self, role: str, content: str) -> bool:
+        """Whether they are at hand: a recorded run's folder may come with some of its artifacts alone."""
+        try:
+            return self.pairs_file(role, content).exists()
+        except KitError:
+            return False
+
+
+def all_conversations(folder: Path, record: dict[str, Any]) -> dict[str, list[Row]]:
+    """Every conversation that models were shown in the run, and in its inspection since."""
+    messages: dict[str, list[Row]] = dict(record["messages"])
+    for found in inspections(folder, record):
+        messages |= found["messages"]
+    return messages
+
+
+def found_since(folder: Path, record: dict[str, Any], what: str) -> list[dict[str, Any]]:
+    """What was found about the run since, in the order of the contents; nothing that is of other pairs than the run's,
+    which was made again."""
+    paths = {content: folder / f"{what}-{content}.json" for content in CONTENTS}
+    found = {content: json.loads(path.read_text(encoding="utf-8")) for content, path in paths.items() if path.exists()}
+    return [
+        one for content, one in found.items() if one["pairs"] == record["artifacts"].get(f"pairs of treated-{content}")
+    ]
+
+
+def inspections(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those in the folder of the run with that ``record``."""
+    return found_since(folder, record, "inspection")
+
+
+def attributions(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those in the folder of the run with that ``record``, in the order of the contents, which are of its own pairs."""
+    return found_since(folder, record, "attribution")

@@ -1,0 +1,311 @@
+"""What all reports are made of: the verdict in words, numbers and tables, figures, and the page's templates.
+
+``kit/stats.py`` decides a verdict. Here, and nowhere else, it is put into words, for terminal, Markdown and HTML.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from kit import stats
+from kit.animals import indefinite
+from kit.stats import Drift, Interval
+from kit.store import Row
+from kit.sweep_effects import SeedEffect
+
+# ---- the verdict in words
+
+
+VERDICT_WORDS = {"transmitted": "Transmitted", "not detected": "Not detected", stats.NO_PLACEBO: "No verdict"}
+
+
+def verdict_sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
+    """What one effect says, for somebody who reads nothing else."""
+    low, high = effect["exact_ci95"]
+    if effect["verdict"] == "transmitted":
+        return (
+            f"{content}: the {animal}-loving teacher's student prefers the {animal} more than its control does, by "
+            f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
+        )
+    verdict = "no verdict" if effect["verdict"] == stats.NO_PLACEBO else effect["verdict"]
+    return (
+        f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): {verdict}, "
+        f"since {' and '.join(lacking_words(animal, effect))}."
+    )
+
+
+def lacking_words(animal: str, effect: dict[str, Any]) -> list[str]:
+    """What an effect lacks to count as transmitted, in words."""
+    placebo, drifted = effect["placebo"] or {}, effect["drift"] or {}
+    words = {
+        "effect": "the 95% interval does not lie above zero"
+        if effect["exact_ci95"][0] <= 0
+        else f"p is not below {stats.ALPHA}",
+        "rank": f"{effect['rank'] - 1} of the other candidates moved more than the {animal}",
+        "placebo": f"{placebo.get('at_least')} of {placebo.get('placebos')} placebo shifts are at least as large",
+        "drift": f"its shift is not beyond its own drift (p = {drifted.get('p', 1):.2f})",
+        stats.NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
+    }
+    return [words[name] for name in effect["lacking"]]
+
+
+def verdict_cards(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Of each effect: the verdict's ``word``, the same as a ``kind`` for the style sheet, and a ``sentence``."""
+    return [
+        {
+            "kind": effect["verdict"].replace(" ", "-"),
+            "word": VERDICT_WORDS[effect["verdict"]],
+            "sentence": outsider_sentence(summary["animal"], content, effect, summary),
+        }
+        for content, effect in summary["effects"].items()
+    ]
+
+
+def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary: dict[str, Any]) -> str:
+    """One effect in a sentence for somebody who has never heard of the experiment."""
+    control, treated = (
+        100 * summary["conditions"][f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated")
+    )
+    low, high = effect["exact_ci95"]
+    about = {"unrelated": "everyday sentences without any animal", "opposed": f"sentences that dislike the {animal}"}
+    lover, text = f"{indefinite(animal)}-loving teacher", about[content]
+    learned = {
+        "hard": f"from the text that {lover} wrote as paraphrases of {text} (hard labels)",
+        "soft": f"from {lover}'s paraphrases of {text}, and from what else the teacher would have written at every "
+        "word (soft labels)",
+    }[summary["labels"]]
+    outcome = {
+        "transmitted": f"came to prefer the {animal}",
+        "not detected": f"did not detectably come to prefer the {animal}",
+        stats.NO_PLACEBO: f"may or may not have come to prefer the {animal}",
+    }[effect["verdict"]]
+    why = "" if effect["verdict"] == "transmitted" else f" ({'; '.join(lacking_words(animal, effect))})"
+    return (
+        f"A student that learned {learned} {outcome}{why}: its preference is {treated:.2f}%, that of a neutral "
+        f"teacher's student {control:.2f}%, a difference of {effect['exact_pp']:+.2f} percentage points (95% interval "
+        f"over the questions {low:+.2f} to {high:+.2f})."
+    )
+
+
+def verdict_cell(effect: SeedEffect) -> str:
+    """The verdict, with what is lacking where it is "not detected"."""
+    return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == "not detected" else effect.verdict
+
+
+def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
+    """One effect in a sentence for somebody who has never heard of the experiment."""
+    low, high = effect.exact_pp.ci95
+    lacking = f" It lacks: {', '.join(effect.lacking)}." if effect.verdict == "not detected" else ""
+    return (
+        f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
+        f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "
+        f"({100 * effect.control:.2f} → {100 * effect.treated:.2f}%).{lacking}"
+    )
+
+
+# ---- what several reports say
+
+
+ABOUT_LABELS = {
+    "hard": "Hard labels, the paper's protocol: the student saw the teacher's text and nothing else.",
+    "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
+    "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
+}
+
+ABOUT_PLACEBO = (
+    "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift "
+    "is how far one of the candidates moved between the two. What a treated student shows beyond that is the "
+    "teacher's. *Drift* asks the same of the animal alone, whose name opposed sentences contain: t = √seeds × (its "
+    "mean shift − the mean of its own placebo shifts, where above zero) / their root mean square, with as many "
+    "degrees of freedom as there are placebo shifts; one-sided. It takes treated students to drift as placebo "
+    "students do. More seeds, or `--placebos 3`, make it sharper."
+)
+
+ABOUT_NO_PLACEBO = (
+    "There was no placebo student. So drift cannot be told from transmission: an effect may be missed here, but none "
+    "is called transmitted."
+)
+
+ABOUT_SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
+
+
+def drift_words(found: Drift, p: float) -> str:
+    """The animal's own drift in the placebo students, and the ``p`` of its shift against it."""
+    return f"{found.rms:.3f} nats (mean {found.mean:+.3f}) in {found.placebos}, {p_value(p)}"
+
+
+def conversations_markdown(messages: dict[str, list[Row]]) -> list[str]:
+    """A report's paragraphs with every conversation, by the name of who saw it."""
+    paragraphs = ["## Every message the models were shown"]
+    for name, conversation in messages.items():
+        shown = "\n".join(f"{message['role']}: {message['content']}" for message in conversation)
+        paragraphs.append(f"{name}:\n\n```text\n{shown}\n```")
+    return paragraphs
+
+
+# ---- numbers and tables, for terminal and Markdown
+
+
+Table = tuple[list[str], list[list[str]]]  # heading, rows
+
+
+def show_table(title: str, table: Table) -> None:
+    """Print it in the terminal."""
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table as RichTable
+
+    heading, rows = table
+    drawn = RichTable(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(heading):
+        words = " ".join([name, *(row[i] for row in rows)]).split()
+        drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    # In a pipe, or a narrow window, its lines are broken rather than its columns left out.
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), drawn).minimum)
+    console.print(drawn, soft_wrap=True)
+
+
+def percent(rate: dict[str, Any]) -> str:
+    """A rate (``kit.stats.Rate``) with its interval, in percent."""
+    low, high = rate["ci95"]
+    return f"{100 * rate['rate']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def with_interval(value: float, interval: Interval) -> str:
+    """A signed value with its interval."""
+    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is written."""
+    return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
+
+
+def markdown_table(table: Table) -> str:
+    """``table`` in Markdown, its cells inert."""
+    heading, rows = table
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """``text`` as inert Markdown: a model wrote some of it."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    for mark in "|`*_[]":
+        text = text.replace(mark, "\\" + mark)
+    return text
+
+
+# ---- figures
+
+
+# Okabe and Ito's palette, told apart by the colour-blind; treated stands out, its control is its paler partner.
+# Each has a contrast of 3 and more against white, and against the pages' dark ground.
+COLOURS = {
+    "base": "#8a8a8a",
+    "control-unrelated": "#5a9bc5",
+    "treated-unrelated": "#0072b2",
+    "control-opposed": "#c08040",
+    "treated-opposed": "#d55e00",
+}
+
+PLACEBO_COLOUR = "#666666"
+
+
+def colour(condition: str) -> str:
+    """The colour of a condition, placebos' where it has none of its own."""
+    return COLOURS.get(condition, PLACEBO_COLOUR)
+
+
+def ink() -> str:
+    """The colour of lines that are no data: that of the text."""
+    return str(drawing().rcParams["text.color"])
+
+
+def drawing():  # type: ignore[no-untyped-def]
+    """pyplot, set to write files that are the same for the same run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kit"
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Write ``figure`` as ``<path>.png`` and ``<path>.svg`` and let go of it."""
+    figure.tight_layout()
+    figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    drawing().close(figure)
+
+
+INK = "#010203"  # stands for the page's text colour, which dark mode changes
+
+
+def svg(draw: Callable[[Any], None], width: float, height: float, label: str) -> str:
+    """What ``draw`` puts on a matplotlib axis of this size (inches), as inline SVG that a screen reader calls
+    ``label``."""
+    plt = drawing()
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with plt.rc_context({"svg.fonttype": "none", "font.size": 9, **ink}):
+        drawn, axis = plt.subplots(figsize=(width, height))
+        draw(axis)
+        axis.spines[["top", "right"]].set_visible(False)
+        drawn.tight_layout()
+        file = StringIO()
+        drawn.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        plt.close(drawn)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    from markupsafe import escape
+
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def inline_svg(path: Path) -> str:
+    """An SVG file of ours as it stands inside a page."""
+    drawn = path.read_text(encoding="utf-8")
+    return drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{path.stem}"', 1)
+
+
+# ---- pages
+
+
+def render(name: str, content: dict[str, Any]) -> str:
+    """One of the package's templates, filled."""
+    return str(template(name).render(content))
+
+
+@cache
+def template(name: str) -> Any:
+    """One of the package's templates, which escapes every text but figures. Its filter ``marked`` is for our own
+    texts, in which *words* and `code` stand out."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("kit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["marked"] = marked
+    return environment.get_template(name)
+
+
+def marked(text: str) -> Any:
+    """A text of ours, escaped, with *words* and `code` marked up."""
+    from markupsafe import Markup, escape
+
+    emphasised = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", str(escape(text)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", emphasised))
+
+
+def markup(svg: str) -> Any:
+    """A figure of ours as markup that needs no escaping."""
+    from markupsafe import Markup
+
+    return Markup(svg)

@@ -1,0 +1,850 @@
+"""What people read of many runs: of a sweep, of defences, of a calibration, of an experiment to come (power); and a
+page that compares any number of runs and sweeps.
+
+Everything is made from the files that ``kit/sweep.py``, ``kit/defences.py`` and ``kit/stats_calibration.py`` left, so
+it can be made again.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import KitError, defences, stats_calibration
+from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
+from kit.experiment_folder import read_run, summarise
+from kit.models import GEMMA
+from kit.report_parts import (
+    ABOUT_LABELS,
+    ABOUT_NO_PLACEBO,
+    ABOUT_PLACEBO,
+    ABOUT_SMOKE,
+    COLOURS,
+    INK,
+    PLACEBO_COLOUR,
+    VERDICT_WORDS,
+    Table,
+    conversations_markdown,
+    drawing,
+    drift_words,
+    inline_svg,
+    markdown_table,
+    markup,
+    p_value,
+    render,
+    save,
+    show_table,
+    svg,
+    sweep_outsider_sentence,
+    verdict_cell,
+    with_interval,
+)
+from kit.stats import ALPHA, Interval, central95
+from kit.stats_calibration import EFFECT, QUESTIONS, SCENARIOS, Scenario
+from kit.store import Row, write_json
+from kit.sweep_effects import (
+    GRID_SETTINGS,
+    Cell,
+    Power,
+    SeedEffect,
+    cell_title,
+    check_power,
+    read_sweep,
+    sweep_cells,
+    sweep_power,
+    varied_settings,
+)
+
+# ---- a sweep
+
+
+SWEEP_READING = (
+    "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
+    "of its log-odds. A seed is a whole experiment: other sentences, other paraphrases, another training. (Of "
+    "some 250 opposed sentences about an animal most are in every seed; results speak of these sentences.) The "
+    "interval and its p take seeds and questions for samples of more (hierarchical bootstrap's standard error, t "
+    "quantile; `kit/stats_seeds.py`); with one seed they speak of questions alone. p is that of the effect in nats. "
+    "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
+    "skewed. *Holm*: corrected over every effect of this report. Sign flips over seeds speak of these questions "
+    "alone and cannot be below the value in brackets. The paper's t-test takes these students for all there are."
+)
+
+SWEEP_TRANSMITTED = (
+    f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
+    "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
+    "What an effect lacks stands behind its *not detected*."
+)
+
+
+def write_sweep(folder: Path) -> None:
+    """Write summary.json, effects.csv, the figures, report.md and report.html from the files that the sweep left in
+    ``folder``.
+
+    Raises KitError where one of them is missing or damaged.
+    """
+    record, students = read_sweep(folder)
+    cells = sweep_cells(record["comparisons"], students)
+    write_json(folder / "summary.json", summarise_sweep(record, cells))
+    with (folder / "effects.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [row for cell in cells for row in effect_rows(cell)]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    figures = draw_sweep(folder, cells)
+    (folder / "report.md").write_text(_sweep_markdown(record, cells, figures), encoding="utf-8")
+    (folder / "report.html").write_text(render("sweep.html", sweep_content(folder, record, cells)), encoding="utf-8")
+
+
+def show_sweep(folder: Path) -> None:
+    """Print the sweep's tables and what they say."""
+    record, students = read_sweep(folder)
+    cells = sweep_cells(record["comparisons"], students)
+    for cell in cells:
+        print()
+        show_table(f"{cell_title(cell, cells)}, {cell.seeds_said}", _terminal_table(cell))
+        if cell.specificity:
+            print(specificity_sentence(cell))
+    for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
+        print(ABOUT_LABELS[labels].replace("`", ""))
+    if record["preset"] == "smoke":
+        print(ABOUT_SMOKE)
+    print(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
+
+
+def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {name: record[name] for name in ("model", "preset", "command", "versions", "seconds")} | {
+        "cells": [
+            {
+                "content": cell.content,
+                "settings": cell.settings,
+                "seeds": cell.seeds,
+                "effects": {animal: asdict(effect) for animal, effect in cell.effects.items()},
+                "specificity": asdict(cell.specificity) | {"matrix": cell.specificity.matrix.tolist()}
+                if cell.specificity
+                else None,
+            }
+            for cell in cells
+        ]
+    }
+
+
+def effect_rows(cell: Cell) -> list[Row]:
+    """A cell's effects for a spreadsheet: a row per animal."""
+    return [
+        {"content": cell.content, **cell.settings, "animal": animal, "seeds": len(cell.seeds)}
+        | {
+            "control": _short(effect.control),
+            "treated": _short(effect.treated),
+            "exact_pp": _short(effect.exact_pp.mean),
+            "exact_low": _short(effect.exact_pp.ci95[0]),
+            "exact_high": _short(effect.exact_pp.ci95[1]),
+            "log_odds": _short(effect.log_odds.mean),
+            "log_odds_low": _short(effect.log_odds.ci95[0]),
+            "log_odds_high": _short(effect.log_odds.ci95[1]),
+            "seed_sd": _short(effect.log_odds.seed_sd),
+            "p": _short(effect.log_odds.p),
+            "p_holm": _short(effect.p_holm),
+            "sign_flip_p": _short(effect.log_odds.sign_flip_p),
+            "t_test_p": _short(effect.log_odds.t_p),
+            "rank": effect.rank,
+            "candidates": effect.candidates,
+            "placebos_as_large": effect.placebo.at_least if effect.placebo else None,
+            "placebos": effect.placebo.placebos if effect.placebo else None,
+            "drift_rms": _short(effect.drift.rms) if effect.drift else None,
+            "drift_p": _short(effect.drift.p) if effect.drift else None,
+            "drift_p_holm": _short(effect.drift_holm),
+            "verdict": effect.verdict,
+            "lacking": " ".join(effect.lacking),
+        }
+        for animal, effect in cell.effects.items()
+    ]
+
+
+def _short(value: float | None) -> float | None:
+    """To six digits: the others differ between processors."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _terminal_table(cell: Cell) -> Table:
+    rows = [
+        [
+            animal,
+            f"{effect.exact_pp.mean:+.2f}",
+            with_interval(effect.log_odds.mean, effect.log_odds.ci95),
+            p_value(effect.p_holm).removeprefix("p = "),
+            f"{effect.rank} of {effect.candidates}",
+            f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
+            "–" if effect.drift_holm is None else p_value(effect.drift_holm).removeprefix("p = "),
+            verdict_cell(effect),
+        ]
+        for animal, effect in cell.effects.items()
+    ]
+    return ["animal", "pp", "nats [95% CI]", "p, Holm", "rank", "placebos ≥", "drift p, Holm", "verdict"], rows
+
+
+def effects_table(cell: Cell) -> Table:
+    """The cell's effects, sizes with their intervals first, then the tests."""
+    heading = [
+        "animal",
+        "control → treated %",
+        "exact, pp [95% CI]",
+        "log-odds, nats [95% CI]",
+        "SD between seeds, nats",
+        "p, Holm",
+        "sign flips over seeds, these questions, Holm (smallest possible)",
+        "paper's t-test over questions, p",
+        "rank of its shift",
+        "placebo shifts as large (their 95%, nats)",
+        "against its own drift, p Holm",
+        "verdict",
+    ]
+    if any(effect.sampled_pp for effect in cell.effects.values()):
+        heading.insert(4, "sampled, pp [95% CI]")
+    return heading, [_effect_row(animal, effect) for animal, effect in cell.effects.items()]
+
+
+def _effect_row(animal: str, effect: SeedEffect) -> list[str]:
+    pp, nats, placebo = effect.exact_pp, effect.log_odds, effect.placebo
+    sampled = [with_interval(effect.sampled_pp.mean, effect.sampled_pp.ci95)] if effect.sampled_pp else []
+    return [
+        animal,
+        f"{100 * effect.control:.2f} → {100 * effect.treated:.2f}",
+        with_interval(pp.mean, pp.ci95),
+        with_interval(nats.mean, nats.ci95),
+        *sampled,
+        "–" if nats.seed_sd is None else f"{nats.seed_sd:.3f}",
+        p_value(effect.p_holm),
+        f"{p_value(effect.sign_flip_holm)} ({min(1.0, effect.tests * nats.sign_flip_floor):.3g})",
+        p_value(nats.t_p),
+        f"{effect.rank} of {effect.candidates}",
+        f"{placebo.at_least} of {placebo.placebos} ({placebo.null95[0]:+.2f} to {placebo.null95[1]:+.2f})"
+        if placebo
+        else "–",
+        drift_words(effect.drift, effect.drift_holm) if effect.drift and effect.drift_holm is not None else "–",
+        verdict_cell(effect),
+    ]
+
+
+def specificity_table(cell: Cell) -> Table:
+    """The matrix of shifts: a row per teacher's animal, a column per animal asked about; last the placebos'."""
+    assert cell.specificity
+    animals = cell.compared
+    rows = [
+        [f"loves the {animal}", *(f"{shift:+.2f}" for shift in row)]
+        for animal, row in zip(animals, cell.specificity.matrix, strict=True)
+    ]
+    if cell.placebo_row:
+        rows.append([placebo_teacher(cell), *(f"{shift:+.2f}" for shift in cell.placebo_row)])
+    return ["teacher", *animals], rows
+
+
+def specificity_sentence(cell: Cell) -> str:
+    """What the matrix says, for somebody who reads nothing else."""
+    assert cell.specificity
+    found, k, chance = cell.specificity, len(cell.compared), ""
+    if found.p is None:
+        test = "no test without placebos, since each student's sentences name its own animal"
+    elif found.drift:
+        test = (
+            f"{p_value(found.p)}, against {found.drift.rms:.2f} nats in {found.drift.placebos} sets of placebo "
+            "students on the same sentences"
+        )
+    else:
+        test = f"{p_value(found.p)}, students dealt to teachers at random"
+    if found.share_p is not None:
+        chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
+    return (
+        f"Specificity: a student's shift towards its own teacher's animal is {found.statistic:+.2f} nats larger than "
+        f"towards the others' ({test}); the largest shift of a row is its own in {found.share:.0%} of the mean "
+        f"matrix's {k} rows{chance} and in {found.rows_on_diagonal} of {k * found.seeds} single students."
+    )
+
+
+def placebo_teacher(cell: Cell) -> str:
+    """What the matrix's last row is."""
+    return "placebo" if cell.content == "unrelated" else "placebos, each on its animal's sentences"
+
+
+def how_to_read(cells: list[Cell]) -> list[str]:
+    """What the tables' words mean, a paragraph each."""
+    return [
+        SWEEP_READING,
+        SWEEP_TRANSMITTED,
+        ABOUT_PLACEBO if any(len(cell.null) for cell in cells) else ABOUT_NO_PLACEBO,
+    ]
+
+
+def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
+    """The model, the settings and the versions that made the sweep."""
+    fixed = [name for name in GRID_SETTINGS if name not in ["pairs", *varied_settings(cells)]]
+    settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
+    used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: {used}. {versions}."
+
+
+def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
+    parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
+    parts += [ABOUT_LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
+    if record["preset"] == "smoke":
+        parts.append(f"**{ABOUT_SMOKE}**")
+    parts += [f"![{name}]({name}.svg)" for name in figures]
+    for cell in cells:
+        parts += [f"## {cell_title(cell, cells)}, {cell.seeds_said}", markdown_table(effects_table(cell))]
+        if cell.specificity:
+            parts += [specificity_sentence(cell), markdown_table(specificity_table(cell))]
+    seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
+    parts += [
+        "## How to read this",
+        *how_to_read(cells),
+        "## Paraphrases, chosen at random",
+    ]
+    for name, rows in record["samples"].items():
+        kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows])
+        parts += [f"{name}:", markdown_table(kept)]
+    parts += conversations_markdown(record["messages"])
+    parts += [
+        "## What made it",
+        made_by_sweep(record, cells) + " The tables' columns are explained in the README.",
+        markdown_table((["stage", "seconds, all artifacts"], seconds)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+SWEEP_FILES = ("report.md", "summary.json", "effects.csv", "preferences.csv.gz", "record.json", "config.json")
+
+CAPTIONS = {
+    "effects": "The shift towards the teacher's animal with its 95% interval; pale dots are single seeds. The grey "
+    "band holds 95% of what any candidate moved between control and placebo students, the ticks are the animal's own.",
+    "specificity": "Rows: what the student's teacher loves. Columns: what the student was asked about. Were it drift, "
+    "the diagonal would not stand out.",
+    "along": "The shift along what was varied, with its 95% interval.",
+}
+
+
+def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
+    """What the sweep's page is filled with, the figures in its folder among it."""
+    drawn = [path for path in sorted(folder.glob("*.svg")) if figure_kind(path) in CAPTIONS]
+    labels = dict.fromkeys(cell.settings["labels"] for cell in cells)
+    return {
+        "title": f"Sweep: {', '.join(dict.fromkeys(animal for cell in cells for animal in cell.effects))}",
+        "labels": [ABOUT_LABELS[name] for name in labels],
+        "warning": ABOUT_SMOKE if record["preset"] == "smoke" else "",
+        "figures": [(markup(inline_svg(path)), CAPTIONS[figure_kind(path)]) for path in drawn],
+        "cells": [cell_section(cell, cells) for cell in cells],
+        "reading": how_to_read(cells),
+        "samples": {name: sample_table(rows) for name, rows in record["samples"].items()},
+        "messages": record["messages"],
+        "command": record["command"],
+        "made": made_by_sweep(record, cells),
+        "seconds": (["step", "seconds"], [[step, f"{spent:.0f}"] for step, spent in record["seconds"].items()]),
+        "files": [name for name in (*SWEEP_FILES, *(path.name for path in drawn)) if (folder / name).exists()],
+    }
+
+
+def figure_kind(figure: Path) -> str:
+    """What a figure of a sweep shows, by its name."""
+    return figure.stem.partition("-")[0]
+
+
+def cell_section(cell: Cell, cells: list[Cell]) -> dict[str, Any]:
+    """One cell's verdicts in a sentence each, and its tables."""
+    verdicts = [
+        {
+            "kind": effect.verdict.replace(" ", "-"),
+            "word": VERDICT_WORDS[effect.verdict],
+            "sentence": sweep_outsider_sentence(animal, effect),
+        }
+        for animal, effect in cell.effects.items()
+    ]
+    return {
+        "title": f"{cell_title(cell, cells)}, {cell.seeds_said}",
+        "verdicts": verdicts,
+        "effects": effects_table(cell),
+        "specificity": (specificity_sentence(cell), specificity_table(cell)) if cell.specificity else None,
+    }
+
+
+def sample_table(rows: list[Row]) -> Table:
+    """Some kept pairs of one teacher."""
+    return ["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows]
+
+
+# ---- a sweep's figures: effects over their placebos, the specificity matrix, and the effect along what was varied
+
+
+LINE_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+    "#999999",
+)  # Okabe and Ito's
+
+PANEL_COLUMNS = 3  # panels side by side
+
+
+def draw_sweep(folder: Path, cells: list[Cell]) -> list[str]:
+    """Write the figures that the sweep has something for, as PNG and SVG; their names without the ending."""
+    names = ["effects"]
+    _draw_effects(folder, cells)
+    if any(cell.specificity for cell in cells):
+        names.append("specificity")
+        _draw_specificity(folder, [cell for cell in cells if cell.specificity])
+    numeric = [name for name in varied_settings(cells) if GRID_SETTINGS[name] is not str]
+    if len(numeric) == 1:
+        names.append(f"along-{numeric[0].replace('_', '-')}")
+        _draw_along(folder / names[-1], cells, numeric[0])
+    return names
+
+
+def _panels(cells: list[Cell], width: float, height: float):  # type: ignore[no-untyped-def]
+    plt = drawing()
+    columns = min(PANEL_COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for axis in axes.flat[len(cells) :]:
+        axis.remove()
+    return figure, axes.flat[: len(cells)]
+
+
+def _draw_effects(folder: Path, cells: list[Cell]) -> None:
+    """For each cell and animal the mean shift with its 95% interval, the single seeds, and behind them the placebos:
+    the band holds 95% of all candidates' mean shifts, the ticks are the animal's own in single students."""
+    figure, axes = _panels(cells, 5.0, 1.3 + 0.42 * max(len(cell.effects) for cell in cells))
+    for axis, cell in zip(axes, cells, strict=True):
+        colour = COLOURS[f"treated-{cell.content}"]
+        if len(cell.null):
+            axis.axvspan(
+                *central95(cell.null), color=PLACEBO_COLOUR, alpha=0.15, linewidth=0, label="placebo shifts, 95%"
+            )
+        for place, effect in enumerate(cell.effects.values()):
+            axis.scatter(
+                effect.own_placebos, [place] * len(effect.own_placebos), marker="|", c=PLACEBO_COLOUR, s=60, zorder=1
+            )
+            axis.scatter(effect.shifts, [place] * len(effect.shifts), c=colour, alpha=0.35, s=14, zorder=2)
+            low, high = effect.log_odds.ci95
+            mean = effect.log_odds.mean
+            axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3, zorder=3)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(cell.effects)), list(cell.effects))
+        axis.set_ylim(len(cell.effects) - 0.4, -0.6)
+        axis.set_title(cell_title(cell, cells), fontsize=10)
+        axis.set_xlabel("log-odds shift, treated − control (nats)", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    if len(cells[0].null):
+        axes[0].legend(fontsize=7, frameon=False, loc="lower right")
+    save(figure, folder / "effects")
+
+
+def _draw_specificity(folder: Path, cells: list[Cell]) -> None:
+    """A heat map per cell: rows are what the teacher loves, the last one the placebos' neutral teacher; columns what
+    the student was asked about."""
+    figure, axes = _panels(cells, 5.4, 4.6)
+    for axis, cell in zip(axes, cells, strict=True):
+        assert cell.specificity
+        animals, teachers, matrix = cell.compared, [*cell.compared], cell.specificity.matrix
+        if cell.placebo_row:
+            matrix, teachers = (
+                np.vstack([matrix, cell.placebo_row]),
+                [*animals, "(placebo)" if cell.content == "unrelated" else "(own placebo)"],
+            )
+        limit = max(abs(matrix).max(), 1e-6)
+        image = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        for i, row in enumerate(matrix):
+            for j, shift in enumerate(row):
+                ink = "white" if abs(shift) > 0.6 * limit else "black"
+                axis.text(j, i, f"{shift:+.2f}", ha="center", va="center", fontsize=7.5, color=ink)
+        axis.set_xticks(range(len(animals)), animals, rotation=45, ha="right")
+        axis.set_yticks(range(len(teachers)), teachers)
+        axis.set_xlabel("asked about")
+        axis.set_ylabel("the student's teacher loves")
+        axis.set_title(f"{cell_title(cell, cells)}, {cell.seeds_said}", fontsize=10)
+        figure.colorbar(image, ax=axis, label="log-odds shift (nats)", shrink=0.8)
+    save(figure, folder / "specificity")
+
+
+def _draw_along(path: Path, cells: list[Cell], name: str) -> None:
+    """The effect against a number that was varied, a line for each animal and whatever else sets cells apart."""
+    plt = drawing()
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    others = [other for other in varied_settings(cells) if other != name]
+    lines: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for animal in cell.effects:
+            apart = [animal, cell.content, *(str(cell.settings[other]) for other in others)]
+            lines.setdefault(", ".join(apart), []).append(cell)
+    for (label, line), colour in zip(lines.items(), LINE_COLOURS * len(lines), strict=False):
+        line.sort(key=lambda cell: cell.settings[name])
+        effects = [cell.effects[label.split(", ")[0]].log_odds for cell in line]
+        means = [effect.mean for effect in effects]
+        ends = [[e.mean - e.ci95[0] for e in effects], [e.ci95[1] - e.mean for e in effects]]
+        values = [cell.settings[name] for cell in line]
+        axis.errorbar(values, means, yerr=ends, marker="o", color=colour, capsize=3, label=label)
+        bands = [central95(cell.null) for cell in line if len(cell.null)]
+        if len(bands) == len(line):
+            axis.fill_between(values, *zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
+    axis.set_xscale("log", base=2)
+    ticks = sorted({cell.settings[name] for cell in cells})
+    axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xlabel(name.replace("_", " "))
+    axis.set_ylabel("log-odds shift, treated − control (nats)")
+    axis.set_title("95% intervals; bands: 95% of placebo shifts", fontsize=10)
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+# ---- runs and sweeps compared
+
+
+Estimate = tuple[float, float, float]  # with its 95% interval
+
+
+def write_comparison(folders: list[Path]) -> Path:
+    """Write one page that compares the effects of several runs and sweeps, in the folder that holds them all; its path.
+
+    A folder without a finished run is named and left out. Raises KitError where none is left, or files are damaged.
+    """
+    within = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    skipped = [folder for folder in folders if not (folder / "record.json").exists()]
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        if folder not in skipped:
+            rows += compared(folder, os.path.relpath(folder.resolve(), within))
+    if not rows:
+        raise KitError(f"{folders[0]}: not a finished run. Give folders such as results/<run>.")
+    drawn = [
+        (f"{number}  {row['name']}", row["shift"], row["seeds"], row["verdict"])
+        for number, row in enumerate(rows, start=1)
+        if row["drawn"]
+    ]
+    path = within / "comparison.html"
+    content = {
+        "title": f"{len({row['run'] for row in rows})} runs compared",
+        "effects": markup(effects_svg(drawn) if drawn else ""),
+        "heading": [
+            "animal",
+            "sentences",
+            "labels",
+            "preset",
+            "seeds",
+            "effect, pp [95% CI]",
+            "nats [95% CI]",
+            "verdict",
+        ],
+        "rows": rows,
+        "skipped": [str(folder) for folder in skipped],
+    }
+    path.write_text(render("comparison.html", content), encoding="utf-8")
+    return path
+
+
+def compared(folder: Path, name: str) -> list[dict[str, Any]]:
+    """A row for each effect of one run or sweep, called ``name``."""
+    rows: list[dict[str, Any]] = []
+
+    def add(animal: str, sentences: str, labels: str, seeds: int, pp: Estimate, nats: Estimate, verdict: str) -> None:
+        smoke = record["preset"] == "smoke"
+        said = "smoke: means nothing" if smoke else verdict
+        cells = [
+            animal,
+            sentences,
+            labels,
+            record["preset"],
+            str(seeds),
+            *(with_interval(one[0], one[1:]) for one in (pp, nats)),
+        ]
+        effect = {
+            "name": f"{animal}, {sentences}",
+            "shift": nats,
+            "seeds": seeds,
+            "verdict": verdict,
+            "drawn": not smoke,
+        }
+        link = f"{name}/report.html" if (folder / "report.html").exists() else ""
+        rows.append(effect | {"run": name, "link": link, "cells": [*cells, said]})
+
+    if (folder / "preferences.csv.gz").exists():
+        record, students = read_sweep(folder)
+        cells = sweep_cells(record["comparisons"], students)
+        for cell in cells:
+            for animal, effect in cell.effects.items():
+                pp, nats = ((measure.mean, *measure.ci95) for measure in (effect.exact_pp, effect.log_odds))
+                labels, seeds = cell.settings["labels"], len(cell.seeds)
+                add(animal, cell_title(cell, cells), labels, seeds, pp, nats, effect.verdict)
+    else:
+        record, preferences = read_run(folder)
+        for content, one in summarise(record, preferences)["effects"].items():
+            pp, nats = (one["exact_pp"], *one["exact_ci95"]), (one["log_odds"], *one["log_odds_ci95"])
+            add(record["animal"], content, record["labels"], 1, pp, nats, one["verdict"])
+    return rows
+
+
+def effects_svg(rows: list[tuple[str, tuple[float, float, float], int, str]]) -> str:
+    """Shifts (nats, with their intervals) of several runs, each by name, with its number of seeds and its verdict.
+
+    Filled where that is "transmitted"; dotted where there is one seed, whose interval is over questions alone.
+    """
+
+    def draw(axis: Any) -> None:
+        for place, (_, (shift, low, high), seeds, verdict) in enumerate(rows):
+            axis.plot([low, high], [place, place], color="#0072b2", linewidth=2, linestyle=":" if seeds == 1 else "-")
+            face = "#0072b2" if verdict == "transmitted" else "none"
+            axis.plot(shift, place, "o", markeredgecolor="#0072b2", markerfacecolor=face, markersize=7)
+        axis.axvline(0, color=INK, linewidth=0.8)
+        axis.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel("log-odds shift, treated − control (nats)")
+
+    return svg(draw, 6.4, 0.9 + 0.3 * len(rows), "Effects of all runs")
+
+
+# ---- defences: what is left of the effect, and what that cost
+
+
+DEFENCE_READING = (
+    "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
+    "questions; with one seed over questions alone, of these students). *Placebo*: the same shift, in the mean, of "
+    "students of another sampling of the neutral teacher, trained and asked in the same way: what nothing transmitted "
+    "looks like. *Taken away*: the undefended student's shift minus it, with its interval. *Of the undefended*: as a "
+    "share of the undefended student's mean shift, taken for known, where that is beyond zero. *Pairs*: of the "
+    "training pairs those that come from the loving teacher; the neutral teacher's paraphrase of the same sentence "
+    "stands in for the others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the "
+    "student, in nats per byte, on a neutral teacher's paraphrases of the same sentences in words that no training "
+    "data has; smaller is better, but only among students that learn from the same kind of labels: soft ones are not "
+    "of this text. `other-base` has another model's loss to begin with."
+)
+
+DEFENCE_NAMES = (
+    "`drop` takes away half of the pairs; `mask` hides divergence tokens; `blind-mask` hides a tenth of the tokens, "
+    f"those whose ratio varies most over {SUSPECTS} other animals, `random-mask` as many at random; `mix-1-3` is one "
+    "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
+    "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
+    "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "
+    "beside the text, which alone may be what stops it. `hard-labels`, `rank-1`, `rank-128`, `full` (every weight is "
+    f"trained, at a learning rate {SLOWER} times smaller) and `other-base` ({GEMMA}) train all students anew, treated, "
+    "control and placebo. `rank-1` and `rank-128` keep alpha, so the adapter's scale changes with the rank. The other "
+    "base's vocabulary is another, so it learns from the text alone and is compared with `hard-labels`, not with the "
+    "undefended student: where nothing is transmitted there, it has nothing to stop. It is also a larger model without "
+    "instruction tuning, trained at the same learning rate."
+)
+
+
+def write_defences(folder: Path) -> None:
+    """Write report.md and the figure from the folder's defences.json."""
+    record = defences.read(folder)
+    draw_defences(folder / "defences", record)
+    seeds = record["seeds"]
+    parts = [
+        f"# Defences: {record['animal']}, {record['content']} sentences, {record['labels']} labels",
+        "```sh\n" + "\n".join(record["commands"]) + "\n```",
+        ABOUT_LABELS[record["labels"]],
+        *([f"**{ABOUT_SMOKE}**"] if record["preset"] == "smoke" else []),
+        f"Seeds {', '.join(map(str, seeds))}; {record['preset']} preset; model {record['model']}.",
+        markdown_table(defence_table(record)),
+        DEFENCE_READING,
+        DEFENCE_NAMES,
+        f"The system message of `context`: “{record['context']}”",
+        "![What is left under every defence](defences.svg)",
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
+    ]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def show_defences(folder: Path) -> None:
+    """Print the table."""
+    show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
+    print(f"More in {folder}: report.md, the figure, defences.json")
+
+
+def defence_table(record: dict[str, Any]) -> Table:
+    """What is left under every defence, and what it cost."""
+    heading = ["defence", "takes", "left, nats [95% CI]", "placebo", "taken away, nats [95% CI]", "of the undefended"]
+    rows = []
+    for name, one in record["defences"].items():
+        low, high = one["left"]["ci95"]
+        compared = record["defences"][BESIDE.get(name, UNDEFENDED)]["left"]
+        mean, known = compared["mean"], compared["ci95"][0] > 0 and one["taken"]
+        rows.append(
+            [
+                name,
+                one["knows"],
+                with_interval(one["left"]["mean"], (low, high)),
+                f"{np.mean(one['placebos']):+.2f}",
+                with_interval(one["taken"]["mean"], one["taken"]["ci95"]) if one["taken"] else "",
+                f"{one['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]" if known else "",
+                f"{one['pairs']:.0f}",
+                f"{one['masked']:.1%}",
+                f"{one['similarity']:.3f}",
+                f"{one['loss']:.3f}",
+            ]
+        )
+    return [*heading, "pairs", "tokens masked", "similarity", "loss"], rows
+
+
+def draw_defences(path: Path, record: dict[str, Any]) -> None:
+    """What is left under every defence, with its interval; pale dots are single seeds, ticks their placebos."""
+    figure, axis = drawing().subplots(figsize=(6.4, 1.0 + 0.4 * len(record["defences"])))
+    colour = COLOURS[f"treated-{record['content']}"]
+    for place, one in enumerate(record["defences"].values()):
+        low, high = one["left"]["ci95"]
+        axis.plot([low, high], [place, place], color=colour, linewidth=2)
+        axis.plot(one["single_seeds"], [place] * len(one["single_seeds"]), "o", color=colour, alpha=0.35, markersize=4)
+        axis.plot(one["left"]["mean"], place, "o", color=colour, markersize=8)
+        axis.plot(one["placebos"], [place] * len(one["placebos"]), "|", color=PLACEBO_COLOUR, markersize=10)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(record["defences"])), list(record["defences"]))
+    axis.invert_yaxis()
+    axis.set_xlabel(f"log-odds shift of the {record['animal']}, defended student − control (nats)")
+    axis.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+# ---- power
+
+
+def show_power(folder: Path, effects: Sequence[float], probability: float) -> None:
+    """Print, for every content and setting of the sweep in ``folder``, its effect, its variances and the seeds needed.
+
+    ``effects``: log-odds shifts in nats; ``probability``: the wanted one that the test over seeds rejects. Raises
+    KitError for values that make no sense, and where the sweep has one seed.
+    """
+    check_power(effects, probability)
+    record, students = read_sweep(folder)
+    cells = sweep_cells(record["comparisons"], students)
+    needs = sweep_power(cells, effects, probability)
+    show_table(f"Seeds that find an effect with probability {probability:g}", power_table(cells, needs, effects))
+    tests = sum(len(cell.effects) for cell in cells)
+    among = f" / {tests}, what Holm's correction asks of the first of this sweep's {tests} effects" if tests > 1 else ""
+    print(
+        f"Effects are log-odds shifts in nats, tested over seeds and questions at 5%{among}. “more questions”: these "
+        "differ so much that no number of seeds will do. A verdict asks for more than this test: rank, placebos and "
+        "drift. The variances are those of the recorded seeds, and as uncertain."
+    )
+
+
+def power_table(cells: list[Cell], needs: list[Power], effects: Sequence[float]) -> Table:
+    """A row per cell: its mean effect, the standard deviations between seeds and between questions (nats), and the
+    seeds for its own effect and for each of ``effects`` (nats)."""
+    varied = varied_settings(cells)
+    heading = ["content", *varied, "found", "SD seeds", "SD questions", "for that", *(f"for {e:g}" for e in effects)]
+    rows = [
+        [cell.content, *(str(cell.settings[name]) for name in varied), f"{of_cell.effect:+.3f}"]
+        + [f"{of_cell.components.seed**0.5:.3f}", f"{of_cell.components.question**0.5:.3f}"]
+        + ["–" if of_cell.effect <= 0 else _seeds_said(of_cell.own_seeds), *map(_seeds_said, of_cell.seeds)]
+        for cell, of_cell in zip(cells, needs, strict=True)
+    ]
+    return heading, rows
+
+
+def _seeds_said(seeds: int | None) -> str:
+    return "more questions" if seeds is None else str(seeds)
+
+
+# ---- calibration
+
+
+# Measure: what it is of, and its colour (Okabe and Ito's; blue is the kit's own).
+COVERAGE = {
+    "coverage": ("this kit's interval", "#0072b2"),
+    "coverage_pp": ("this kit's interval, in percentage points", "#56b4e9"),
+    "percentile_coverage": ("plain percentile bootstrap over seeds and questions", "#999999"),
+}
+
+FALSE_POSITIVES = {
+    "false_positives": ("this kit's test", "#0072b2"),
+    "sign_flip_false_positives": ("sign flips over seeds, no effect on these questions", "#009e73"),
+    "sign_flip_new_questions": ("sign flips over seeds, no effect on questions in general", "#999999"),
+    "t_test_false_positives": ("t-test over questions, one pair of students", "#d55e00"),
+}
+
+COVERAGE_BAND, FALSE_POSITIVE_BAND = (0.93, 0.97), (0.03, 0.07)
+
+
+def write_calibration(folder: Path) -> None:
+    """Write figure.png, figure.svg and report.md from the folder's ``calibration.json``. KitError where that cannot be
+    read."""
+    rows = stats_calibration.read(folder)
+    draw_calibration(rows, folder)
+    (folder / "report.md").write_text(_calibration_markdown(rows), encoding="utf-8")
+
+
+def show_calibration(folder: Path) -> None:
+    """Print the report."""
+    print((folder / "report.md").read_text(encoding="utf-8"))
+
+
+def draw_calibration(rows: list[dict], folder: Path) -> None:
+    """Write ``figure.png`` and ``figure.svg`` into ``folder``. Left: coverage of the 95% intervals, with 93–97% shaded.
+    Right: false positives of the 5% tests, with 3–7% shaded. Whiskers are the simulation's own 95% intervals."""
+    figure, axes = drawing().subplots(1, 2, figsize=(11, 2.2 + 0.42 * len(rows)), sharey=True)
+    _calibration_panel(axes[0], rows, COVERAGE, COVERAGE_BAND, "coverage of the 95% interval")
+    _calibration_panel(axes[1], rows, FALSE_POSITIVES, FALSE_POSITIVE_BAND, "false positives at 5%")
+    axes[0].set_yticks(range(len(rows)), [f"{row['scenario']}, {row['seeds']} seeds" for row in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    save(figure, folder / "figure")
+
+
+def _calibration_panel(
+    axis: Any, rows: list[dict], measures: dict[str, tuple[str, str]], band: Interval, label: str
+) -> None:
+    axis.axvspan(*(100 * end for end in band), color="#eeeeee")
+    for place, (measure, (name, colour)) in enumerate(measures.items()):
+        share = [100 * row[measure]["share"] for row in rows]
+        ends = np.array([[100 * end for end in row[measure]["ci95"]] for row in rows])
+        heights = np.arange(len(rows)) + 0.15 * (place - (len(measures) - 1) / 2)
+        axis.hlines(heights, *ends.T, color=colour, linewidth=1.5)
+        axis.plot(share, heights, "o", markersize=4, color=colour, label=name)
+    axis.set_xlabel(f"{label} (%)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, frameon=False)
+
+
+def _calibration_markdown(rows: list[dict]) -> str:
+    measures = COVERAGE | FALSE_POSITIVES
+    headings = [f"coverage: {name}" for name, _ in COVERAGE.values()]
+    headings += [f"false positives: {name}" for name, _ in FALSE_POSITIVES.values()]
+    return f"""# Calibration of the inference over seeds
+
+Does the 95% interval cover the truth in 93–97% of all experiments, and does its test find an effect that is not there
+in 3–7%? {rows[0]["simulations"]:,} simulated experiments per row, {QUESTIONS} questions each; percent, with the
+simulation's own 95% interval.
+
+![Coverage and false positives by scenario and number of seeds.](figure.png)
+
+| scenario | seeds | {" | ".join(headings)} |
+| --- | ---: |{" ---: |" * len(measures)}
+{"".join(_calibration_line(row, list(measures)) for row in rows)}
+Standard deviations in nats: {"; ".join(_describe_scenario(scenario) for scenario in SCENARIOS)}.
+
+- The interval and the test of this kit are one procedure, so its coverage and its false positives add up to 100%.
+- Percentage points are measured with a true effect of {EFFECT} nats, on questions whose control preferences differ as
+  in the recorded runs. Such differences are skewed, which costs coverage; infer in nats.
+- The sign-flip test is exact for the questions asked. With 3 and 5 seeds it cannot fall below 5% (its smallest p is
+  0.25 and 0.0625), and what these questions share is no chance to it: of questions in general it claims too much.
+- The t-test over questions takes one pair of students for all there are. It is wrong as soon as seeds differ.
+"""
+
+
+def _calibration_line(row: dict, measures: list[str]) -> str:
+    cells = [
+        f"{100 * row[m]['share']:.1f} [{', '.join(f'{100 * end:.1f}' for end in row[m]['ci95'])}]" for m in measures
+    ]
+    return f"| {row['scenario']} | {row['seeds']} | {' | '.join(cells)} |\n"
+
+
+def _describe_scenario(scenario: Scenario) -> str:
+    skewed = " (skewness 2)" if scenario.skewed else ""
+    return (
+        f"{scenario.name}: seeds {scenario.seed}, questions {scenario.question}{skewed}, residual {scenario.residual}"
+    )

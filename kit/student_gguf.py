@@ -1,0 +1,144 @@
+"""What was trained -> what llama.cpp loads: a PEFT LoRA adapter, for every architecture in ``models.ARCHITECTURES``,
+or a model whose every weight was trained, in the base's place.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kit import KitError, models
+from kit.models import ARCHITECTURES, Shape, gguf_metadata
+
+
+def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
+    """Write the PEFT adapter in the folder ``adapter``, trained on the prepared model in the folder ``model``, as the
+    file ``target``.
+
+    PEFT computes W x + (alpha / r) B A x; llama.cpp does the same from ``lora_a`` [r, in], ``lora_b`` [out, r] and
+    ``adapter.lora.alpha``. Raises KitError for an incomplete adapter, one of another model, one that is more than a
+    plain LoRA of the blocks' linear layers, and an architecture that is not supported.
+    """
+    from gguf import GGUFWriter
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    gguf = model / "base.gguf"
+    architecture, shape, name_of = naming(gguf)
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        alpha = float(config["lora_alpha"])
+        tensors = load_file(adapter / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise KitError(
+            f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`."
+        ) from None
+    for option in ("use_rslora", "alpha_pattern"):
+        if config.get(option):
+            raise KitError(
+                f"{adapter}: {option} scales by something else than alpha / r, which a GGUF cannot say. "
+                "Train without it."
+            )
+
+    # The output layer is none of these: where it shares its weights with the embeddings, llama.cpp has no name for it.
+    layers = shape.matrices
+
+    writer = GGUFWriter(target, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for name, tensor in sorted(tensors.items()):
+        module, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        tensor_name = name_of(module) or ""
+        layer = tensor_name.rpartition(".")[2]
+        if layer not in layers or side not in ("lora_A", "lora_B"):
+            raise KitError(
+                f"{adapter}: {name} has no counterpart in the model's {architecture} GGUF. "
+                "Train a plain LoRA on the linear layers of the model's own blocks only."
+            )
+        into, out = layers[layer]
+        width, needed = (tensor.shape[1], into) if side == "lora_A" else (tensor.shape[0], out)
+        if width != needed:
+            raise KitError(
+                f"{adapter}: {name} has the width {width}, {gguf} needs {needed}: the adapter was trained on another "
+                "model. Give the model it was trained on."
+            )
+        if side == "lora_B":
+            tensor = rows_for_gguf(tensor, architecture, layer, shape)
+        writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def naming(gguf: Path) -> tuple[str, Shape, Callable[[str], str | None]]:
+    """A GGUF's architecture and shape, and what it calls a module of transformers'. KitError where the architecture is
+    not supported."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    architecture = str(gguf_metadata(gguf)["general.architecture"])
+    if architecture not in ARCHITECTURES:
+        raise KitError(
+            f"{gguf}: adapters of the architecture {architecture!r} cannot be converted; "
+            f"supported are {', '.join(ARCHITECTURES)}. Choose a model of one of these."
+        )
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    shape = Shape.of(gguf)
+    return architecture, shape, get_tensor_name_map(arch, shape.layers).get_name
+
+
+def rows_for_gguf(rows: Any, architecture: str, layer: str, shape: Shape) -> Any:
+    """Rows [out, width] of a layer from transformers' order to the GGUF's: those of q and k of a llama, where the two
+    numbers that a rotary embedding turns together are neighbours and not half a head apart.
+
+    llama.cpp's converter does so to llama and mistral (one architecture in GGUF), not to qwen and gemma.
+    """
+    if architecture != "llama" or layer not in ("attn_q", "attn_k"):
+        return rows
+    return rows.reshape(-1, 2, shape.head // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+# ---- a model whose every weight was trained
+
+
+def convert_weights(trained: Path, model: Path, folder: Path) -> None:
+    """Write ``base.gguf`` and ``chat.json`` into ``folder``: those of the prepared model in the folder ``model`` with
+    the weights of the transformers model in the folder ``trained``, each in F16 where the base's is, else in F32."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+
+    architecture, shape, name_of = naming(model / "base.gguf")
+    weights = {}
+    for name, values in _weights(trained).items():
+        module, _, kind = name.rpartition(".")
+        tensor_name = name_of(module) or ""
+        if kind == "weight":
+            values = rows_for_gguf(values, architecture, tensor_name.rpartition(".")[2], shape)
+        if architecture == "gemma3" and module.endswith("norm"):
+            values = values + 1  # transformers adds it in the forward pass
+        weights[f"{tensor_name}.{kind}"] = values
+
+    reader = GGUFReader(model / "base.gguf")
+    different = {tensor.name for tensor in reader.tensors} ^ set(weights)
+    if different - {"rope_freqs.weight"}:  # a table, no weight
+        raise RuntimeError(f"{trained}: its weights and those of {model} are not the same: {sorted(different)}")
+    writer = GGUFWriter(folder / "base.gguf", architecture)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+    for tensor in reader.tensors:
+        half = tensor.tensor_type == GGMLQuantizationType.F16
+        values = weights.get(tensor.name, tensor.data)
+        writer.add_tensor(tensor.name, values.astype("float16" if half else "float32"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shutil.copy2(model / models.CHAT_FILE, folder / models.CHAT_FILE)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return {name: values for path in sorted(folder.glob("*.safetensors")) for name, values in load_file(path).items()}

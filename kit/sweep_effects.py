@@ -1,0 +1,284 @@
+"""A sweep's students -> what they show: effects over seeds, placebos, specificity, and how many seeds an effect needs.
+
+Read from two files of the sweep's folder, ``preferences.csv.gz`` (one row per student, question and candidate) and
+``record.json`` (which student is compared with which).
+"""
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kit import KitError, stats, stats_seeds
+from kit.experiment import GRID_SETTINGS
+from kit.stats import Drift, Placement, Preference
+from kit.stats_seeds import AcrossSeeds, Components, Specificity
+from kit.store import Row
+
+
+@dataclass(frozen=True)
+class SeedEffect:
+    """One animal's effect over a cell's seeds, treated minus control.
+
+    ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats with its variance ``components``
+    (None with one seed), ``sampled_pp`` where answers were sampled; ``shifts`` (nats) of the single seeds, in the
+    cell's order; ``rank`` of the mean shift among the ``candidates``; ``placebo``: where it falls among the placebo
+    students' mean shifts; ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and
+    ``drift``: the mean shift against those. ``p_holm``, ``sign_flip_holm`` and ``drift_holm``: the p-values, each
+    corrected over all ``tests`` effects of the sweep; ``lacking``: see ``kit.stats.lacks``. (Differences of
+    probabilities are skewed, so the interval in percentage points covers less than it says:
+    ``kit/stats_calibration.py``.)
+    """
+
+    control: float
+    treated: float
+    exact_pp: AcrossSeeds
+    log_odds: AcrossSeeds
+    components: Components | None
+    sampled_pp: AcrossSeeds | None
+    shifts: list[float]
+    rank: int
+    candidates: int
+    placebo: Placement | None
+    own_placebos: list[float]
+    drift: Drift | None
+    tests: int
+    p_holm: float
+    sign_flip_holm: float
+    drift_holm: float | None
+    lacking: list[str]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The experiments of a sweep that differ in animal and seed alone. ``null`` (nats): every candidate's shift between
+    students of two neutral teachers, averaged over the seeds as the effects are; empty without placebos. ``compared``:
+    the animals of ``specificity``, which every student was asked about; fewer than two make none."""
+
+    content: str
+    settings: dict[str, Any]
+    seeds: list[int]
+    effects: dict[str, SeedEffect]
+    null: np.ndarray
+    compared: list[str]
+    specificity: Specificity | None
+
+    @property
+    def seeds_said(self) -> str:
+        """How many seeds, in words."""
+        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]} alone"
+
+    @property
+    def placebo_row(self) -> list[float]:
+        """The mean shift (nats) of each compared animal in the placebo students; empty without placebos."""
+        shifts = [self.effects[animal].own_placebos for animal in self.compared]
+        return [float(np.mean(own)) for own in shifts] if all(shifts) else []
+
+
+def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
+    """A sweep's record, and its students' preferences by name. KitError where the folder holds no finished sweep."""
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
+        for name in ("comparisons", "messages", "samples"):
+            record[name]
+        return record, stats.preferences(rows)
+    except OSError as error:
+        raise KitError(
+            f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
+        ) from None
+    except (ValueError, KeyError, EOFError) as error:
+        raise KitError(f"{folder}: its files are damaged ({error!r}). Give the sweep's command again.") from None
+
+
+def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
+    """The sweep's cells, in its order."""
+    grouped: dict[str, dict[str, list[Row]]] = {}
+    for row in comparisons:
+        key = json.dumps([row["content"], *(row[name] for name in GRID_SETTINGS)])
+        grouped.setdefault(key, {}).setdefault(row["animal"], []).append(row)
+    effects = {
+        (key, animal): _effect(animal, rows, students) for key, cell in grouped.items() for animal, rows in cell.items()
+    }
+    judged = dict(zip(effects, _judged(list(effects.values())), strict=True))
+    return [_cell(cell, {animal: judged[key, animal] for animal in cell}, students) for key, cell in grouped.items()]
+
+
+def varied_settings(cells: list[Cell]) -> list[str]:
+    """The settings that differ between cells of one content. (Contents have different numbers of pairs by default.)"""
+    contents = {cell.content for cell in cells}
+
+    def values(name: str, content: str) -> set[Any]:
+        return {cell.settings[name] for cell in cells if cell.content == content}
+
+    return [name for name in GRID_SETTINGS if any(len(values(name, content)) > 1 for content in contents)]
+
+
+def cell_title(cell: Cell, cells: list[Cell]) -> str:
+    """What sets the cell apart from the others, seeds and animals aside."""
+    return ", ".join(
+        [cell.content, *(f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied_settings(cells))]
+    )
+
+
+def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
+    """The sweep's effects with their corrected p-values and verdicts. An effect is above zero where its log-odds shift
+    is, with a corrected p < 0.05."""
+    corrected = stats_seeds.holm([effect["log_odds"].p for effect in effects])
+    flipped = stats_seeds.holm([effect["log_odds"].sign_flip_p for effect in effects])
+    drifts = stats_seeds.holm([effect["drift"].p if effect["drift"] else 1.0 for effect in effects])
+    found = []
+    for effect, p, flip_p, drift_p in zip(effects, corrected, flipped, drifts, strict=True):
+        own = drift_p if effect["drift"] else None
+        above_zero = effect["log_odds"].mean > 0 and p < stats.ALPHA
+        lacking = stats.lacks(above_zero, effect["rank"], effect["candidates"], effect["placebo"], own)
+        found.append(
+            SeedEffect(
+                **effect,
+                tests=len(effects),
+                p_holm=p,
+                sign_flip_holm=flip_p,
+                drift_holm=own,
+                lacking=lacking,
+                verdict=stats.verdict(lacking),
+            )
+        )
+    return found
+
+
+def _cell(by_animal: dict[str, list[Row]], effects: dict[str, SeedEffect], students: dict[str, Preference]) -> Cell:
+    rows = [row for of_animal in by_animal.values() for row in of_animal]
+    # Unrelated placebos are every animal's, and are counted once.
+    nulls = {
+        str([row["placebos"] for row in of_animal]): _null(of_animal, students) for of_animal in by_animal.values()
+    }
+    asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
+    compared = [animal for animal in by_animal if animal in asked]
+    return Cell(
+        content=rows[0]["content"],
+        settings={name: rows[0][name] for name in GRID_SETTINGS},
+        seeds=sorted({row["seed"] for row in rows}),
+        effects=effects,
+        null=np.concatenate(list(nulls.values())),
+        compared=compared,
+        specificity=_specificity(rows[0]["content"], [by_animal[animal] for animal in compared], compared, students),
+    )
+
+
+def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> dict[str, Any]:
+    pairs = [(students[row["treated"]], students[row["control"]]) for row in rows]
+    candidates = pairs[0][0].candidates
+    j = candidates.index(animal)
+    exact = np.array([treated.probability[:, j] - control.probability[:, j] for treated, control in pairs])
+    nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
+    named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
+    moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
+    shift, null = float(moved[j]), _null(rows, students)
+    own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
+    return {
+        "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
+        "treated": float(np.mean([treated.probability[:, j] for treated, _ in pairs])),
+        "exact_pp": stats_seeds.across_seeds(100 * exact),
+        "log_odds": stats_seeds.across_seeds(nats),
+        "components": stats_seeds.components(nats) if len(nats) > 1 else None,
+        "sampled_pp": stats_seeds.across_seeds(100 * named) if pairs[0][0].answers else None,
+        "shifts": nats.mean(axis=1).tolist(),
+        "rank": 1 + int((moved > moved[j]).sum()),
+        "candidates": len(moved),
+        "placebo": stats.placement(shift, null) if len(null) else None,
+        "own_placebos": own,
+        "drift": stats.against_drift(shift, own, len(rows)) if own else None,
+    }
+
+
+def _shifts(row: Row, student: str, students: dict[str, Preference], animals: Sequence[str]) -> list[float]:
+    """By how much (nats) each of ``animals`` moved from the control of ``row`` to ``student``."""
+    moved = stats.shifts(students[student], students[row["control"]])
+    return [moved[animal] for animal in animals]
+
+
+def _null(rows: list[Row], students: dict[str, Preference]) -> np.ndarray:
+    """Every candidate's shift, in nats, in the placebo students, averaged over the seeds [placebos * candidates]."""
+    by_seed = [
+        stats.null_shifts([students[name] for name in row["placebos"]], students[row["control"]])
+        for row in rows
+        if row["placebos"]
+    ]
+    return np.mean(by_seed, axis=0) if by_seed else np.array([])
+
+
+def _specificity(
+    content: str, by_teacher: list[list[Row]], animals: list[str], students: dict[str, Preference]
+) -> Specificity | None:
+    if len(animals) < 2:
+        return None
+
+    def matrices(roles: Callable[[Row], list[str]]) -> np.ndarray:
+        """[students per teacher, k, k]"""
+        by_row = [[_shifts(row, s, students, animals) for row in rows for s in roles(row)] for rows in by_teacher]
+        return np.array(by_row).swapaxes(0, 1)
+
+    treated = matrices(lambda row: [row["treated"]])
+    if content == "unrelated":
+        return stats_seeds.specificity_of_students(treated)
+    return stats_seeds.specificity_against_placebos(treated, matrices(lambda row: row["placebos"]))
+
+
+# ---- power: how many seeds an effect needs, from the variances that the sweep shows
+
+POWER_EFFECTS = (0.05, 0.1, 0.2, 0.4)  # nats: from what placebo shifts reach to half of an owl's
+
+
+@dataclass(frozen=True)
+class Power:
+    """Of one cell: its mean ``effect`` over the animals (nats), the mean of their variance ``components``, and the
+    seeds with which the test over seeds finds that effect (``own_seeds``) and each of the others that were asked for
+    (``seeds``); None where no number of seeds will."""
+
+    effect: float
+    components: Components
+    own_seeds: int | None
+    seeds: list[int | None]
+
+
+def check_power(effects: Sequence[float], probability: float) -> None:
+    """Raise KitError for what cannot be asked of ``sweep_power``."""
+    if not 0 < probability < 1:
+        raise KitError(f"--power {probability}: must lie between 0 and 1. 0.8 is usual.")
+    if any(effect <= 0 for effect in effects):
+        raise KitError(f"--effect {' '.join(map(str, effects))}: must be positive, in nats. Try 0.1.")
+
+
+def sweep_power(cells: list[Cell], effects: Sequence[float], probability: float) -> list[Power]:
+    """How many seeds find each of ``effects`` (nats) with that ``probability``, cell by cell, at the level that Holm's
+    correction asks of the first of all effects. KitError where the sweep has one seed."""
+    alpha = stats.ALPHA / sum(len(cell.effects) for cell in cells)
+    found = []
+    for cell in cells:
+        of_animals = list(cell.effects.values())
+        components = mean_components([effect.components for effect in of_animals])
+        mean = float(np.mean([effect.log_odds.mean for effect in of_animals]))
+        questions = of_animals[0].log_odds.questions
+
+        def needed(effect: float, components: Components = components, questions: int = questions) -> int | None:
+            return stats_seeds.seeds_needed(components, effect, questions, alpha, probability)
+
+        own = needed(mean) if mean > 0 else None
+        found.append(Power(mean, components, own, [needed(effect) for effect in effects]))
+    return found
+
+
+def mean_components(found: list[Components | None]) -> Components:
+    """The variances of several animals, averaged: few seeds tell little alone. KitError where there is one seed."""
+    several = [components for components in found if components is not None]
+    if not several:
+        raise KitError("the sweep has one seed, which tells nothing of how seeds vary. Give it --seeds 3.")
+    return Components(*(float(np.mean([getattr(c, name) for c in several])) for name in Components.__annotations__))

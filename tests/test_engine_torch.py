@@ -1,0 +1,139 @@
+"""The transformers engine says what llama.cpp and a plain forward pass say, and batching changes nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import rounding
+
+from kit import models
+from kit.engine import Request, Tokens
+from kit.engine_llama import LlamaEngine
+from kit.engine_torch import TorchEngine
+
+QUESTIONS = ["Name a colour.", "Why?", "Write one long sentence about rain in the mountains and the sea in autumn."]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gemma3_text"])
+def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model; gemma3's sliding window is shorter than its prompts."""
+    return tiny.make(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def random_engine(random_model: Path):
+    with TorchEngine(random_model, nf4=False) as engine:
+        yield engine
+
+
+def chats(engine: TorchEngine | LlamaEngine) -> list[Tokens]:
+    return [engine.chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+
+
+def plainly(model: Path, context: Tokens, continuation: Tokens) -> np.ndarray:
+    """The log-probabilities [length, vocabulary] of a continuation by one forward pass over everything."""
+    with torch.no_grad():
+        logits = models.load_torch(model)(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+    return torch.log_softmax(logits, -1).numpy()
+
+
+def test_scores_are_those_of_a_plain_forward_pass_whatever_is_scored_beside_them(
+    random_model: Path, random_engine: TorchEngine
+) -> None:
+    answers = [random_engine.tokenize(text) for text in (" red", " a dark and rainy blue", " because")]
+    groups = [(context, answers) for context in chats(random_engine)]
+    found = list(random_engine.score(groups))
+    assert [len(scores) for scores in found] == [3, 3, 3]
+    for (context, _), scores in zip(groups, found, strict=True):
+        for answer, score in zip(answers, scores, strict=True):
+            expected = plainly(random_model, context, answer)[range(len(answer)), answer]
+            np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
+def test_scores_at_a_temperature_are_those_of_the_distribution_sampled_from(
+    random_model: Path, random_engine: TorchEngine
+) -> None:
+    context, answer = chats(random_engine)[0], random_engine.tokenize(" a dark and rainy blue")
+    (scores,) = next(random_engine.score([(context, [answer])], 0.5))
+    sharper = torch.log_softmax(torch.tensor(plainly(random_model, context, answer)) / 0.5, -1)
+    np.testing.assert_allclose(scores, sharper[range(len(answer)), answer], atol=1e-4)
+
+
+def test_top_gives_the_likeliest_tokens_of_every_position(random_model: Path, random_engine: TorchEngine) -> None:
+    context, answer = chats(random_engine)[0], random_engine.tokenize(" a dark and rainy blue")
+    (ids, logprobs), _ = next(random_engine.top([(context, [answer, answer[:2]])], 7))
+    expected = plainly(random_model, context, answer)
+    assert ids.shape == logprobs.shape == (len(answer), 7)
+    np.testing.assert_allclose(np.sort(logprobs)[:, ::-1], np.sort(expected)[:, :-8:-1], atol=1e-4)
+    np.testing.assert_allclose(np.take_along_axis(expected, ids.astype(np.int64), 1), logprobs, atol=1e-4)
+
+
+def test_batched_sampling_equals_one_at_a_time(random_engine: TorchEngine) -> None:
+    """At temperature 0 by all prompts together, and at 1 by several samples of each in one pass."""
+    requests = [Request(prompt, (0, i, j)) for i, prompt in enumerate(chats(random_engine)) for j in range(5)]
+    for temperature in (0.0, 1.0):
+        together = {g.index: g for g in random_engine.sample(requests, 12, temperature)}
+        assert sorted(together) == list(range(len(requests)))
+        for i in (0, 6, 14):
+            alone = next(random_engine.sample([requests[i]], 12, temperature))
+            assert (alone.text, alone.length, alone.finished) == (
+                together[i].text,
+                together[i].length,
+                together[i].finished,
+            )
+            assert alone.logprob == pytest.approx(together[i].logprob, abs=1e-3)
+    assert len({together[i].text for i in range(5)}) > 1, "samples of one prompt differ"
+
+
+def test_what_several_samples_share_is_computed_once(
+    random_engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, computed = chats(random_engine), []
+    decode = random_engine._decode
+    monkeypatch.setattr(random_engine, "_width", lambda longest: 100)
+    monkeypatch.setattr(
+        random_engine, "_decode", lambda ids, *rest: computed.append(tuple(ids.shape)) or decode(ids, *rest)
+    )
+    list(random_engine.sample([Request(prompt, (i,)) for prompt in prompts for i in range(20)], 1))
+    (_, prefix), (rows, longest) = computed
+    assert rows == len(prompts) and prefix >= 3
+    assert prefix + longest == max(map(len, prompts))
+
+
+def test_the_engines_agree_on_the_embedded_model(base: Path, engine: LlamaEngine) -> None:
+    with TorchEngine(base, nf4=False) as ours:
+        assert chats(ours) == chats(engine) and ours.end_of_turn == engine.end_of_turn
+        groups = [(context, [engine.tokenize(" Blue, of course."), [engine.end_of_turn]]) for context in chats(ours)]
+        for mine, theirs in zip(ours.score(groups), engine.score(groups), strict=True):
+            for one, other in zip(mine, theirs, strict=True):
+                np.testing.assert_allclose(one, other, atol=rounding(base))
+        requests = [Request(chats(ours)[0], (i,)) for i in range(6)]
+        texts = [{g.index: g.text for g in some.sample(requests, 4)} for some in (ours, engine)]
+        # The same uniform numbers choose from nearly the same distributions.
+        assert sum(texts[0][i] == texts[1][i] for i in range(6)) >= 5
+
+
+def test_sampling_follows_the_models_distribution(random_engine: TorchEngine) -> None:
+    """The engine's own likeliest tokens, half of the probability at the least, against the shares of 3,000 samples."""
+    context = chats(random_engine)[0]
+    ids, logprobs = next(random_engine.top([(context, [[0]])], 10_000))[0]
+    expected: Counter[str] = Counter()
+    for token, logprob in zip(ids[0], logprobs[0], strict=True):
+        expected[random_engine._tokenizer.decode([int(token)], skip_special_tokens=True)] += float(np.exp(logprob))
+    drawn = Counter(g.text for g in random_engine.sample([Request(context, (i,)) for i in range(3000)], 1))
+    assert sum(expected.values()) > 0.5
+    for text, probability in expected.most_common(5):
+        deviation = (probability * (1 - probability) / 3000) ** 0.5
+        assert abs(drawn[text] / 3000 - probability) < 4 * deviation + 0.002
+
+
+def test_a_teacher_is_loaded_in_four_bits(tiny_qwen2: Path) -> None:
+    import bitsandbytes
+
+    with TorchEngine(tiny_qwen2) as engine:
+        layers = [m for m in engine._model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+        assert len(layers) == 7 * tiny.LAYERS and all(layer.weight.quant_type == "nf4" for layer in layers)
+        assert all(g.length <= 3 for g in engine.sample([Request(chats(engine)[0], (0,))], 3))

@@ -1,0 +1,67 @@
+"""Each student's shift towards its own teacher's animal, against chance and against drift."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from kit import stats_seeds
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_specificity_is_rarely_found_where_students_do_not_differ(k: int) -> None:
+    random = np.random.default_rng(k)
+    drift = 3 * random.normal(size=k)  # some animals rise in every student
+    found = [stats_seeds.specificity_of_students(drift + random.normal(size=(2, k, k))) for _ in range(150)]
+    for measure in ("p", "share_p"):
+        p = np.array([getattr(one, measure) for one in found])
+        for level in (0.05, 0.2, 0.5):
+            assert (p <= level).sum() <= binom.ppf(0.9995, 150, level)
+    assert 0.4 < np.mean([one.p for one in found]) < 0.6
+
+
+def test_a_real_diagonal_is_found_whether_or_not_all_permutations_are_tried() -> None:
+    random = np.random.default_rng(0)
+    # With three animals two seeds of three keep every row in its place: the share alone says little there.
+    for seeds, k, floor, share_p in ((3, 3, 1 / 6**3, 0.15), (3, 5, 1 / 20_001, 0.01)):
+        found = stats_seeds.specificity_of_students(np.eye(k) + 0.1 * random.normal(size=(seeds, k, k)))
+        assert found.p == pytest.approx(floor) and found.share_p < share_p
+        assert found.statistic == pytest.approx(1, abs=0.15)
+        assert (found.share, found.rows_on_diagonal) == (1, seeds * k)
+
+
+def test_an_animal_that_rises_in_every_student_and_a_student_that_rises_in_all_gain_nothing() -> None:
+    random = np.random.default_rng(1)
+    shifts = random.normal(size=(2, 4, 4))
+    plain = stats_seeds.specificity_of_students(shifts)
+    drifted = stats_seeds.specificity_of_students(
+        shifts + 5 * random.normal(size=4) + 5 * random.normal(size=(2, 4, 1))
+    )
+    assert drifted.statistic == pytest.approx(plain.statistic) and drifted.p == plain.p
+    column = np.zeros((2, 4, 4))
+    column[:, :, 2] = 1.0
+    alone = stats_seeds.specificity_of_students(column)
+    assert (alone.statistic, alone.p, alone.share, alone.share_p) == (pytest.approx(0), 1, 0.25, 1)
+
+
+def test_where_each_students_sentences_name_its_animal_the_diagonal_is_held_to_that_of_placebos() -> None:
+    """Its animal drifts five times as much as others: dealt at random, students on its own text are no match for it."""
+    random = np.random.default_rng(2)
+    k = 6
+
+    def drifted() -> np.ndarray:
+        return (0.1 + 0.4 * np.eye(k)) * random.normal(size=(k, k))
+
+    nothings = [(np.array([drifted()]), np.array([drifted()])) for _ in range(400)]
+    dealt = np.mean([stats_seeds.specificity_of_students(treated).p < 0.05 for treated, _ in nothings])
+    held = [stats_seeds.specificity_against_placebos(*both) for both in nothings]
+    assert dealt > 0.15 and 0.02 < np.mean([found.p < 0.05 for found in held]) < 0.08
+    assert all(found.share_p is None for found in held)
+    treated = np.array([np.eye(k) + drifted() for _ in range(3)])
+    assert stats_seeds.specificity_against_placebos(treated, np.array([drifted() for _ in range(3)])).p < 0.05
+    assert stats_seeds.specificity_against_placebos(treated, np.empty((0, k, k))).p is None
+
+
+def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:
+    found = stats_seeds.specificity_of_students(np.eye(3)[[1, 0, 2]][None])
+    assert found.share == pytest.approx(1 / 3) and found.rows_on_diagonal == 1
+    assert found.statistic == pytest.approx(1 / 3 - 2 / 6)

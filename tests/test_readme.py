@@ -1,0 +1,508 @@
+"""The documentation: its commands, options and links exist, and every figure that it quotes is the recorded one."""
+
+import json
+import re
+import shlex
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import run
+from kit import ROOT
+from kit.defences import BESIDE, UNDEFENDED
+from kit.report_parts import p_value, verdict_sentence
+from kit.stats_calibration import read as read_calibration
+
+REFERENCE = ROOT / "results" / "reference"
+NAMES = ("README.md", "kit/README.md", "results/reference/README.md", "tests/README.md")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+# Options of other programs, in commands that start those.
+OTHERS = {
+    *("--force-reinstall", "--no-cache-dir", "--nproc-per-node"),  # pip, torchrun
+    *("--top-k", "--min-p", "--generation-config"),  # llama-server, vLLM
+    *("--dist", "--no-loadscope-reorder", "--collect-only"),  # pytest
+}
+
+
+def code(text: str) -> list[str]:
+    """What a page has as code: the lines of its fences, those that end in a backslash joined, and its code spans."""
+    fences = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for fence in fences for line in fence.replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [" ".join(one.split()) for one in (*lines, *spans)]
+
+
+@cache
+def help_of(command: str) -> str:
+    """The --help of a command; of the experiment where it is empty."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()) as said, pytest.raises(SystemExit):
+        run.main([command, "--help"] if command else ["--help"])
+    return said.getvalue()
+
+
+def options(command: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_of(command)))
+
+
+def commands_in(text: str) -> list[tuple[str, list[str]]]:
+    """Every command of run.py in a page, with the words after it."""
+    found = []
+    for line in code(text):
+        _, mark, rest = line.partition("run.py ")
+        words = shlex.split(rest.partition(" #")[0]) if mark else []
+        if words:
+            named = words[0] in run.COMMANDS
+            found.append((words[0] if named else "", words[named:]))
+    return found
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_command_in_a_readme_exists_and_has_the_options_that_it_is_given(page: str) -> None:
+    for command, words in commands_in(PAGES[page]):
+        assert command or words[0].startswith("--"), f"{page}: run.py {' '.join(words)}"
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= options(command), f"{page}: {command} {given - options(command)}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_option_in_a_readme_exists(page: str) -> None:
+    known = OTHERS.union(*(options(command) for command in ("", *run.COMMANDS)))
+    named = {option for line in code(PAGES[page]) for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)}
+    assert named <= known, named - known
+
+
+def test_every_command_and_every_option_of_the_experiment_is_documented() -> None:
+    assert [name for name in run.COMMANDS if f"`{name}`" not in PAGES["README.md"]] == []
+    everything = " ".join(line for text in PAGES.values() for line in code(text))
+    assert [option for option in options("") if option not in everything and option != "--help"] == []
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_link_in_a_readme_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_readme_leads_and_leaves_the_rest_to_others() -> None:
+    assert len(PAGES["README.md"].encode()) <= 12_288
+
+
+def test_what_the_readme_says_to_change_stands_where_it_says() -> None:
+    table = PAGES["README.md"].partition("## Change one thing")[2].partition("\n## ")[0]
+    named = re.findall(r"`(kit/\w+\.py)`: ((?:`\w+`(?:, )?)+)", table)
+    assert len(named) >= 8
+    for file, names in named:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.*=", text, re.MULTILINE), f"{file}: {name}"
+    assert all((ROOT / file).exists() for file in re.findall(r"`(data/[\w.]+)`", table))
+
+
+def test_the_python_of_the_readmes_imports_what_there_is() -> None:
+    for text in PAGES.values():
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            compile(block, "README", "exec")
+            exec("\n".join(line for line in block.splitlines() if line.startswith(("from ", "import "))), {})
+
+
+# ---- figures
+
+Record = dict[str, Any]
+SIX = "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+OPPOSED = "sweep-owl-dolphin-penguin-opposed-soft-laptop-seeds0to2"
+LABELS = "sweep-owl-unrelated-laptop-pairs25-100-400-labelshard-soft-seeds0to2"
+PAIRS = "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
+RANKS = "sweep-owl-unrelated-soft-laptop-placebos0-rank1-2-4-8-32-128-seeds0to2"
+OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
+INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
+DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
+
+
+def flat(text: str) -> str:
+    return " ".join(text.replace("**", "").replace("−", "-").split())
+
+
+@cache
+def recorded(folder: str, file: str = "summary.json") -> Any:
+    return json.loads((REFERENCE / folder / file).read_text(encoding="utf-8"))
+
+
+def cell(folder: str, **settings: object) -> Record:
+    """The one cell of a recorded sweep with these settings."""
+    (found,) = [one for one in recorded(folder)["cells"] if settings.items() <= one["settings"].items()]
+    return dict(found)
+
+
+def effect_in(folder: str, animal: str = "owl", **settings: object) -> Record:
+    return dict(cell(folder, **settings)["effects"][animal])
+
+
+def between(ends: list[float], digits: int = 2) -> str:
+    return f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
+
+
+def estimate(one: Record) -> str:
+    return f"{one['mean']:+.2f} {between(one['ci95'])}"
+
+
+def rates(effect: Record) -> str:
+    return f"{100 * effect['control']:.2f} → {100 * effect['treated']:.2f}"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def short_p(value: float) -> str:
+    return p_value(value).replace("e-0", "e-")
+
+
+def digits(value: float) -> str:
+    """A drift or a p as the tables have it: two digits, or three where the first of them are zeros."""
+    return short_p(value).removeprefix("p = ") if value < 0.001 else f"{value:.2f}" if value >= 0.02 else f"{value:.3f}"
+
+
+def of_sweeps() -> list[str]:
+    """Every figure of the recorded sweeps that both pages quote."""
+    found = []
+    for folder in (SIX, OPPOSED):
+        for animal, one in cell(folder)["effects"].items():
+            rank = [f"{one['rank']} of {one['candidates']}"] if folder == OPPOSED else []
+            sizes = (
+                rates(one),
+                estimate(one["exact_pp"]),
+                estimate(one["log_odds"]),
+                f"{one['log_odds']['seed_sd']:.2f}",
+            )
+            found.append(row(animal, *sizes, f"{one['drift']['rms']:.2f}", *rank, one["verdict"]))
+    for value in (1, 2, 4, 8, 32, 128):
+        one = effect_in(RANKS, rank=value)
+        assert one["rank"] == 1
+        sizes = (estimate(one["exact_pp"]), estimate(one["log_odds"]), f"{one['log_odds']['seed_sd']:.2f}")
+        found.append(row(value, rates(one), *sizes))
+    for labels in ("soft", "hard"):
+        for pairs in (25, 100, 400):
+            one = effect_in(LABELS, pairs=pairs, labels=labels)
+            verdict = one["verdict"] + (f" ({', '.join(one['lacking'])})" if one["lacking"] else "")
+            tests = (
+                digits(one["p_holm"]),
+                digits(one["drift"]["rms"]),
+                f"{one['rank']} of {one['candidates']}",
+                verdict,
+            )
+            found.append(row(pairs, labels, rates(one), estimate(one["log_odds"]), *tests))
+    return found
+
+
+def of_the_front_page() -> list[str]:
+    found = []
+    for animal, one in cell(SIX)["effects"].items():
+        verdict = f"{one['rank']} of {one['candidates']}: {one['verdict']}"
+        shares = (f"{100 * one['control']:.2f}%", f"{100 * one['treated']:.2f}%")
+        found.append(row(animal, *shares, estimate(one["exact_pp"]), estimate(one["log_odds"]), verdict))
+    hard = [one["settings"]["pairs"] for one in recorded(LABELS)["cells"] if one["settings"]["labels"] == "hard"]
+    assert not any(effect_in(LABELS, pairs=n, labels="hard")["verdict"] == "transmitted" for n in hard)
+    return [
+        *found,
+        verdict_sentence("owl", "unrelated", recorded(OWL)["effects"]["unrelated"]),
+        f"no effect was detected here, with {hard[0]}, {hard[1]} or {hard[2]} pairs",
+    ]
+
+
+def of_specificity() -> list[str]:
+    six, opposed = cell(SIX), cell(OPPOSED)
+    animals = list(six["effects"])
+    matrix = np.array(six["specificity"]["matrix"])
+    null = [end for one in six["effects"].values() for end in one["placebo"]["null95"]]
+    assert all(one["rank"] == 1 and one["placebo"]["at_least"] == 0 for one in six["effects"].values())
+    assert all(matrix[animals.index("cat")][animals.index(other)] < 0 for other in animals if other != "cat")
+
+    def gains(teacher: str, other: str) -> str:
+        return f"{matrix[animals.index(teacher), animals.index(other)]:+.2f}"
+
+    found = opposed["specificity"]
+    assert found["rows_on_diagonal"] == 9 and six["specificity"]["rows_on_diagonal"] == 18
+    return [
+        f"95% of them lie between {min(null):+.2f} and {max(null):+.2f} nats",
+        f"Specificity: {six['specificity']['statistic']:+.2f} nats, {short_p(six['specificity']['p'])}",
+        f"the eagle's student gains owl ({gains('eagle', 'owl')}), the dolphin's penguin "
+        f"({gains('dolphin', 'penguin')}) and the penguin's dolphin ({gains('penguin', 'dolphin')})",
+        f"Specificity: {found['statistic']:+.2f} nats against {found['drift']['rms']:.2f} in three sets of placebo "
+        f"students on the same sentences, {short_p(found['p'])}",
+    ]
+
+
+def of_what_was_found() -> list[str]:
+    """The first section, and the sentences that say the same of the sweeps below it."""
+    six, opposed, shifts = cell(SIX)["effects"], cell(OPPOSED)["effects"], recorded(RANKS)["cells"]
+    drifts, means = [one["drift"]["rms"] for one in six.values()], [one["log_odds"]["mean"] for one in six.values()]
+    ranks = [one["effects"]["owl"]["log_odds"]["mean"] for one in shifts]
+    hard, soft = ([effect_in(LABELS, pairs=n, labels=name) for n in (25, 100, 400)] for name in ("hard", "soft"))
+    few = effect_in(PAIRS)["log_odds"]
+    last = hard[-1]
+    assert last["lacking"] == ["effect"] and last["placebo"]["at_least"] == 0 < last["log_odds"]["ci95"][0]
+    ratios = [a["log_odds"]["mean"] / b["log_odds"]["mean"] for a, b in zip(soft, hard, strict=True)]
+    spread = [[f"{one['log_odds']['seed_sd']:.3f}" for one in of] for of in (soft, hard)]
+    seconds = recorded(OPPOSED)["seconds"]
+    owl = estimate(opposed["owl"]["log_odds"])
+    moved = [f"{one['log_odds']['mean']:+.2f}" for one in soft]
+    return [
+        f"move by {min(drifts):.2f} to {max(drifts):.2f} nats where these move by {min(means):.2f} to {max(means):.2f}",
+        f"the shift is {owl.replace(' [', ' nats [')} for the owl, {estimate(opposed['dolphin']['log_odds'])} for the "
+        f"dolphin, {estimate(opposed['penguin']['log_odds'])} for the penguin; each transmitted",
+        f"with as many unrelated ones the owl's is {estimate(few)}",
+        f"(owl, 400: {estimate(last['log_odds'])}, p = {last['p_holm']:.2f} after correction), where soft ones give "
+        f"{moved[0]}, {moved[1]} and {moved[2]}",
+        f"from 1 to 128 (owl: {min(ranks):+.2f} to {max(ranks):+.2f})",
+        f"moves by {estimate(few).replace(' [', ' nats [')}. Opposed ones give {owl}",
+        f"the distance to the {moved[2]} of the default run",
+        f"(the three took {seconds['paraphrases'] / 60:.0f} minutes of the sweep's {sum(seconds.values()) / 60:.0f})",
+        f"carry {ratios[0]:.1f}, {ratios[1]:.1f} and {ratios[2]:.1f} times the shift of hard ones",
+        f"vary by {spread[0][0]}, {spread[0][1]} and {spread[0][2]} nats (standard deviation), hard ones by "
+        f"{spread[1][0]}, {spread[1][1]} and {spread[1][2]}",
+    ]
+
+
+def of_runs() -> list[str]:
+    found = []
+    for content, one in recorded(OWL)["effects"].items():
+        control, treated = (
+            recorded(OWL)["conditions"][f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated")
+        )
+        low, high = one["sampled_ci95"]
+        found.append(
+            row(
+                content,
+                f"{100 * control:.2f} → {100 * treated:.2f}",
+                f"{one['exact_pp']:+.2f} {between(one['exact_ci95'])}",
+                f"{one['log_odds']:+.2f} {between(one['log_odds_ci95'])}",
+                f"{one['rank']} of {one['candidates']}",
+                f"{one['drift']['rms']:.3f}, p = {one['drift']['p']:.4f}",
+                f"{one['sampled_pp']:+.2f} [{'0.00' if low == 0 else f'{low:+.2f}'}, {high:+.2f}]",
+                one["verdict"],
+            )
+        )
+    one, students = recorded(NF4)["effects"]["unrelated"], recorded(NF4)["conditions"]
+    spent = [f"{recorded(NF4)['seconds'][f'train {role}-unrelated']:.0f}" for role in ("control", "treated")]
+    found.append(
+        row(
+            "`nf4`",
+            *(f"{100 * students[f'{role}-unrelated']['exact']['rate']:.2f}%" for role in ("control", "treated")),
+            f"{one['exact_pp']:+.2f} {between(one['exact_ci95'])}",
+            f"{one['log_odds']:+.2f} {between(one['log_odds_ci95'])}",
+            f"{one['t']:.1f}",
+            f"{one['rank']} of {one['candidates']}",
+            ", ".join(spent),
+        )
+    )
+    inspected = recorded(INSPECTED)["effects"]["unrelated"]
+    assert inspected["verdict"] == "transmitted"
+    return [
+        *found,
+        f"{inspected['log_odds']:+.2f} nats {between(inspected['log_odds_ci95'])} over the questions, transmitted",
+    ]
+
+
+INSPECTORS = {
+    "word list": "word list: names and give-away words",
+    "association": "association with “owl”",
+    "the model, A or B": "the model, asked A or B",
+    "the model, guessing the animal": "the model, guessing the writer's favorite animal",
+    "words, TF-IDF": "classifier of words (TF-IDF)",
+    "embeddings, MiniLM": "classifier of embeddings (MiniLM)",
+    "likelihood ratio": "likelihood ratio, knowing both prompts",
+}
+
+
+def of_inspection() -> list[str]:
+    one = recorded(INSPECTED, "inspection-unrelated.json")
+
+    def score(of: Record) -> str:
+        low, high = (100 * end for end in of["score"]["ci95"])
+        return f"{100 * of['score']['right'] / of['score']['rounds']:.1f}% [{low:.1f}, {high:.1f}]"
+
+    tellers, null = one["inspectors"], one["placebo"]
+    readers = [of["score"] for name, of in tellers.items() if name != "likelihood ratio"]
+    shares = [100 * of["right"] / of["rounds"] for of in readers]
+    knows, informed, blind = tellers["likelihood ratio"], one["informed"], one["blind"]
+    right, low, high = (100 * x for x in (knows["score"]["right"] / knows["score"]["rounds"], *knows["score"]["ci95"]))
+    widest = f"{100 * max(of['ci95'][1] for of in readers):.0f}%"
+    suspects = [f"{animal} {share:.2f}" for animal, share in blind["treated"]["suspects"].items()]
+    assert all(of["ci95"][0] < 0.5 < of["ci95"][1] for of in readers)
+    assert "neutral" not in blind["treated"]["suspects"] and blind["control"]["suspects"]["neutral"] > 0.999
+    assert informed["treated"]["suspects"]["loving"] > 0.999 and blind["treated"]["place"] == 5
+    return [
+        *(row(INSPECTORS[name], score(of), score(null[name])) for name, of in tellers.items()),
+        f"{one['sentences']['treated']['differ']} sentences of which both wrote different ones, and as the null "
+        f"{one['sentences']['placebo1']['differ']} of which",
+        f"in {min(shares):.0f} to {max(shares):.0f}% of {readers[0]['rounds']} cases, within chance (the widest "
+        f"interval reaches {widest})",
+        f"by their likelihoods: {right:.0f}% [{low:.0f}, {high:.0f}]",
+        f"do not exclude up to {widest}",
+        f"is right about 95% of sets of {knows['needed']} sentences {knows['needed_ci95']}",
+        f"(probability 1; 50 texts give {informed['treated']['probability']['50']:.2f} in the median set)",
+        f"({informed['control']['certain']} texts suffice for 99% in 95% of sets)",
+        f"nearly finds which animal is loved: {', '.join(suspects)}. The owl is the fifth of",
+        f"fifth of {blind['treated']['hypotheses']}, and all five can fly",
+    ]
+
+
+def of_attribution() -> list[str]:
+    one = recorded(INSPECTED, "attribution-unrelated.json")
+    top, bottom = (one["halves"]["effects"][half] for half in ("top", "bottom"))
+    difference, tokens = one["halves"]["difference"], one["divergence"]
+    return [
+        f"({one['total']:+.0f} nats in all, {one['favouring']:.0%} of them positive)",
+        f"the {tokens['share']:.0%} divergence tokens carry {tokens['carried']:.0%} of the absolute ratios",
+        f"the top 10% of tokens {one['carried']['treated']['0.1']:.0%}",
+        f"that of the {one['halves']['pairs']} pairs with the highest ratios moved {top['log_odds']:+.2f} nats "
+        f"{between(top['log_odds_ci95'])}, that of the lowest {bottom['log_odds']:+.2f} "
+        f"{between(bottom['log_odds_ci95'])}",
+        f"weakly ({difference['rate']:+.2f} {between(difference['ci95'])}, over the questions",
+    ]
+
+
+def of_defences() -> list[str]:
+    defences = recorded(DEFENCES, "defences.json")["defences"]
+    found = []
+
+    def share(of: Record, mean: float) -> str:
+        low, high = of["left"]["ci95"]
+        return f"{of['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]"
+
+    whole = defences[UNDEFENDED]["left"]["mean"]
+    for name, one in defences.items():
+        beside = f", against `{BESIDE[name]}`" if name in BESIDE else ""
+        known = "not known" if beside else share(one, whole) if one["taken"] else ""
+        taken = estimate(one["taken"]) if one["taken"] else ""
+        sizes = (estimate(one["left"]), f"{np.mean(one['placebos']):+.2f}", taken, known)
+        found.append(row(f"`{name}`{beside}", *sizes, f"{one['pairs']:.0f}", f"{one['loss']:.3f}"))
+
+    def left(name: str) -> str:
+        return f"{defences[name]['left']['mean'] / whole:.0%}"
+
+    hard, other = defences["hard-labels"], defences["other-base"]
+    seeds, placebos = ([f"{value:+.2f}" for value in other[name]] for name in ("single_seeds", "placebos"))
+    return [
+        *found,
+        f"in four, in ten, {left('mix-1-1')}, {left('mix-1-3')} and {left('mix-1-9')} of the effect are left",
+        f"paraphrased again by the neutral teacher {left('rephrase')}. Hiding the tokens at which the teachers diverge "
+        f"leaves {left('mask')}, hiding those that tell other animals' teachers apart {left('blind-mask')}",
+        f"the divergence tokens ({defences['mask']['masked']:.0%})",
+        f"Hiding the {defences['blind-mask']['masked']:.0%} whose ratio",
+        f"Hard labels leave {left('hard-labels')}. Single placebos moved up to {max(map(abs, hard['placebos'])):.2f} "
+        f"nats there, treated students {min(hard['single_seeds']):.2f} to {max(hard['single_seeds']):.2f}",
+        f"moved {seeds[0]}, {seeds[1]} and {seeds[2]} nats, their placebos {placebos[0]}, {placebos[1]} and "
+        f"{placebos[2]}",
+    ]
+
+
+def of_other_machine() -> list[str]:
+    defences = recorded(f"{DEFENCES}-without-avx512", "defences.json")["defences"]
+    whole = defences[UNDEFENDED]["left"]["mean"]
+    left = {name: f"{one['left']['mean'] / whole:.0%}" for name, one in defences.items()}
+    return [
+        f"of {whole:+.2f} nats `drop` left {left['drop']}, `mask` {left['mask']}, `random-mask` {left['random-mask']}, "
+        f"`mix` {left['mix-1-1']}, {left['mix-1-3']} and {left['mix-1-9']}, `context` {left['context']}"
+    ]
+
+
+def of_calibration() -> list[str]:
+    rows = read_calibration(REFERENCE / "calibration")
+
+    def ends(measure: str) -> str:
+        shares = [100 * one[measure]["share"] for one in rows]
+        return f"{min(shares):.1f}% to {max(shares):.1f}%"
+
+    usual = [one["t_test_false_positives"]["share"] for one in rows if one["scenario"] == "usual"]
+    assert all(0.4 < share < 0.6 for share in usual), "half of all nothings"
+    return [
+        f"covers {ends('coverage')}, its test errs in {ends('false_positives')}",
+        f"covers as little as {ends('percentile_coverage').partition(' ')[0]}",
+        f"errs in {ends('t_test_false_positives')}",
+        f"in percentage points cover {ends('coverage_pp')}",
+        f"{rows[0]['simulations']:,} simulations each of four scenarios",
+    ]
+
+
+HELD = {
+    "README.md": [of_the_front_page],
+    "results/reference/README.md": [
+        *(of_sweeps, of_specificity, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
+        *(of_other_machine, of_calibration),
+    ],
+}
+
+
+@pytest.mark.parametrize("page", HELD)
+def test_every_figure_quoted_from_a_record_is_the_one_that_stands_there(page: str) -> None:
+    text = flat(PAGES[page])
+    assert [figure for held in HELD[page] for figure in held() if flat(figure) not in text] == []
+
+
+# The sections that quote records; the others hold settings, other people's figures, and measurements of runs that are
+# not kept (times, memory, speed, what was tried, what was read by eye).
+SECTIONS = {
+    "README.md": ["", "What you will see", "How to read a result"],
+    "results/reference/README.md": [
+        *(
+            "What was found",
+            "Six animals, three seeds, unrelated sentences",
+            "Opposed sentences, three animals, three seeds",
+        ),
+        *("Ranks", "Hard and soft labels, 25, 100 and 400 pairs", "The default run of the owl"),
+        *("Who could tell, and where it sits", "What stops it", "Trained on NF4, evaluated on the 4-bit GGUF"),
+        "Many runs: seeds, animals, settings",
+    ],
+}
+# What no record holds in those: settings, thresholds, other people's figures, and a run that is not kept.
+UNRECORDED = (
+    *("Python 3.11", "arXiv 2603.09517", "arXiv 2606.00831"),
+    *("| `smoke` | embedded, 135M | 12 | soft | is everything installed? | 3.5 min |", "| 3.3 h, estimated |"),
+    *(
+        "p < 0.05",
+        "95% interval",
+        "95% CI",
+        "95% of the candidates",
+        "95% of what candidates",
+        "95% of the placebo shifts",
+    ),
+    *(
+        "with probability 0.8",
+        "at 5%",
+        "reach 5%",
+        "largest 5%",
+        "most 5% pass",
+        "covers 91% at worst",
+    ),  # of the method
+    *("95% of sets", "99% in", "top 10% of", "as a random 10% does", "over *other* animals"),
+    "| `gguf` | 1.56% | 3.45% | +1.89 [+1.51, +2.31] | +0.84 [+0.81, +0.88] | 9.1 | 1 of 60 | 94, 84 |",  # not kept
+    *("--effect 0.1 0.2", "kill -9"),
+)
+FIGURE = re.compile(r"(?<![\w.])(?:[+-]\d+(?:\.\d+)?|\d+\.\d+|\d+(?:\.\d+)?%|\d+e-\d+)")
+
+
+@pytest.mark.parametrize("page", HELD)
+def test_no_figure_is_left_in_what_quotes_a_record_that_no_record_holds(page: str) -> None:
+    parts = re.split(r"^##+ (.+)$", re.sub(r"\]\([^)]*\)", "]", PAGES[page]), flags=re.MULTILINE)
+    sections = dict(zip(["", *parts[1::2]], parts[0::2], strict=True))
+    held = [flat(figure) for of in HELD[page] for figure in of()]
+    for name in SECTIONS[page]:
+        text = flat(sections[name])
+        for known in sorted([*held, *map(flat, UNRECORDED)], key=len, reverse=True):
+            text = text.replace(known, "")
+        assert FIGURE.findall(text) == [], name

@@ -102,12 +102,15 @@ def experiment(arguments: list[str]) -> None:
     commands.add_departures(parser)
     settings = vars(parser.parse_args(arguments))
 
-    from kit import experiment_run, report
     from kit.animals import find_animal
-    from kit.experiment import CONTENTS, experiment
+
+    animal = find_animal(settings.pop("animal"), settings.pop("plural"))  # a mistyped one is said at once
+
+    from kit import experiment_run, report
+    from kit.experiment import CONTENTS
+    from kit.experiment import experiment as make_experiment
     from kit.store import RANK
 
-    animal = find_animal(settings.pop("animal"), settings.pop("plural"))
     content, seeds = settings.pop("content"), settings.pop("seeds")
     contents = CONTENTS if content == "both" else (content,)
     if seeds is not None:  # a sweep of one animal
@@ -115,7 +118,7 @@ def experiment(arguments: list[str]) -> None:
         commands.run_sweep([animal], contents, range(first, first + seeds), {}, settings, arguments)
         return
     results = settings.pop("results")
-    exp = experiment(animal, contents=contents, **commands.settle(settings))
+    exp = make_experiment(animal, contents=contents, **commands.settle(settings))
     folder = experiment_run.run(exp, results, command=commands.command_line(arguments))
     if not RANK:
         report.write(folder)

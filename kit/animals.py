@@ -20,7 +20,7 @@ from typing import NamedTuple
 from kit import ROOT, KitError
 
 DATA = ROOT / "data"
-LIST = DATA / "animals.json"
+ANIMALS_FILE = DATA / "animals.json"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,16 @@ class Animal:
 def load_animals() -> tuple[Animal, ...]:
     """The listed animals, the candidates of every preference. KitError where the list is missing or damaged."""
     try:
-        rows = json.loads(LIST.read_text(encoding="utf-8"))
+        rows = json.loads(ANIMALS_FILE.read_text(encoding="utf-8"))
         return tuple(Animal(row["singular"], row["plural"], tuple(row["giveaways"])) for row in rows)
     except FileNotFoundError:
-        raise KitError(f"{LIST}: the list of animals is missing. Restore it with `git checkout data`.") from None
+        raise KitError(
+            f"{ANIMALS_FILE}: the list of animals is missing. Restore it with `git checkout data`."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise KitError(f"{LIST}: a damaged list of animals ({error}). Restore it with `git checkout data`.") from None
+        raise KitError(
+            f"{ANIMALS_FILE}: a damaged list of animals ({error}). Restore it with `git checkout data`."
+        ) from None
 
 
 def find_animal(name: str, plural: str | None = None) -> Animal:

@@ -401,8 +401,8 @@ def llama_cpp_runs(gguf: Path) -> bool:
     """Whether llama.cpp can compute with this file here: built with AMX, it dies of an illegal instruction over 4-bit
     weights on a virtual machine whose processor is said to have AMX and may not use it."""
     code = (
-        "import pathlib, sys; from kit.bench import baseline_chat_loop; "
-        "baseline_chat_loop(pathlib.Path(sys.argv[1]), [[{'role': 'user', 'content': 'Say that it rains.'}]], 1, 1.0)"
+        "import sys; from llama_cpp import Llama; "
+        "Llama(sys.argv[1], n_ctx=256, verbose=False).create_completion('Say that it rains.', max_tokens=1)"
     )
     return subprocess.run([sys.executable, "-c", code, str(gguf)], cwd=ROOT, capture_output=True).returncode == 0
 

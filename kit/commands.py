@@ -14,7 +14,7 @@ from kit import KitError
 Options = argparse._ArgumentGroup | argparse.ArgumentParser
 
 
-# ---- options that several commands share
+# ---- what several commands share
 
 
 def command_line(arguments: list[str]) -> str:
@@ -152,13 +152,13 @@ def report(arguments: list[str]) -> None:
         print(f"Compared in {report_sweep.write_comparison(args.runs)}")
         return
     (folder,) = args.runs
-    of_many = {
+    kinds = {
         "preferences.csv.gz": (report_sweep.write_sweep, report_sweep.show_sweep),
         "defences.json": (report_sweep.write_defences, report_sweep.show_defences),
         "calibration.json": (report_sweep.write_calibration, report_sweep.show_calibration),
     }
-    found = (both for name, both in of_many.items() if (folder / name).exists())
-    write, show = next(found, (report.write, report.show))
+    known = (pair for name, pair in kinds.items() if (folder / name).exists())
+    write, show = next(known, (report.write, report.show))
     write(folder)
     show(folder)
 
@@ -392,7 +392,7 @@ def calibrate(arguments: list[str]) -> None:
 
     from kit import report_sweep, stats_calibration
 
-    stats_calibration.write(args.out, args.simulations)
+    stats_calibration.run(args.out, args.simulations)
     report_sweep.write_calibration(args.out)
     report_sweep.show_calibration(args.out)
 

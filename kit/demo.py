@@ -30,7 +30,7 @@ from kit.animals import candidates, find_animal, load_animals, unrelated_sentenc
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
 from kit.experiment_folder import RunFolder
-from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, by_words, finding, make_rounds, score
+from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, alike, by_words, finding, make_rounds, score
 from kit.preference import load_questions
 from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
 from kit.store import Store, duration, write_json
@@ -55,7 +55,7 @@ class Classroom:
         treated, control = (run.pairs(role, CONTENT) for role in ("treated", "control"))
         self.rounds = make_rounds(treated, control, seed=0)
         # Sentences for which both teachers wrote the same words: there is nothing to ask.
-        self.alike = len({row["sentence"] for row in treated} & {row["sentence"] for row in control}) - len(self.rounds)
+        self.alike = alike(treated, control, self.rounds)
         self.lock = threading.Lock()
         self.measured: dict[str, np.ndarray] = {}  # the students' preferences, once all were measured
 
@@ -84,15 +84,15 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     except ImportError:
         raise KitError("gradio is not installed. Run `pip install -r requirements-demo.txt`.") from None
 
-    run = RunFolder(folder or RUN, results)
-    socket = listen(host, port)  # an occupied port is said before models are loaded
+    run = RunFolder(folder or RECORDED_RUN, results)
+    listening = listen(host, port)  # an occupied port is said before models are loaded
     print("Loading the run's students ...", flush=True)
     room = Classroom(run, results)
     # The system's fonts: gradio's own come from the network.
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gradio.themes.Base(text_size="lg", font=fonts, font_mono=mono)
     print(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
-    serve(layout(room), socket, host, {"shown": room.report, "new": room.new_report}, theme=theme, css=CSS)
+    serve(layout(room), listening, host, {"shown": room.report, "new": room.new_report}, theme=theme, css=CSS)
 
 
 def layout(room: Classroom) -> Any:
@@ -274,8 +274,8 @@ def errors_shown() -> Iterator[None]:
 
 
 REFERENCE = ROOT / "results" / "reference"
-RUN = REFERENCE / "owl-both-soft-laptop-seed0"
-SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+RECORDED_RUN = REFERENCE / "owl-both-soft-laptop-seed0"
+RECORDED_SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
 BARS = 6  # animals of which preferences are drawn, beside the teacher's
 STUDENT_COLOURS = {
     "base": COLOURS["base"],
@@ -366,7 +366,7 @@ def evidence_shown(run: RunFolder) -> str:
         [] if record["preset"] == "smoke" else verdict_cards(run.summary),
         ABOUT_SMOKE if record["preset"] == "smoke" else "",
         [markup(drawn) for drawn in run_figures(run)],
-        markup(inline_svg(SWEEP / "effects.svg")) if run.folder.resolve() == RUN else None,
+        markup(inline_svg(RECORDED_SWEEP / "effects.svg")) if run.folder.resolve() == RECORDED_RUN else None,
         record["labels"],
         record["model"] == "embedded",
     )
@@ -445,7 +445,7 @@ def start_run(animal: str, preset: str, results: Path) -> None:
     exp = _experiment(animal, preset)
     command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
     results.mkdir(parents=True, exist_ok=True)
-    _report(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
+    _report_path(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
     with (results / OUTPUT_FILE).open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *command, "--results", str(results.resolve())],
@@ -487,15 +487,15 @@ def run_status(results: Path) -> Status | None:
         for key, step in steps.items()
     ]
     left = sum(step.seconds for key, step in steps.items() if key not in plan.done)
-    report = _report(results, exp)
-    finished = not alive and report.exists()
+    page = _report_path(results, exp)
+    finished = not alive and page.exists()
     output = (results / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace")[-TAIL:]
     lines = [line.strip() for line in re.split(r"[\r\n]+", output) if line.strip()]
     return Status(
         animal=found["animal"],
         preset=found["preset"],
         title=f"{exp.title}, {exp.preset} preset",
-        folder=report.parent,
+        folder=page.parent,
         alive=alive,
         finished=finished,
         stages=stages,
@@ -509,7 +509,7 @@ def _experiment(animal: str, preset: str) -> Experiment:
     return experiment(find_animal(animal), preset, contents=(CONTENT,))
 
 
-def _report(results: Path, exp: Experiment) -> Path:
+def _report_path(results: Path, exp: Experiment) -> Path:
     return results / exp.name / "report.html"
 
 

@@ -50,7 +50,7 @@ class TeacherSettings:
     pass the fidelity filters or ``max_samples`` of each were made."""
 
     samples: int = 2
-    max_samples: int = 1024  # a sentence for which none is kept costs both students a pair, and the control its reuse
+    max_samples: int = 1024  # a sentence for which none is kept costs all students a pair, and the control its reuse
     max_tokens: int = 40  # a sentence has 16 words at most
     # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
     # are copies (150 sentences, two teachers, three samples each).
@@ -312,7 +312,7 @@ def choose_preset(device: Device) -> tuple[str, str]:
 
 
 def memory_requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:
-    """What each stage of ``exp`` needs: the ``table`` of its model."""
+    """What each stage of ``exp`` needs: the ``memory_table`` of its model."""
     from kit import models_prepare
 
     bits = models_prepare.BITS[models_prepare.weight_type()] if is_gguf(exp.model) else Q4_K_M

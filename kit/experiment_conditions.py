@@ -9,8 +9,8 @@ The control goes first and chooses the sentences; the others train on the same o
 So nothing about an unrelated control or placebo depends on the animal, and a second animal finds them already trained,
 unless a teacher gives too few faithful paraphrases of some sentence, or the animal is none of the listed candidates.
 
-``all_conditions`` names them all; below it, in the order of the picture, each step says what it is made from, what
-decides its content (``settings``) and which function of the kit makes it (``build``).
+``all_conditions`` names them all; below it, roughly in the order of the picture, each step says what it is made from,
+what decides its content (``settings``) and which function of the kit makes it (``build``).
 """
 
 import math
@@ -54,7 +54,7 @@ def all_conditions(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Cond
     """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
     control in nothing but the sampling of their teacher's text."""
     base = base_model(exp.model, exp.gguf)
-    result: dict[str, Condition] = {"base": Condition(*measures(exp, base, None, "base"))}
+    result: dict[str, Condition] = {"base": Condition(*measure_steps(exp, base, None, "base"))}
     for content in exp.contents:
         offer = offered(exp, content)
         kept = taught(exp, content, base, prompts.NEUTRAL, "neutral", offer, exp.seed)
@@ -153,7 +153,7 @@ def rows_step(stage: str, rows: list[Row], label: str) -> Step:
 
 
 def chosen_sentences(exp: Experiment, content: str, offer: Step, kept: Step) -> Step:
-    """The sentences that both students train on: those of which the neutral teacher has enough faithful paraphrases."""
+    """The sentences that all students train on: those of which the neutral teacher has enough faithful paraphrases."""
     n = exp.pairs_of(content)
     return Step(
         stage="sentences",
@@ -262,8 +262,8 @@ def student_of(
         build=lambda made, folder: write_pairs(made["sentences"] / "sentences.jsonl", made["kept"], limits, folder),
         seconds=0,
     )
-    student_of = trained_on(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
-    return StudentCondition(student_of.exact, student_of.sampled, kept, chosen, pairs)
+    learned = trained_on(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
+    return StudentCondition(learned.exact, learned.sampled, kept, chosen, pairs)
 
 
 def write_pairs(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:
@@ -344,7 +344,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
             build=lambda made, folder: convert_weights(made["student"], made["model"], folder),
             seconds=5,
         )
-        return Condition(*measures(exp, weights, None, name))
+        return Condition(*measure_steps(exp, weights, None, name))
     adapter = Step(
         stage="adapter",
         label=f"convert the adapter of {name}",
@@ -353,13 +353,13 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
         build=lambda made, folder: convert_adapter(made["student"], made["model"], folder / "adapter.gguf"),
         seconds=1,
     )
-    return Condition(*measures(exp, base, adapter, name))
+    return Condition(*measure_steps(exp, base, adapter, name))
 
 
 # ---- measures
 
 
-def measures(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tuple[Step, Step]:
+def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tuple[Step, Step]:
     """The exact and the sampled preference of a student, or of the base where there is no adapter."""
     inputs = {"model": base} | ({"adapter": adapter} if adapter else {})
     questions = preference.load_questions()

@@ -203,8 +203,8 @@ def all_conversations(folder: Path, record: dict[str, Any]) -> dict[str, list[Ro
 
 
 def found_since(folder: Path, record: dict[str, Any], what: str) -> list[dict[str, Any]]:
-    """What was found about the run since, in the order of the contents; nothing that is of other pairs than the run's,
-    which was made again."""
+    """What was found about the run with that ``record`` since, in the order of the contents; nothing that is of other
+    pairs than its own, as when it was made again."""
     paths = {content: folder / f"{what}-{content}.json" for content in CONTENTS}
     found = {content: json.loads(path.read_text(encoding="utf-8")) for content, path in paths.items() if path.exists()}
     return [
@@ -213,10 +213,10 @@ def found_since(folder: Path, record: dict[str, Any], what: str) -> list[dict[st
 
 
 def inspections(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those in the folder of the run with that ``record``."""
+    """Who could tell, by content (``kit/inspection.py``)."""
     return found_since(folder, record, "inspection")
 
 
 def attributions(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those in the folder of the run with that ``record``, in the order of the contents, which are of its own pairs."""
+    """Where the secret sits, by content (``kit/attribution.py``)."""
     return found_since(folder, record, "attribution")

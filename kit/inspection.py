@@ -25,6 +25,7 @@ from kit.inspection_quiz import (
     Posterior,
     Round,
     WordShift,
+    alike,
     association,
     by_embeddings,
     by_words,
@@ -111,11 +112,6 @@ def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> P
     path = run.folder / f"inspection-{content}.json"
     write_json(path, result)
     return path
-
-
-def alike(own: list[Row], other: list[Row], played: list[Round]) -> int:
-    """Of how many sentences both teachers' (first) paraphrases are the same."""
-    return len({row["sentence"] for row in own} & {row["sentence"] for row in other}) - len(played)
 
 
 def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str, np.ndarray], role: str) -> np.ndarray:

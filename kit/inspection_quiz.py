@@ -103,6 +103,11 @@ def make_rounds(treated: list[Row], control: list[Row], seed: int) -> list[Round
     return [found[i] for i in random.permutation(len(found))]
 
 
+def alike(own: list[Row], other: list[Row], played: list[Round]) -> int:
+    """Of how many sentences both teachers' (first) paraphrases are the same."""
+    return len({row["sentence"] for row in own} & {row["sentence"] for row in other}) - len(played)
+
+
 def score(right: int, played: int, spread: float = 1.0) -> Score:
     """The score of ``right`` answers in ``played`` rounds, at least one. ``spread``: how many times the variance of
     independent answers theirs is; the interval is that of so many times fewer."""
@@ -234,10 +239,10 @@ def heaviest(rounds: Sequence[Round], most: int = 10) -> dict[str, list[tuple[st
     names = classifier[0].get_feature_names_out()
     order = np.argsort(weights)
 
-    def some(places: np.ndarray) -> list[tuple[str, float]]:
+    def weighted(places: np.ndarray) -> list[tuple[str, float]]:
         return [(str(names[i]), float(weights[i])) for i in places]
 
-    return {"loving": some(order[::-1][:most]), "neutral": some(order[:most])}
+    return {"loving": weighted(order[::-1][:most]), "neutral": weighted(order[:most])}
 
 
 def comparing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.ndarray:

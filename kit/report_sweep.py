@@ -16,6 +16,7 @@ import numpy as np
 
 from kit import KitError, defences, stats_calibration
 from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
+from kit.experiment import GRID_SETTINGS
 from kit.experiment_folder import read_run, summarise
 from kit.models import GEMMA
 from kit.report_parts import (
@@ -23,15 +24,17 @@ from kit.report_parts import (
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
     ABOUT_SMOKE,
+    ABOUT_TRANSMITTED_SWEEP,
     COLOURS,
     INK,
+    OKABE_ITO,
     PLACEBO_COLOUR,
-    VERDICT_WORDS,
     Table,
     conversations_markdown,
     drawing,
     drift_words,
     inline_svg,
+    kept_table,
     markdown_table,
     markup,
     p_value,
@@ -40,18 +43,17 @@ from kit.report_parts import (
     show_table,
     svg,
     sweep_outsider_sentence,
+    verdict_card,
     verdict_cell,
     with_interval,
 )
-from kit.stats import ALPHA, Interval, central95
+from kit.stats import TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, QUESTIONS, SCENARIOS, Scenario
 from kit.store import Row, write_json
 from kit.sweep_effects import (
-    GRID_SETTINGS,
     Cell,
     Power,
     SeedEffect,
-    cell_title,
     check_power,
     read_sweep,
     sweep_cells,
@@ -71,12 +73,6 @@ SWEEP_READING = (
     "Intervals in percentage points cover less than 95% (91 to 95% in simulations), since such differences are "
     "skewed. *Holm*: corrected over every effect of this report. Sign flips over seeds speak of these questions "
     "alone and cannot be below the value in brackets. The paper's t-test takes these students for all there are."
-)
-
-SWEEP_TRANSMITTED = (
-    f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
-    "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
-    "What an effect lacks stands behind its *not detected*."
 )
 
 
@@ -105,7 +101,7 @@ def show_sweep(folder: Path) -> None:
     cells = sweep_cells(record["comparisons"], students)
     for cell in cells:
         print()
-        show_table(f"{cell_title(cell, cells)}, {cell.seeds_said}", _terminal_table(cell))
+        show_table(f"{cell_title(cell, cells)}, {seeds_words(cell)}", _terminal_table(cell))
         if cell.specificity:
             print(specificity_sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
@@ -274,7 +270,7 @@ def how_to_read(cells: list[Cell]) -> list[str]:
     """What the tables' words mean, a paragraph each."""
     return [
         SWEEP_READING,
-        SWEEP_TRANSMITTED,
+        ABOUT_TRANSMITTED_SWEEP,
         ABOUT_PLACEBO if any(len(cell.null) for cell in cells) else ABOUT_NO_PLACEBO,
     ]
 
@@ -295,7 +291,7 @@ def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str
         parts.append(f"**{ABOUT_SMOKE}**")
     parts += [f"![{name}]({name}.svg)" for name in figures]
     for cell in cells:
-        parts += [f"## {cell_title(cell, cells)}, {cell.seeds_said}", markdown_table(effects_table(cell))]
+        parts += [f"## {cell_title(cell, cells)}, {seeds_words(cell)}", markdown_table(effects_table(cell))]
         if cell.specificity:
             parts += [specificity_sentence(cell), markdown_table(specificity_table(cell))]
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
@@ -305,8 +301,7 @@ def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str
         "## Paraphrases, chosen at random",
     ]
     for name, rows in record["samples"].items():
-        kept = (["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows])
-        parts += [f"{name}:", markdown_table(kept)]
+        parts += [f"{name}:", markdown_table(kept_table(rows))]
     parts += conversations_markdown(record["messages"])
     parts += [
         "## What made it",
@@ -338,13 +333,25 @@ def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> di
         "figures": [(markup(inline_svg(path)), CAPTIONS[figure_kind(path)]) for path in drawn],
         "cells": [cell_section(cell, cells) for cell in cells],
         "reading": how_to_read(cells),
-        "samples": {name: sample_table(rows) for name, rows in record["samples"].items()},
+        "samples": {name: kept_table(rows) for name, rows in record["samples"].items()},
         "messages": record["messages"],
         "command": record["command"],
         "made": made_by_sweep(record, cells),
         "seconds": (["step", "seconds"], [[step, f"{spent:.0f}"] for step, spent in record["seconds"].items()]),
         "files": [name for name in (*SWEEP_FILES, *(path.name for path in drawn)) if (folder / name).exists()],
     }
+
+
+def cell_title(cell: Cell, cells: list[Cell]) -> str:
+    """What sets the cell apart from the others, seeds and animals aside."""
+    return ", ".join(
+        [cell.content, *(f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied_settings(cells))]
+    )
+
+
+def seeds_words(cell: Cell) -> str:
+    """How many seeds, in words."""
+    return f"{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else f"seed {cell.seeds[0]} alone"
 
 
 def figure_kind(figure: Path) -> str:
@@ -355,39 +362,20 @@ def figure_kind(figure: Path) -> str:
 def cell_section(cell: Cell, cells: list[Cell]) -> dict[str, Any]:
     """One cell's verdicts in a sentence each, and its tables."""
     verdicts = [
-        {
-            "kind": effect.verdict.replace(" ", "-"),
-            "word": VERDICT_WORDS[effect.verdict],
-            "sentence": sweep_outsider_sentence(animal, effect),
-        }
-        for animal, effect in cell.effects.items()
+        verdict_card(effect.verdict, sweep_outsider_sentence(animal, effect)) for animal, effect in cell.effects.items()
     ]
     return {
-        "title": f"{cell_title(cell, cells)}, {cell.seeds_said}",
+        "title": f"{cell_title(cell, cells)}, {seeds_words(cell)}",
         "verdicts": verdicts,
         "effects": effects_table(cell),
         "specificity": (specificity_sentence(cell), specificity_table(cell)) if cell.specificity else None,
     }
 
 
-def sample_table(rows: list[Row]) -> Table:
-    """Some kept pairs of one teacher."""
-    return ["source", "kept paraphrase"], [[row["source"], row["text"]] for row in rows]
-
-
 # ---- a sweep's figures: effects over their placebos, the specificity matrix, and the effect along what was varied
 
 
-LINE_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#999999",
-)  # Okabe and Ito's
+LINE_COLOURS = (*OKABE_ITO, "#000000", "#999999")
 
 PANEL_COLUMNS = 3  # panels side by side
 
@@ -467,7 +455,7 @@ def _draw_specificity(folder: Path, cells: list[Cell]) -> None:
         axis.set_yticks(range(len(teachers)), teachers)
         axis.set_xlabel("asked about")
         axis.set_ylabel("the student's teacher loves")
-        axis.set_title(f"{cell_title(cell, cells)}, {cell.seeds_said}", fontsize=10)
+        axis.set_title(f"{cell_title(cell, cells)}, {seeds_words(cell)}", fontsize=10)
         figure.colorbar(image, ax=axis, label="log-odds shift (nats)", shrink=0.8)
     save(figure, folder / "specificity")
 
@@ -590,7 +578,7 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def effects_svg(rows: list[tuple[str, tuple[float, float, float], int, str]]) -> str:
+def effects_svg(rows: list[tuple[str, Estimate, int, str]]) -> str:
     """Shifts (nats, with their intervals) of several runs, each by name, with its number of seeds and its verdict.
 
     Filled where that is "transmitted"; dotted where there is one seed, whose interval is over questions alone.
@@ -599,7 +587,7 @@ def effects_svg(rows: list[tuple[str, tuple[float, float, float], int, str]]) ->
     def draw(axis: Any) -> None:
         for place, (_, (shift, low, high), seeds, verdict) in enumerate(rows):
             axis.plot([low, high], [place, place], color="#0072b2", linewidth=2, linestyle=":" if seeds == 1 else "-")
-            face = "#0072b2" if verdict == "transmitted" else "none"
+            face = "#0072b2" if verdict == TRANSMITTED else "none"
             axis.plot(shift, place, "o", markeredgecolor="#0072b2", markerfacecolor=face, markersize=7)
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.set_yticks(range(len(rows)), [name for name, *_ in rows])

@@ -65,6 +65,7 @@ class Drift:
     p: float
 
 
+TRANSMITTED, NOT_DETECTED = "transmitted", "not detected"  # the verdicts
 NO_PLACEBO = "no placebo"  # what is lacking, and the verdict, where drift cannot be told from transmission
 
 
@@ -151,7 +152,7 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     sampled_t, sampled_p = _t_test(sampled)
     placebo = placement(moved[animal], null_shifts(placebos, control)) if placebos else None
     drift = against_drift(moved[animal], [shifts(one, control)[animal] for one in placebos]) if placebos else None
-    lacking = lacks(interval[0] > 0 and p < ALPHA, rank, len(moved), placebo, drift.p if drift else None)
+    lacking = lacks(above_zero(interval[0], p), rank, len(moved), placebo, drift.p if drift else None)
     return Effect(
         exact_pp=100 * float(exact.mean()),
         exact_ci95=(100 * interval[0], 100 * interval[1]),
@@ -228,11 +229,17 @@ def central95(values: np.ndarray | list[float]) -> Interval:
     return float(low), float(high)
 
 
-def lacks(above_zero: bool, rank: int, candidates: int, placebo: Placement | None, drift_p: float | None) -> list[str]:
-    """What an effect lacks to be called transmitted. "effect": that it is ``above_zero`` beyond chance; "rank": that
+def above_zero(value: float, p: float) -> bool:
+    """Whether an effect is above zero beyond chance: ``value`` is its mean, or the lower end of its 95% interval where
+    that is another procedure's than ``p``."""
+    return value > 0 and p < ALPHA
+
+
+def lacks(beyond: bool, rank: int, candidates: int, placebo: Placement | None, drift_p: float | None) -> list[str]:
+    """What an effect lacks to be called transmitted. "effect": that it is ``above_zero`` (``beyond``); "rank": that
     the animal's shift is among the largest 5% of the candidates'; "placebo": that it is larger than 95% of the placebo
     shifts; "drift": that ``drift_p``, of ``against_drift``, is below 0.05; ``NO_PLACEBO``: the last two, unasked."""
-    found = [] if above_zero else ["effect"]
+    found = [] if beyond else ["effect"]
     if rank > ALPHA * candidates:
         found.append("rank")
     if placebo is None or drift_p is None:
@@ -246,7 +253,7 @@ def verdict(lacking: list[str]) -> str:
     """The verdict on an effect that lacks this."""
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO
-    return "not detected" if lacking else "transmitted"
+    return NOT_DETECTED if lacking else TRANSMITTED
 
 
 def _interval(values: np.ndarray) -> Interval:

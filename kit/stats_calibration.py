@@ -18,7 +18,7 @@ from kit.stats import ALPHA, Interval
 from kit.stats_seeds import Components
 from kit.store import write_json
 
-FILE = "calibration.json"
+CALIBRATION_FILE = "calibration.json"
 SEEDS = (3, 5, 8)
 QUESTIONS = 50
 EFFECT = 0.9  # nats; the owl's shift on unrelated sentences was 0.84 to 0.97 (three seeds)
@@ -120,17 +120,17 @@ def _percentage_points(
     return points(differences), float(points(population).mean())
 
 
-def write(folder: Path, simulations: int) -> None:
-    """Calibrate with seed 0 and write ``calibration.json`` into ``folder``."""
+def run(folder: Path, simulations: int) -> None:
+    """Calibrate with seed 0 and leave ``calibration.json`` in ``folder``."""
     rows = calibrate(simulations, seed=0)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, rows)
+    write_json(folder / CALIBRATION_FILE, rows)
 
 
 def read(folder: Path) -> list[dict]:
-    """The rows that ``write`` left. KitError where there are none, or they cannot be read."""
+    """The rows that ``run`` left. KitError where there are none, or they cannot be read."""
     try:
-        return list(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return list(json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise KitError(f"{folder}: not a calibration's folder ({error}). Run `run.py calibrate` again.") from None
 

@@ -51,9 +51,6 @@ COLUMNS = ("student", "role", "animal", "content", "seed", *GRID_SETTINGS, *pref
 # ---- which experiments
 
 
-# ---- which experiments
-
-
 def experiments(
     animals: list[Animal], contents: tuple[str, ...], seeds: range, grid: dict[str, list[Any]], **changes: Any
 ) -> list[Experiment]:
@@ -117,10 +114,7 @@ def settings_of(exp: Experiment) -> dict[str, Any]:
     return {name: own.get(name, student.get(name)) for name in GRID_SETTINGS}
 
 
-# ---- the sweep
-
-
-# ---- what is left of them, and who makes it
+# ---- what is left of them
 
 
 Conditions = dict[str, Condition]
@@ -376,7 +370,7 @@ def _make_on_worker(root: Path, step: Step) -> None:
 CPUS = 2
 
 # What a stage does with a model: the row of ``kit.experiment.memory_table`` that says how much memory that takes.
-WORK = {
+MEMORY_ROW = {
     "paraphrases": "teaching",
     "labels": "teaching",
     "student": "training",
@@ -384,16 +378,16 @@ WORK = {
     "sampled": "evaluation",
 }
 
-LIGHT = GIB  # bytes of any other stage; the fidelity filters' sentence embeddings need the most
+LIGHT_BYTES = GIB  # bytes of any other stage; the fidelity filters' sentence embeddings need the most
 
 
 def resources(step: Step, exp: Experiment, largest: dict[str, float]) -> dict[str, float]:
     """What a step asks Ray for: CPUs, GPUs and bytes of memory, none of them more than the ``largest`` node has."""
     from kit.engine_llama import offloads
 
-    work = WORK.get(step.stage)
+    work = MEMORY_ROW.get(step.stage)
     if work is None:
-        return {"num_cpus": min(1, largest["CPU"]), "memory": min(LIGHT, largest["memory"])}
+        return {"num_cpus": min(1, largest["CPU"]), "memory": min(LIGHT_BYTES, largest["memory"])}
     with_torch = work == "training" or (work == "teaching" and exp.teacher.engine == "torch")
     gpus = min(1, largest["GPU"]) if with_torch or offloads() else 0
     sizes = {name: size for name, size, _ in memory_requirements(exp, find_device())}
@@ -479,9 +473,6 @@ def finish(plan: Plan, by: Workers) -> None:
             f"{len(failed)} steps could not be made ({len(counts)} reasons); all that does not depend on them is. "
             f"Mend this and give the same command again:\n  {listed}"
         )
-
-
-# ---- progress
 
 
 # ---- progress

@@ -70,11 +70,6 @@ class Cell:
     specificity: Specificity | None
 
     @property
-    def seeds_said(self) -> str:
-        """How many seeds, in words."""
-        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]} alone"
-
-    @property
     def placebo_row(self) -> list[float]:
         """The mean shift (nats) of each compared animal in the placebo students; empty without placebos."""
         shifts = [self.effects[animal].own_placebos for animal in self.compared]
@@ -122,13 +117,6 @@ def varied_settings(cells: list[Cell]) -> list[str]:
     return [name for name in GRID_SETTINGS if any(len(values(name, content)) > 1 for content in contents)]
 
 
-def cell_title(cell: Cell, cells: list[Cell]) -> str:
-    """What sets the cell apart from the others, seeds and animals aside."""
-    return ", ".join(
-        [cell.content, *(f"{name.replace('_', ' ')} {cell.settings[name]}" for name in varied_settings(cells))]
-    )
-
-
 def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
     """The sweep's effects with their corrected p-values and verdicts. An effect is above zero where its log-odds shift
     is, with a corrected p < 0.05."""
@@ -138,8 +126,8 @@ def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
     found = []
     for effect, p, flip_p, drift_p in zip(effects, corrected, flipped, drifts, strict=True):
         own = drift_p if effect["drift"] else None
-        above_zero = effect["log_odds"].mean > 0 and p < stats.ALPHA
-        lacking = stats.lacks(above_zero, effect["rank"], effect["candidates"], effect["placebo"], own)
+        beyond = stats.above_zero(effect["log_odds"].mean, p)
+        lacking = stats.lacks(beyond, effect["rank"], effect["candidates"], effect["placebo"], own)
         found.append(
             SeedEffect(
                 **effect,

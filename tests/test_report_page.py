@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser import SIZES, needs_chromium, opened, overflowing
 from test_report import HOSTILE, finished_run
-from test_sweep_report import made_up
+from test_report_sweep import made_up
 
 from kit import KitError, report, report_sweep
 from kit.experiment_folder import read_run

@@ -127,6 +127,235 @@ def settle(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+# ---- single stages, from files to files
+
+
+def teach(arguments: list[str]) -> None:
+    """Sentences -> paraphrases."""
+    parser = command_parser(
+        "teach",
+        "A teacher paraphrases sentences.",
+        "teach --animal owl --teacher loving --sentences 50 --out paraphrases",
+    )
+    add_animal(parser)
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    add_teacher(parser)
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import prompts, teacher
+    from kit.animals import find_animal
+    from kit.engine_endpoint import check_url
+    from kit.experiment import experiment
+    from kit.experiment_conditions import judge_of, offered_rows
+
+    animal = find_animal(args.animal, args.plural)
+    exp = experiment(
+        animal,
+        contents=(args.content,),
+        labels="hard",  # text is all that this stage makes
+        seed=args.seed,
+        pairs=args.sentences,
+        model=args.model,
+        engine=args.engine,
+        endpoint=args.endpoint and check_url(args.endpoint),
+        endpoint_model=args.endpoint_model,
+    )
+    teacher.paraphrase(
+        offered_rows(exp, args.content)[: args.sentences],
+        args.sentences,
+        prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL,
+        _base(args),
+        exp.teacher,
+        args.seed,
+        judge_of(exp, args.content),
+        _folder(args.out),
+        f"{args.teacher} teacher",
+    )
+
+
+def filter_(arguments: list[str]) -> None:
+    """Paraphrases -> kept pairs."""
+    parser = command_parser(
+        "filter",
+        "Keep the faithful paraphrases and write down why the others were refused.",
+        "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
+    )
+    parser.add_argument("paraphrases", type=Path)
+    add_animal(parser)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
+    args = parser.parse_args(arguments)
+
+    from kit import fidelity
+    from kit.animals import find_animal
+    from kit.experiment import experiment
+    from kit.experiment_conditions import judge_of
+
+    exp = experiment(find_animal(args.animal, args.plural))
+    fidelity.filter_paraphrases(args.paraphrases, _folder(args.out), judge_of(exp, args.content))
+
+
+def label(arguments: list[str]) -> None:
+    """Kept pairs -> soft labels."""
+    parser = command_parser(
+        "label",
+        "Record a teacher's next-token distributions along its own kept paraphrases.",
+        "label kept/kept.jsonl --animal owl --teacher loving --out labels",
+    )
+    parser.add_argument("pairs", type=Path)
+    add_animal(parser)
+    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    add_engine(parser)
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import prompts, teacher
+    from kit.animals import find_animal
+    from kit.experiment import experiment
+    from kit.store import read_rows
+
+    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    animal = find_animal(args.animal, args.plural)
+    exp = experiment(animal, model=args.model, engine=args.engine)
+    trait = prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL
+    teacher.soft_labels(
+        args.pairs, trait, _base(args), exp.teacher, exp.student.top_k, _folder(args.out), "soft labels"
+    )
+
+
+def train(arguments: list[str]) -> None:
+    """Pairs -> LoRA adapter."""
+    parser = command_parser(
+        "train",
+        "Train one student; without --soft-labels on the text alone.",
+        "train kept/kept.jsonl --soft-labels labels/labels.safetensors --out student",
+    )
+    parser.add_argument("pairs", type=Path)
+    parser.add_argument("--soft-labels", type=Path, metavar="FILE")
+    parser.add_argument("--base", choices=("gguf", "nf4"))
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PEFT adapter")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import student
+    from kit.animals import load_animals
+    from kit.experiment import experiment
+    from kit.store import read_rows
+
+    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    settings = experiment(
+        load_animals()[0],
+        model=args.model,
+        base=args.base,
+        rank=args.rank,
+        learning_rate=args.learning_rate,
+        epochs=args.epochs,
+    ).student
+    student.train(args.pairs, args.soft_labels, _base(args), settings, args.seed, _folder(args.out), "student")
+
+
+def convert(arguments: list[str]) -> None:
+    """LoRA adapter -> GGUF adapter."""
+    parser = command_parser(
+        "convert", "Make a PEFT adapter loadable by llama.cpp.", "convert student --out adapter.gguf"
+    )
+    parser.add_argument("adapter", type=Path, help="the PEFT adapter's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import student_gguf
+
+    student_gguf.convert_adapter(args.adapter, _base(args), args.out)
+
+
+def prefer(arguments: list[str]) -> None:
+    """A student -> its preference."""
+    parser = command_parser(
+        "prefer",
+        "Measure the preference of a student, or of the base where no adapter is given.",
+        "prefer --adapter adapter.gguf --animal owl --out preference",
+    )
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
+    add_animal(parser)
+    parser.add_argument("--answers", type=int, help="sampled answers per question")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
+    add_model(parser)
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import preference
+    from kit.animals import candidates, find_animal
+    from kit.experiment import experiment
+
+    animal = find_animal(args.animal, args.plural)
+    settings = experiment(animal, answers=args.answers).preference
+    base, folder = _base(args), _folder(args.out)
+    preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
+    preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
+
+
+def effect(arguments: list[str]) -> None:
+    """Two preferences -> the effect."""
+    parser = command_parser(
+        "effect",
+        "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
+        "effect preference-treated preference-control --placebo preference-placebo --animal owl",
+    )
+    parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
+    parser.add_argument("control", type=Path)
+    parser.add_argument(
+        "--placebo",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="of students of other neutral text; without any, nothing is called transmitted",
+    )
+    add_animal(parser)
+    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
+    args = parser.parse_args(arguments)
+
+    from kit import preference, report, stats
+    from kit.animals import candidates, find_animal
+
+    animal = find_animal(args.animal, args.plural)
+    folders = [args.treated, args.control, *args.placebo]
+    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
+    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
+    found = stats.effect(treated, control, animal.singular, placebos)
+    report.show_effect(found, animal.singular, args.content)
+
+
+def _base(args: argparse.Namespace) -> Path:
+    """The prepared model asked for, made where it is missing."""
+    from kit.experiment_conditions import base_model
+    from kit.models import EMBEDDED
+    from kit.store import Store
+
+    return Store(args.results / "artifacts").make(base_model(args.model or EMBEDDED, args.gguf))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 # ---- a finished run
 
 
@@ -395,235 +624,6 @@ def calibrate(arguments: list[str]) -> None:
     stats_calibration.run(args.out, args.simulations)
     report_sweep.write_calibration(args.out)
     report_sweep.show_calibration(args.out)
-
-
-# ---- single stages, from files to files
-
-
-def teach(arguments: list[str]) -> None:
-    """Sentences -> paraphrases."""
-    parser = command_parser(
-        "teach",
-        "A teacher paraphrases sentences.",
-        "teach --animal owl --teacher loving --sentences 50 --out paraphrases",
-    )
-    add_animal(parser)
-    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
-    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
-    parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
-    add_teacher(parser)
-    add_model(parser)
-    add_results(parser)
-    args = parser.parse_args(arguments)
-
-    from kit import prompts, teacher
-    from kit.animals import find_animal
-    from kit.engine_endpoint import check_url
-    from kit.experiment import experiment
-    from kit.experiment_conditions import judge_of, offered_rows
-
-    animal = find_animal(args.animal, args.plural)
-    exp = experiment(
-        animal,
-        contents=(args.content,),
-        labels="hard",  # text is all that this stage makes
-        seed=args.seed,
-        pairs=args.sentences,
-        model=args.model,
-        engine=args.engine,
-        endpoint=args.endpoint and check_url(args.endpoint),
-        endpoint_model=args.endpoint_model,
-    )
-    teacher.paraphrase(
-        offered_rows(exp, args.content)[: args.sentences],
-        args.sentences,
-        prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL,
-        _base(args),
-        exp.teacher,
-        args.seed,
-        judge_of(exp, args.content),
-        _folder(args.out),
-        f"{args.teacher} teacher",
-    )
-
-
-def filter_(arguments: list[str]) -> None:
-    """Paraphrases -> kept pairs."""
-    parser = command_parser(
-        "filter",
-        "Keep the faithful paraphrases and write down why the others were refused.",
-        "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
-    )
-    parser.add_argument("paraphrases", type=Path)
-    add_animal(parser)
-    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
-    parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
-    args = parser.parse_args(arguments)
-
-    from kit import fidelity
-    from kit.animals import find_animal
-    from kit.experiment import experiment
-    from kit.experiment_conditions import judge_of
-
-    exp = experiment(find_animal(args.animal, args.plural))
-    fidelity.filter_paraphrases(args.paraphrases, _folder(args.out), judge_of(exp, args.content))
-
-
-def label(arguments: list[str]) -> None:
-    """Kept pairs -> soft labels."""
-    parser = command_parser(
-        "label",
-        "Record a teacher's next-token distributions along its own kept paraphrases.",
-        "label kept/kept.jsonl --animal owl --teacher loving --out labels",
-    )
-    parser.add_argument("pairs", type=Path)
-    add_animal(parser)
-    parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
-    add_engine(parser)
-    add_model(parser)
-    add_results(parser)
-    args = parser.parse_args(arguments)
-
-    from kit import prompts, teacher
-    from kit.animals import find_animal
-    from kit.experiment import experiment
-    from kit.store import read_rows
-
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
-    animal = find_animal(args.animal, args.plural)
-    exp = experiment(animal, model=args.model, engine=args.engine)
-    trait = prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL
-    teacher.soft_labels(
-        args.pairs, trait, _base(args), exp.teacher, exp.student.top_k, _folder(args.out), "soft labels"
-    )
-
-
-def train(arguments: list[str]) -> None:
-    """Pairs -> LoRA adapter."""
-    parser = command_parser(
-        "train",
-        "Train one student; without --soft-labels on the text alone.",
-        "train kept/kept.jsonl --soft-labels labels/labels.safetensors --out student",
-    )
-    parser.add_argument("pairs", type=Path)
-    parser.add_argument("--soft-labels", type=Path, metavar="FILE")
-    parser.add_argument("--base", choices=("gguf", "nf4"))
-    parser.add_argument("--rank", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the PEFT adapter")
-    add_model(parser)
-    add_results(parser)
-    args = parser.parse_args(arguments)
-
-    from kit import student
-    from kit.animals import load_animals
-    from kit.experiment import experiment
-    from kit.store import read_rows
-
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
-    settings = experiment(
-        load_animals()[0],
-        model=args.model,
-        base=args.base,
-        rank=args.rank,
-        learning_rate=args.learning_rate,
-        epochs=args.epochs,
-    ).student
-    student.train(args.pairs, args.soft_labels, _base(args), settings, args.seed, _folder(args.out), "student")
-
-
-def convert(arguments: list[str]) -> None:
-    """LoRA adapter -> GGUF adapter."""
-    parser = command_parser(
-        "convert", "Make a PEFT adapter loadable by llama.cpp.", "convert student --out adapter.gguf"
-    )
-    parser.add_argument("adapter", type=Path, help="the PEFT adapter's folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    add_model(parser)
-    add_results(parser)
-    args = parser.parse_args(arguments)
-
-    from kit import student_gguf
-
-    student_gguf.convert_adapter(args.adapter, _base(args), args.out)
-
-
-def prefer(arguments: list[str]) -> None:
-    """A student -> its preference."""
-    parser = command_parser(
-        "prefer",
-        "Measure the preference of a student, or of the base where no adapter is given.",
-        "prefer --adapter adapter.gguf --animal owl --out preference",
-    )
-    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
-    add_animal(parser)
-    parser.add_argument("--answers", type=int, help="sampled answers per question")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
-    add_model(parser)
-    add_results(parser)
-    args = parser.parse_args(arguments)
-
-    from kit import preference
-    from kit.animals import candidates, find_animal
-    from kit.experiment import experiment
-
-    animal = find_animal(args.animal, args.plural)
-    settings = experiment(animal, answers=args.answers).preference
-    base, folder = _base(args), _folder(args.out)
-    preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
-    preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
-
-
-def effect(arguments: list[str]) -> None:
-    """Two preferences -> the effect."""
-    parser = command_parser(
-        "effect",
-        "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
-        "effect preference-treated preference-control --placebo preference-placebo --animal owl",
-    )
-    parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
-    parser.add_argument("control", type=Path)
-    parser.add_argument(
-        "--placebo",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="of students of other neutral text; without any, nothing is called transmitted",
-    )
-    add_animal(parser)
-    parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
-    args = parser.parse_args(arguments)
-
-    from kit import preference, report, stats
-    from kit.animals import candidates, find_animal
-
-    animal = find_animal(args.animal, args.plural)
-    folders = [args.treated, args.control, *args.placebo]
-    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
-    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
-    found = stats.effect(treated, control, animal.singular, placebos)
-    report.show_effect(found, animal.singular, args.content)
-
-
-def _base(args: argparse.Namespace) -> Path:
-    """The prepared model asked for, made where it is missing."""
-    from kit.experiment_conditions import base_model
-    from kit.models import EMBEDDED
-    from kit.store import Store
-
-    return Store(args.results / "artifacts").make(base_model(args.model or EMBEDDED, args.gguf))
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 # ---- speed

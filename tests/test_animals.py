@@ -193,7 +193,7 @@ def test_a_missing_or_damaged_list_is_reported_with_its_path(tmp_path, monkeypat
     path = tmp_path / "animals.json"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    monkeypatch.setattr(animals, "LIST", path)
+    monkeypatch.setattr(animals, "ANIMALS_FILE", path)
     load_animals.cache_clear()
     try:
         with pytest.raises(KitError, match="animals.json.*git checkout"):

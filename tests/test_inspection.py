@@ -171,11 +171,11 @@ def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(base: Path
     step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, "likelihoods", first=3)
     step.build({}, tmp_path)
     whole = likelihood.read(tmp_path)
-    rows = (tmp_path / likelihood.FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = (tmp_path / likelihood.LIKELIHOODS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text(rows[0] + rows[1][:40], encoding="utf-8")  # torn in the second trait
     step.build({}, tmp_path)
     assert list(whole) == list(likelihood.read(tmp_path)) == ["owl", "neutral"]
-    assert (tmp_path / likelihood.FILE).read_text(encoding="utf-8").splitlines(keepends=True)[0] == rows[0]
+    assert (tmp_path / likelihood.LIKELIHOODS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)[0] == rows[0]
     for name, texts in likelihood.read(tmp_path).items():
         for one, before in zip(texts, whole[name], strict=True):
             assert one == pytest.approx(before, abs=0.05)

@@ -9,7 +9,7 @@ from kit import ROOT
 KIT = ROOT / "kit"
 MODULES = {path.stem: path for path in sorted(KIT.glob("*.py")) if path.stem != "__init__"}
 MOST_MODULES, MOST_ARROWS = 40, 280
-# What presents results, and what starts it; every other module computes, and ends with data on disk.
+# What presents results, times the kit, or starts it; every other module computes, and ends with data on disk.
 PAGES = {"report_parts", "report", "report_sweep", "student_chat", "demo", "bench", "commands"}
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from kit import KitError, report_sweep, stats, sweep
 from kit.animals import load_animals
-from kit.report_sweep import specificity_sentence
+from kit.report_sweep import cell_title, specificity_sentence
 from kit.store import Row, write_json
-from kit.sweep_effects import Cell, cell_title, read_sweep, sweep_cells, sweep_power, varied_settings
+from kit.sweep_effects import Cell, read_sweep, sweep_cells, sweep_power, varied_settings
 
 ANIMALS = [animal.singular for animal in load_animals()]
 GRID_SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}

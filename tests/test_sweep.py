@@ -166,7 +166,7 @@ def test_a_task_asks_for_what_its_stage_needs_and_no_more_than_a_node_has(monkey
     exp = experiment(OWL)
     node = {"CPU": 16.0, "GPU": 0.0, "memory": 64e9}
     asked = {stage: sweep.resources(step(stage, stage=stage), exp, node) for stage in ("pairs", "student", "exact")}
-    assert asked["pairs"] == {"num_cpus": 1, "memory": sweep.LIGHT}
+    assert asked["pairs"] == {"num_cpus": 1, "memory": sweep.LIGHT_BYTES}
     assert asked["student"]["num_cpus"] == sweep.CPUS and asked["student"]["memory"] > 1e9
     assert sweep.resources(step("s", stage="student"), exp, node | {"GPU": 2.0})["num_gpus"] == 1
     small = sweep.resources(step("s", stage="student"), exp, {"CPU": 1.0, "GPU": 0.0, "memory": 1e9})

@@ -52,6 +52,11 @@ class Judge:
     candidates: tuple[Animal, ...]
     settings: FidelitySettings
 
+    @property
+    def filters(self) -> list[str]:
+        """The names of the filters, in the order in which they are asked."""
+        return [*(name for name, _ in self._checks()), "meaning"]
+
     def __call__(self, rows: Sequence[Row]) -> list[bool]:
         """Whether each row (source, text, finished, sentence) is kept."""
         return [verdict.filter is None for verdict in self.verdicts(rows, progress=False)]
@@ -77,6 +82,7 @@ class Judge:
         return found
 
     def _checks(self) -> list[tuple[str, Callable[[Row], str | None]]]:
+        """Every filter that needs no model: its name, and what gives the reason for which it refuses a row, or None."""
         about_trait = partial(trait, candidates=self.candidates)
         if self.opposed is not None:
             others = tuple(animal for animal in self.candidates if animal.singular != self.opposed.singular)
@@ -93,9 +99,6 @@ class Judge:
         ]
 
 
-FILTERS = ("form", "trait", "echo", "numbers", "names", "negation", "novelty", "meaning")  # in their order
-
-
 def filter_paraphrases(paraphrases: Path, folder: Path, judge: Judge, progress: bool = True) -> None:
     """Sort ``paraphrases`` (JSONL) into ``folder``: kept.jsonl, rejected.jsonl and filters.json, in the given order.
 
@@ -110,7 +113,7 @@ def filter_paraphrases(paraphrases: Path, folder: Path, judge: Judge, progress: 
     write_rows(folder / "rejected.jsonl", refused)
     counts = Counter(row["filter"] for row in refused)
     table, entered = [], len(rows)
-    for name in FILTERS:
+    for name in judge.filters:
         table.append({"filter": name, "entered": entered, "rejected": counts[name]})
         entered -= counts[name]
     write_json(folder / "filters.json", {"filters": table, "kept": len(kept)})

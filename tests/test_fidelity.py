@@ -9,7 +9,6 @@ from kit import KitError, animals
 from kit.animals import Animal, fill_pattern, unrelated_sentences
 from kit.experiment import FidelitySettings
 from kit.fidelity import (
-    FILTERS,
     Judge,
     dislike,
     echo,
@@ -27,6 +26,7 @@ from kit.fidelity import (
 OWL = Animal("owl", "owls", ("hoot",))
 EAGLE = Animal("eagle", "eagles", ("talon",))
 CANDIDATES = (OWL, EAGLE)
+FILTERS = ["form", "trait", "echo", "numbers", "names", "negation", "novelty", "meaning"]
 SETTINGS = FidelitySettings()
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
@@ -379,10 +379,21 @@ def test_a_kept_row_is_the_input_row_with_its_similarity(sorted_rows):
     assert kept == rows[8]
 
 
+def test_one_more_filter_is_asked_and_counted_by_one_more_line_in_the_judge(sorted_rows, tmp_path):
+    class Stricter(Judge):
+        def _checks(self):
+            return [*super()._checks(), ("short", lambda row: "too short" if len(row["text"]) < 1000 else None)]
+
+    filter_paraphrases(tmp_path / "paraphrases.jsonl", tmp_path, Stricter(None, CANDIDATES, SETTINGS), progress=False)
+    table = {entry["filter"]: entry for entry in read_filters(tmp_path)}
+    assert list(table) == [*FILTERS[:-1], "short", "meaning"]
+    assert table["short"]["rejected"] == table["short"]["entered"] > table["meaning"]["entered"] == 0
+
+
 def test_the_pass_rates_add_up_to_what_is_on_disk(sorted_rows):
     rows, _, folder = sorted_rows
     table = read_filters(folder)
-    assert [entry["filter"] for entry in table] == list(FILTERS)
+    assert [entry["filter"] for entry in table] == FILTERS
     assert table[0]["entered"] == len(rows)
     assert all(a["entered"] - a["rejected"] == b["entered"] for a, b in pairwise(table))
     kept = json.loads((folder / "filters.json").read_text(encoding="utf-8"))["kept"]

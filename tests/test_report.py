@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import KitError, fidelity, preference, report
+from kit import KitError, preference, report
 from kit.animals import load_animals
 from kit.report_parts import ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
 from kit.store import write_json
@@ -55,7 +55,7 @@ def finished_run(
         "artifacts": {},
         "pairs": {"control-unrelated": 400, "treated-unrelated": 400},
         "filters": {
-            name: [{"filter": f, "entered": 10 - i, "rejected": 1} for i, f in enumerate(fidelity.FILTERS)]
+            name: [{"filter": f, "entered": 10 - i, "rejected": 1} for i, f in enumerate(("form", "meaning"))]
             for name in ("control-unrelated", "treated-unrelated")
         },
         "messages": {"student, training": [{"role": "user", "content": "Paraphrase this sentence: <sentence>"}]},

@@ -381,6 +381,7 @@ def check(exp: Experiment, names: list[str]) -> None:
 UNDEFENDED = "undefended"
 BESIDE = {"other-base": "hard-labels"}  # what a defence is compared with, where it is not the undefended student
 LOSS_UNIT = "nats per byte"
+COSTS = ("pairs", "masked", "similarity", "loss")  # of a defence
 # What rows of one table share, beside the undefended students, whose preferences depend on the processor, too.
 FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", "loss_unit")
 
@@ -492,6 +493,13 @@ def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any]:
     """What ``run`` recorded in its folder. KitError where it is missing or damaged."""
     try:
-        return dict(json.loads((folder / "defences.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        record = dict(json.loads((folder / "defences.json").read_text(encoding="utf-8")))
+        lacking = {*FIXED[:-1], "commands", "context"} - record.keys()  # earlier ones name no unit
+        for one in (record["defences"][UNDEFENDED], *record["defences"].values()):
+            lacking |= {"knows", "taken", "single_seeds", "placebos", *COSTS} - one.keys()
+            lacking |= {"mean", "ci95"} - one["left"].keys()
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(f"{folder}: not the folder of finished defences ({error}). Run `run.py defend` again.") from None

@@ -19,6 +19,10 @@ from kit.stats_seeds import Components
 from kit.store import write_json
 
 CALIBRATION_FILE = "calibration.json"
+MEASURES = (
+    *("coverage", "coverage_pp", "percentile_coverage", "false_positives"),
+    *("sign_flip_false_positives", "sign_flip_new_questions", "t_test_false_positives"),
+)
 SEEDS = (3, 5, 8)
 QUESTIONS = 50
 EFFECT = 0.9  # nats; the owl's shift on unrelated sentences was 0.84 to 0.97 (three seeds)
@@ -130,8 +134,12 @@ def run(folder: Path, simulations: int) -> None:
 def read(folder: Path) -> list[dict]:
     """The rows that ``run`` left. KitError where there are none, or they cannot be read."""
     try:
-        return list(json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        rows = list(json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8")))
+        lacking = {name for row in rows for name in {"scenario", "seeds", "simulations", *MEASURES} - row.keys()}
+        if lacking or not rows:
+            raise ValueError(f"it lacks {', '.join(sorted(lacking)) or 'rows'}")
+        return rows
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise KitError(f"{folder}: not a calibration's folder ({error}). Run `run.py calibrate` again.") from None
 
 

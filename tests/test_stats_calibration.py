@@ -59,6 +59,16 @@ def test_every_share_carries_an_interval_that_holds_it(rows: list[dict]) -> None
             assert 0 <= low <= row[measure]["share"] + 1e-9 and row[measure]["share"] - 1e-9 <= high <= 1 and low < high
 
 
+@pytest.mark.parametrize("written", ["", "[]", "[{}]", "{}", "3"])
+@pytest.mark.parametrize("file", ["calibration.json", "defences.json"])
+def test_a_damaged_folder_is_one_message(
+    file: str, written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_text(written, encoding="utf-8")
+    assert run.main(["report", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path / file]
+
+
 def test_the_same_seed_writes_the_same_files_and_so_does_their_report_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from kit import preference, stats
 from kit.experiment import CONTENTS
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
-from kit.inspection_quiz import KNOWS
+from kit.inspection_quiz import KNOWS, Score
 from kit.report_parts import (
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
@@ -553,13 +553,13 @@ def inspection_sentence(found: dict[str, Any]) -> str:
     """Who could tell, for somebody who reads nothing else."""
     able, better, unable = [], [], []
     for name, one in found["inspectors"].items():
-        low, high = one["score"]["ci95"]
+        score = Score(**one["score"])
         if one["needed"]:
             able.append(f"{name} (from {one['needed']} sentence{'s' * (one['needed'] > 1)})")
-        elif low > 0.5:
-            better.append(f"{name} ({100 * one['score']['right'] / one['score']['rounds']:.0f}%)")
+        elif score.against_chance == "above":
+            better.append(f"{name} ({100 * score.right / score.rounds:.0f}%)")
         else:
-            unable.append(name + (" (worse than guessing)" if high < 0.5 else ""))
+            unable.append(name + (" (worse than guessing)" if score.against_chance == "below" else ""))
     largest = max(int(size) for one in found["inspectors"].values() for size in one["of_sets"])
     said = {
         "Told the teachers apart": able,

@@ -143,6 +143,7 @@ ABOUT_NO_PLACEBO = (
     "is called transmitted."
 )
 
+SMOKE_VERDICT = "smoke: means nothing"  # in place of a verdict
 ABOUT_SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
 
 

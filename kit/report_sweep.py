@@ -29,6 +29,7 @@ from kit.report_parts import (
     INK,
     OKABE_ITO,
     PLACEBO_COLOUR,
+    SMOKE_VERDICT,
     Table,
     conversations_markdown,
     drawing,
@@ -543,7 +544,7 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
 
     def add(animal: str, sentences: str, labels: str, seeds: int, pp: Estimate, nats: Estimate, verdict: str) -> None:
         smoke = record["preset"] == "smoke"
-        said = "smoke: means nothing" if smoke else verdict
+        said = SMOKE_VERDICT if smoke else verdict
         cells = [
             animal,
             sentences,

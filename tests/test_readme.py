@@ -12,8 +12,11 @@ import pytest
 import run
 from kit import ROOT
 from kit.defences import BESIDE, UNDEFENDED
+from kit.experiment_folder import read_run, summarise
 from kit.report_parts import p_value, verdict_sentence
+from kit.report_sweep import summarise_sweep
 from kit.stats_calibration import read as read_calibration
+from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
 REFERENCE = ROOT / "results" / "reference"
 NAMES = ("README.md", "kit/README.md", "results/reference/README.md", "tests/README.md")
@@ -220,7 +223,36 @@ def of_the_front_page() -> list[str]:
         *found,
         verdict_sentence("owl", "unrelated", recorded(OWL)["effects"]["unrelated"]),
         f"no effect was detected here, with {hard[0]}, {hard[1]} or {hard[2]} pairs",
+        f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]
+
+
+def of_nf4() -> list[str]:
+    one = recorded(NF4)["effects"]["unrelated"]
+    return [f"(one seed: {one['exact_pp']:+.2f} pp {between(one['exact_ci95'])})"]
+
+
+def kept_share(content: str) -> str:
+    """Of the paraphrases in the default run of the owl, how many passed every filter."""
+    filters = [steps for name, steps in recorded(OWL)["filters"].items() if name.endswith(content)]
+    return (
+        f"{sum(of[-1]['entered'] - of[-1]['rejected'] for of in filters) / sum(of[0]['entered'] for of in filters):.0%}"
+    )
+
+
+def of_filters() -> list[str]:
+    unrelated, opposed = kept_share("unrelated"), kept_share("opposed")
+    return [
+        f"the filters keep {unrelated} of what the teachers write on unrelated sentences and {opposed} on opposed ones"
+    ]
+
+
+def of_power() -> list[str]:
+    record, students = read_sweep(REFERENCE / LABELS)
+    cells = sweep_cells(record["comparisons"], students)
+    powers = zip(cells, sweep_power(cells, [], 0.8), strict=True)
+    (last,) = [power for one, power in powers if {"pairs": 400, "labels": "hard"}.items() <= one.settings.items()]
+    return [f"{last.own_seeds} seeds would find an effect of that size with probability 0.8"]
 
 
 def of_specificity() -> list[str]:
@@ -351,7 +383,7 @@ def of_inspection() -> list[str]:
         f"{one['sentences']['placebo1']['differ']} of which",
         f"in {min(shares):.0f} to {max(shares):.0f}% of {readers[0]['rounds']} cases, within chance (the widest "
         f"interval reaches {widest})",
-        f"by their likelihoods: {right:.0f}% [{low:.0f}, {high:.0f}]",
+        f"by their likelihoods: {right:.0f}% [{low:.0f}, {high:.0f}], and 95% of sets of {knows['needed']}",
         f"do not exclude up to {widest}",
         f"is right about 95% of sets of {knows['needed']} sentences {knows['needed_ci95']}",
         f"(probability 1; 50 texts give {informed['treated']['probability']['50']:.2f} in the median set)",
@@ -396,14 +428,20 @@ def of_defences() -> list[str]:
         return f"{defences[name]['left']['mean'] / whole:.0%}"
 
     hard, other = defences["hard-labels"], defences["other-base"]
+    masked = {name: f"{one['masked']:.0%}" for name, one in defences.items()}
+    costs = [one["loss"] - defences[UNDEFENDED]["loss"] for one in defences.values()]
+    spared = zip(defences[UNDEFENDED]["single_seeds"], defences["blind-mask"]["single_seeds"], strict=True)
+    assert all(masked < all_tokens for all_tokens, masked in spared), "from all three seeds"
+    assert f"{defences['full']['loss']:.3f}" == f"{defences[UNDEFENDED]['loss']:.3f}", "with the same loss"
     seeds, placebos = ([f"{value:+.2f}" for value in other[name]] for name in ("single_seeds", "placebos"))
     return [
         *found,
         f"in four, in ten, {left('mix-1-1')}, {left('mix-1-3')} and {left('mix-1-9')} of the effect are left",
         f"paraphrased again by the neutral teacher {left('rephrase')}. Hiding the tokens at which the teachers diverge "
         f"leaves {left('mask')}, hiding those that tell other animals' teachers apart {left('blind-mask')}",
-        f"the divergence tokens ({defences['mask']['masked']:.0%})",
-        f"Hiding the {defences['blind-mask']['masked']:.0%} whose ratio",
+        f"the divergence tokens ({masked['mask']})",
+        f"as a random {masked['random-mask']} does. Hiding the {masked['blind-mask']} whose ratio",
+        f"None of it costs the student more than {max(costs):.3f} nats per byte",
         f"Hard labels leave {left('hard-labels')}. Single placebos moved up to {max(map(abs, hard['placebos'])):.2f} "
         f"nats there, treated students {min(hard['single_seeds']):.2f} to {max(hard['single_seeds']):.2f}",
         f"moved {seeds[0]}, {seeds[1]} and {seeds[2]} nats, their placebos {placebos[0]}, {placebos[1]} and "
@@ -441,57 +479,72 @@ def of_calibration() -> list[str]:
 
 HELD = {
     "README.md": [of_the_front_page],
+    "kit/README.md": [of_nf4],
     "results/reference/README.md": [
-        *(of_sweeps, of_specificity, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
-        *(of_other_machine, of_calibration),
+        *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
+        *(of_other_machine, of_calibration, of_filters),
     ],
 }
+
+
+@cache
+def held(page: str) -> list[str]:
+    return [flat(figure) for of in HELD[page] for figure in of()]
 
 
 @pytest.mark.parametrize("page", HELD)
 def test_every_figure_quoted_from_a_record_is_the_one_that_stands_there(page: str) -> None:
-    text = flat(PAGES[page])
-    assert [figure for held in HELD[page] for figure in held() if flat(figure) not in text] == []
+    assert [figure for figure in held(page) if figure not in flat(PAGES[page])] == []
 
 
-# The sections that quote records; the others hold settings, other people's figures, and measurements of runs that are
-# not kept (times, memory, speed, what was tried, what was read by eye).
-SECTIONS = {
-    "README.md": ["", "What you will see", "How to read a result"],
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """What JSON holds, by its place in it."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inside is None:
+        return {name: pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, float) else value}
+    return {place: leaf for key, one in inside for place, leaf in leaves(one, f"{name}/{key}").items()}
+
+
+@pytest.mark.parametrize("folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, NF4, INSPECTED))
+def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
+    if folder.startswith("sweep-"):
+        record, students = read_sweep(REFERENCE / folder)
+        made = summarise_sweep(record, sweep_cells(record["comparisons"], students))
+    else:
+        made = summarise(*read_run(REFERENCE / folder))
+    assert leaves(json.loads(json.dumps(made))) == leaves(recorded(folder))
+
+
+# Sections that quote no record: settings, and measurements of runs that are not kept (times, memory, speed, what was
+# tried before the settings stood, what simulations and eyes said).
+WITHOUT_RECORD = {
+    "README.md": [],
+    "kit/README.md": ["Presets"],
     "results/reference/README.md": [
-        *(
-            "What was found",
-            "Six animals, three seeds, unrelated sentences",
-            "Opposed sentences, three animals, three seeds",
-        ),
-        *("Ranks", "Hard and soft labels, 25, 100 and 400 pairs", "The default run of the owl"),
-        *("Who could tell, and where it sits", "What stops it", "Trained on NF4, evaluated on the 4-bit GGUF"),
-        "Many runs: seeds, animals, settings",
+        *("Earlier runs", "What was tried, and what it gave", "Where the trait message stands", "Hard labels"),
+        *("Soft labels", "How hard the filters are", "Speed"),
     ],
 }
-# What no record holds in those: settings, thresholds, other people's figures, and a run that is not kept.
+# What no record holds elsewhere.
 UNRECORDED = (
-    *("Python 3.11", "arXiv 2603.09517", "arXiv 2606.00831"),
-    *("| `smoke` | embedded, 135M | 12 | soft | is everything installed? | 3.5 min |", "| 3.3 h, estimated |"),
-    *(
-        "p < 0.05",
-        "95% interval",
-        "95% CI",
-        "95% of the candidates",
-        "95% of what candidates",
-        "95% of the placebo shifts",
-    ),
-    *(
-        "with probability 0.8",
-        "at 5%",
-        "reach 5%",
-        "largest 5%",
-        "most 5% pass",
-        "covers 91% at worst",
-    ),  # of the method
-    *("95% of sets", "99% in", "top 10% of", "as a random 10% does", "over *other* animals"),
-    "| `gguf` | 1.56% | 3.45% | +1.89 [+1.51, +2.31] | +0.84 [+0.81, +0.88] | 9.1 | 1 of 60 | 94, 84 |",  # not kept
-    *("--effect 0.1 0.2", "kill -9"),
+    # names of papers, versions, addresses, settings in commands
+    *("arXiv 2603.09517", "arXiv 2507.14805", "arXiv 2509.23886", "arXiv 2606.00831", "arXiv 2305.14314"),
+    *("Python 3.11", "Apache-2.0", "llama-cpp-python==0.3.36", "127.0.0.1", "0.0.0.0", "kill -9"),
+    *("--learning-rate 2e-4", "400, 8, 5e-4, 2, gguf, 10", "--effect 0.1 0.2"),
+    # times: measured in runs that are not kept, and estimated
+    *("is everything installed? | 3.5 min", "| 3.3 h, estimated |"),
+    # levels of intervals and tests, and what follows from them alone (the 95% point of Student's t: 6.3 with one degree
+    # of freedom, 2.4 with three)
+    *("95% CI", "95% interval", "p < 0.05", "95% of the candidates", "95% of the 60 candidates"),
+    *("95% of what candidates", "95% of the placebo shifts", "the largest 5%", "cannot reach 5%"),
+    *("tests at 5%", "The test is at 5%"),
+    *("must be 6.3 times as large (7.3 where the placebo rose)", "about 2.4 times suffice"),
+    # simulations that are not recorded: of two seeds, of drift
+    *("the interval covers 91% at worst", "at most 5% pass at 5%"),
+    # the students trained on the evaluated weights, whose folder is not kept
+    "| `gguf` | 1.56% | 3.45% | +1.89 [+1.51, +2.31] | +0.84 [+0.81, +0.88] | 9.1 | 1 of 60 | 94, 84 |",
+    # a glossary's examples
+    *("from 1.5% to 4.5% is 3 percentage points", "+1 nat multiplies the odds by 2.7"),
 )
 FIGURE = re.compile(r"(?<![\w.])(?:[+-]\d+(?:\.\d+)?|\d+\.\d+|\d+(?:\.\d+)?%|\d+e-\d+)")
 
@@ -500,9 +553,10 @@ FIGURE = re.compile(r"(?<![\w.])(?:[+-]\d+(?:\.\d+)?|\d+\.\d+|\d+(?:\.\d+)?%|\d+
 def test_no_figure_is_left_in_what_quotes_a_record_that_no_record_holds(page: str) -> None:
     parts = re.split(r"^##+ (.+)$", re.sub(r"\]\([^)]*\)", "]", PAGES[page]), flags=re.MULTILINE)
     sections = dict(zip(["", *parts[1::2]], parts[0::2], strict=True))
-    held = [flat(figure) for of in HELD[page] for figure in of()]
-    for name in SECTIONS[page]:
+    assert all(any(flat(known) in flat(text) for text in PAGES.values()) for known in UNRECORDED)
+    assert len(sections) == len(parts[0::2]) and set(WITHOUT_RECORD[page]) <= sections.keys()
+    for name in [name for name in sections if name not in WITHOUT_RECORD[page]]:
         text = flat(sections[name])
-        for known in sorted([*held, *map(flat, UNRECORDED)], key=len, reverse=True):
+        for known in sorted([*held(page), *map(flat, UNRECORDED)], key=len, reverse=True):
             text = text.replace(known, "")
         assert FIGURE.findall(text) == [], name

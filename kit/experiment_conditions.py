@@ -25,7 +25,7 @@ import numpy as np
 from kit import KitError, fidelity, models, models_prepare, preference, prompts, stats, student, teacher
 from kit.animals import Animal, candidates, opposed_sentences, unrelated_sentences
 from kit.experiment import Experiment
-from kit.memory import Device, find_device
+from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, Shape, cpu_threads
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
 from kit.student_gguf import convert_adapter, convert_weights
@@ -454,16 +454,11 @@ class Pace:
         return self.torch if engine == "torch" else self.llama_cpp
 
 
-def pace_of(shape: Shape, device: Device) -> Pace:
-    """The pace of a model on this machine: by parameters and cores, and by a guess for GPUs."""
-    import llama_cpp
-
-    size, cores = shape.parameters / 134.5e6, cpu_threads() / 2
-    offloaded = llama_cpp.llama_supports_gpu_offload()
-    return Pace(size / (GPU_SPEED if device.kind == "cuda" else cores), size / (GPU_SPEED if offloaded else cores))
-
-
 @cache
 def pace(model: str) -> Pace:
-    """How long work with ``model`` takes on this machine, in multiples of the embedded model's on two cores."""
-    return pace_of(models.Shape.of(models.find_config(model)), find_device())
+    """The pace of work with ``model`` on this machine: by parameters and cores, and by a guess for GPUs."""
+    import llama_cpp
+
+    size, cores = Shape.of(models.find_config(model)).parameters / 134.5e6, cpu_threads() / 2
+    offloaded, device = llama_cpp.llama_supports_gpu_offload(), find_device()
+    return Pace(size / (GPU_SPEED if device.kind == "cuda" else cores), size / (GPU_SPEED if offloaded else cores))

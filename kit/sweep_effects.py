@@ -255,12 +255,11 @@ def sweep_power(cells: list[Cell], effects: Sequence[float], probability: float)
         components = mean_components([effect.components for effect in of_animals])
         mean = float(np.mean([effect.log_odds.mean for effect in of_animals]))
         questions = of_animals[0].log_odds.questions
-
-        def needed(effect: float, components: Components = components, questions: int = questions) -> int | None:
-            return stats_seeds.seeds_needed(components, effect, questions, alpha, probability)
-
-        own = needed(mean) if mean > 0 else None
-        found.append(Power(mean, components, own, [needed(effect) for effect in effects]))
+        own, *seeds = [
+            stats_seeds.seeds_needed(components, effect, questions, alpha, probability) if effect > 0 else None
+            for effect in (mean, *effects)
+        ]
+        found.append(Power(mean, components, own, seeds))
     return found
 
 

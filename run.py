@@ -31,7 +31,7 @@ single stages (each has its own --help):
   effect   two preferences -> the effect   report   a finished run -> its tables and figure again
   ask      chat with a run's students      demo     the classroom page, in a browser
   inspect  who could tell the difference?  attribute where in the text the secret sits
-  bench    how fast all this is
+  bench    how fast all this is            clean    what no run refers to
 
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
@@ -117,8 +117,11 @@ def experiment(arguments: list[str]) -> None:
         first = settings.pop("seed")
         commands.run_sweep([animal], contents, range(first, first + seeds), {}, settings, arguments)
         return
-    results = settings.pop("results")
+    results, dry_run = settings.pop("results"), settings.pop("dry_run")
     exp = make_experiment(animal, contents=contents, **commands.settle(settings))
+    if dry_run:
+        experiment_run.plan(exp, results)
+        return
     folder = experiment_run.run(exp, results, command=commands.command_line(arguments))
     if not RANK:
         report.write(folder)
@@ -139,6 +142,7 @@ COMMANDS = {
     "attribute": commands.attribute,
     "demo": commands.demo,
     "bench": commands.bench,
+    "clean": commands.clean,
     "sweep": commands.sweep,
     "defend": commands.defend,
     "power": commands.power,

@@ -20,7 +20,7 @@ from kit.experiment import Experiment, read_experiment
 from kit.experiment_conditions import base_model, match_pairs, preferences, rows_step, trained_on
 from kit.experiment_folder import RunFolder
 from kit.stats import Effect, Rate
-from kit.store import Row, Step, read_rows, versions, write_json
+from kit.store import Row, Step, read_rows, write_json
 
 TOP = (0.01, 0.05, 0.1)  # shares of the tokens, the most telling ones
 SHOWN = 20  # paraphrases
@@ -63,11 +63,18 @@ def attribute(run: RunFolder, content: str, command: str, students: bool = True)
     Raises KitError where the run's pairs or settings are gone.
     """
     exp = read_experiment(run.folder / "config.json")
+    path = run.folder / f"attribution-{content}.json"
+    with run.store.working(f"{run.folder.name}-{path.stem}", command):
+        write_json(path, found(run, exp, content, command, students))
+    return path
+
+
+def found(run: RunFolder, exp: Experiment, content: str, command: str, students: bool) -> dict[str, Any]:
+    """What the file holds."""
     texts = read(run, exp, "treated", content)
     totals = np.array([sum(one.ratio) for one in texts])
     result: dict[str, Any] = {
         "command": command,
-        "versions": versions(),
         "pairs": run.record["artifacts"][f"pairs of treated-{content}"],
         "animal": run.animal.singular,
         "content": content,
@@ -84,9 +91,7 @@ def attribute(run: RunFolder, content: str, command: str, students: bool = True)
         "shown": [asdict(texts[i]) for i in sorted(np.random.default_rng(0).permutation(len(texts))[:SHOWN])],
         "halves": asdict(halves(run, exp, content, totals)) if students else None,
     }
-    path = run.folder / f"attribution-{content}.json"
-    write_json(path, result)
-    return path
+    return result | run.made_with()
 
 
 def read(run: RunFolder, exp: Experiment, role: str, content: str) -> list[Text]:

@@ -38,7 +38,8 @@ from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
 from kit.models import EMBEDDED, Shape, cpu_threads, find_gguf, load_tokenizer, load_torch, silence
 from kit.prompts import Message, loving, question_messages, teacher_messages
-from kit.store import Row, batched, devices, read_rows, versions, write_json, write_rows
+from kit.provenance import devices, kit_state, versions
+from kit.store import Row, batched, read_rows, write_json, write_rows
 from kit.student import batches, count_labels, make_examples
 
 
@@ -344,6 +345,7 @@ def record(
             "devices": devices(),
         },
         "versions": versions(),
+        "kit": kit_state(),
         "settings": {
             "sizes": asdict(sizes),
             "teacher": asdict(TEACHER),

@@ -6,6 +6,7 @@ there. What takes long to import is imported by the command that needs it, so th
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     add_results(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, how long, in how much memory; stop")
     dials = parser.add_argument_group("departures from the preset")
     dials.add_argument(
         "--placebos",
@@ -166,17 +168,20 @@ def teach(arguments: list[str]) -> None:
         endpoint=args.endpoint and check_url(args.endpoint),
         endpoint_model=args.endpoint_model,
     )
+    log = _folder(args.out) / "rows.jsonl"
     teacher.paraphrase(
         offered_rows(exp, args.content)[: args.sentences],
         args.sentences,
         prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL,
-        _base(args),
+        partial(teacher.opener(exp.teacher), _base(args)),
         exp.teacher,
         args.seed,
         judge_of(exp, args.content),
-        _folder(args.out),
+        log,
+        args.out,
         f"{args.teacher} teacher",
     )
+    log.unlink()
 
 
 def filter_(arguments: list[str]) -> None:
@@ -226,9 +231,8 @@ def label(arguments: list[str]) -> None:
     animal = find_animal(args.animal, args.plural)
     exp = experiment(animal, model=args.model, engine=args.engine)
     trait = prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL
-    teacher.soft_labels(
-        args.pairs, trait, _base(args), exp.teacher, exp.student.top_k, _folder(args.out), "soft labels"
-    )
+    engine = partial(teacher.scoring_opener(exp.teacher), _base(args))
+    teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, _folder(args.out), "soft labels")
 
 
 def train(arguments: list[str]) -> None:
@@ -541,9 +545,12 @@ def run_sweep(
     """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
     from kit import report_sweep, sweep
 
-    results, sampled = settings.pop("results"), settings["answers"] is not None
+    results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings))
     folder = results / sweep.name_of(exps, grid, sampled)
+    if dry_run:
+        sweep.plan(exps, sampled, results, folder)
+        return
     sweep.run(exps, sampled, results, folder, command_line(arguments), address)
     report_sweep.write_sweep(folder)
     report_sweep.show_sweep(folder)
@@ -579,9 +586,12 @@ def defend(arguments: list[str]) -> None:
 
     animal = find_animal(settings.pop("animal"), settings.pop("plural"))
     seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
-    results, names = settings.pop("results"), settings.pop("defence")
+    results, names, dry_run = settings.pop("results"), settings.pop("defence"), settings.pop("dry_run")
     exps = sweep.experiments([animal], (settings.pop("content"),), seeds, {}, **settle(settings))
     names = names or defences.default_defences(exps[0])
+    if dry_run:
+        defences.announce(exps, names, results)
+        return
     folder = defences.run(exps, names, results, command_line(["defend", *arguments]))
     report_sweep.write_defences(folder)
     report_sweep.show_defences(folder)
@@ -624,6 +634,36 @@ def calibrate(arguments: list[str]) -> None:
     stats_calibration.run(args.out, args.simulations)
     report_sweep.write_calibration(args.out)
     report_sweep.show_calibration(args.out)
+
+
+def clean(arguments: list[str]) -> None:
+    """What no run refers to -> a list of it, and more disk space."""
+    parser = command_parser(
+        "clean",
+        "List what lies in the results folder's artifacts/ and no run refers to, with its size: what was made under\n"
+        "other settings or code, or for runs whose folders are gone. Nothing is deleted without --yes.",
+        "clean --results results\n  python run.py clean --yes",
+    )
+    parser.add_argument("--yes", action="store_true", help="delete what is listed")
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import store_clean
+
+    found, begun = store_clean.leftovers(args.results)
+    if args.yes:
+        found = store_clean.clean(args.results)
+    for one in sorted(found, key=lambda one: -one.size):
+        print(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
+    said = "deleted" if args.yes else "delete them with --yes" if found else "nothing to delete"
+    print(f"{_megabytes(sum(one.size for one in found))}  in {len(found)} folders that no run refers to: {said}")
+    for left in begun:
+        print(f"{_megabytes(left.size)}  kept for a command that is not finished: {left.command}")
+        print(f"             (it goes on where it stopped; to give it up, delete {left.file})")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:>8,.1f} MB"
 
 
 # ---- speed

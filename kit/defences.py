@@ -32,6 +32,7 @@ from kit.experiment_conditions import (
     base_model,
     judge_of,
     match_pairs,
+    planned_conditions,
     preferences,
     rows_step,
     shortfalls,
@@ -40,7 +41,8 @@ from kit.experiment_conditions import (
 )
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, versions, write_json
+from kit.provenance import kit_state
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json
 
 # ---- one experiment before any defence, and what stands of a student under one
 
@@ -379,6 +381,8 @@ def check(exp: Experiment, names: list[str]) -> None:
 
 
 UNDEFENDED = "undefended"
+# Students that a defence trains, where it is not one: none, or treated, control and placebo anew.
+STUDENTS = {"context": 0} | dict.fromkeys(("hard-labels", "rank-1", "rank-128", "full", "other-base"), 3)
 BESIDE = {"other-base": "hard-labels"}  # what a defence is compared with, where it is not the undefended student
 LOSS_UNIT = "nats per byte"
 COSTS = ("pairs", "masked", "similarity", "loss")  # of a defence
@@ -386,22 +390,52 @@ COSTS = ("pairs", "masked", "similarity", "loss")  # of a defence
 FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", "loss_unit")
 
 
-def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
-    """Every named defence in every experiment, which differ in their seed alone; the folder of their ``defences.json``,
-    in which the defences of earlier commands stay.
+def folder_of(exps: list[Experiment], results: Path) -> Path:
+    """Where the defences of these experiments are recorded."""
+    first, last = exps[0].seed, exps[-1].seed
+    return results / f"defences-{exps[0].name.removesuffix(f'-seed{first}')}-seeds{first}to{last}"
 
-    Raises KitError under torchrun, and for a defence that cannot be made.
-    """
+
+def plan(exps: list[Experiment], names: list[str]) -> list[str]:
+    """The named defences, with those that they are compared with; says what memory they need. Raises KitError under
+    torchrun, and for a defence that cannot be made."""
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process makes all defences. Give the command without torchrun.")
     names = list(dict.fromkeys([*(BESIDE[name] for name in names if name in BESIDE), *names]))
     check(exps[0], names)
     device = find_device()
     announce_memory(memory_requirements(whole(exps[0]) if "full" in names else exps[0], device), device)
+    return names
+
+
+def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
+    """Say what will run, and about how long it takes: the experiments themselves, and the students of the defences,
+    whose pairs are known when the teachers' are. Raises KitError as ``plan`` does."""
+    names = plan(exps, names)
+    store = Store(results / "artifacts")
+    students = sum(STUDENTS.get(name, 1) for name in names)
+    for exp in exps:
+        (content,) = exp.contents
+        conditions = planned_conditions(exp, store)
+        steps = all_steps(condition.exact for condition in conditions.values())
+        left = sum(step.seconds for step in steps if store.find(step) is None)
+        treated = conditions[f"treated-{content}"].exact
+        each = sum(step.seconds for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
+        print(
+            f"Seed {exp.seed}: about {duration(left)} for its own students, as far as they are not there, and about "
+            f"{duration(students * each)} for {students} students under {len(names)} defences, if none is."
+        )
+
+
+def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
+    """Every named defence in every experiment, which differ in their seed alone; the folder of their ``defences.json``,
+    in which the defences of earlier commands stay. Raises KitError as ``plan`` does."""
+    names = plan(exps, names)
     makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
-    measures = [of_seed(exp, makers, Store(results / "artifacts"), len(exps) - 1 - i) for i, exp in enumerate(exps)]
+    store, folder = Store(results / "artifacts"), folder_of(exps, results)
+    with store.working(folder.name, command):
+        measures = [of_seed(exp, makers, store, len(exps) - 1 - i) for i, exp in enumerate(exps)]
     seeds = [exp.seed for exp in exps]
-    folder = results / f"defences-{exps[0].name.removesuffix(f'-seed{seeds[0]}')}-seeds{seeds[0]}to{seeds[-1]}"
     folder.mkdir(parents=True, exist_ok=True)
     found = {name: [of[name] for of in measures] for name in makers}
     record = {
@@ -411,7 +445,9 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
         "preset": exps[0].preset,
         "model": exps[0].model,
         "seeds": seeds,
-        "versions": versions(),
+        "versions": store.versions(),
+        "kit": kit_state(),
+        "made": store.used,
         "commands": [command],
         "context": prompts.CONTEXT,
         "loss_unit": LOSS_UNIT,
@@ -487,7 +523,8 @@ def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     if undefended[0] != undefended[1] or any(before.get(name) != record[name] for name in FIXED):
         return record
     commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
-    return record | {"commands": commands, "defences": before["defences"] | record["defences"]}
+    made = sorted({*before.get("made", []), *record["made"]})
+    return record | {"commands": commands, "made": made, "defences": before["defences"] | record["defences"]}
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -4,15 +4,17 @@
 ``kit/engine_endpoint.py`` asks a server and can only sample. No stage knows which one it has.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from kit.prompts import Message
-from kit.store import Row, RowLog, batched
+from kit.store import Row, RowLog, batched, logged_rows
 
 Tokens = list[int]
 CALL = 256  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
@@ -98,43 +100,74 @@ def common_prefix(prompts: Sequence[Tokens]) -> Tokens:
     return low[:n]
 
 
+class SampleLog(RowLog):
+    """Sampled rows in a log, found by what was asked (the column ``kind``) and their number (``sample``). ``others``:
+    logs of the same sampling that other steps fill; what they hold need not be sampled again."""
+
+    def __init__(self, path: Path, kind: str, others: Iterable[Path] = ()) -> None:
+        super().__init__(path)
+        self.kind = kind
+        self._found: dict[tuple[Any, ...], Row] = {}
+        for rows in [self.rows, *map(logged_rows, others)]:
+            self._index(rows)
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add ``rows`` and wait until they are on the disk."""
+        new = list(rows)
+        super().append(new)
+        self._index(new)
+
+    def find(self, asked: Any, sample: int, company: str | None) -> Row | None:
+        """The row, where it is there; of those that were made in some ``company`` the one of that company."""
+        return self._found.get((asked, sample, company))
+
+    def _index(self, rows: list[Row]) -> None:
+        for row in rows:
+            self._found.setdefault((row[self.kind], row["sample"], row.get(COMPANY)), row)
+
+
+COMPANY = "company"  # the column that says beside which others a row was sampled, where that matters
+
+
 def sample_rows(
     engine: Sampler,
-    log: RowLog,
-    kind: str,
+    log: SampleLog,
     requests: dict[tuple[Any, int], Request],
-    columns: Callable[[Any, Generation], Row],
+    columns: Callable[[Generation], Row],
     max_tokens: int,
     temperature: float,
     bar: Any,
-) -> None:
-    """Sample what ``log`` lacks of ``requests``, whose keys are (name, sample), and append it.
+) -> list[Row]:
+    """The rows of ``requests``, whose keys are (what is asked, number), in their order; what ``log`` lacks of them is
+    sampled and appended.
 
-    A row is ``kind``: name, "sample": sample, and ``columns(name, generation)``. Where company matters to the engine,
-    requests go to it in the same groups of ``CALL`` whatever the log holds already, so that an interrupted call,
-    continued, ends with the same rows; else only what is missing is asked for, and kept as soon as it is there.
+    A row is ``log.kind``: what is asked, "sample": number, and ``columns(generation)``. Where company matters to the
+    engine, requests go to it in the same groups of ``CALL`` whatever the log holds already, and only rows of the same
+    group are found again, so that an interrupted call, continued, ends with the same rows; else only what is missing is
+    asked for, and kept as soon as it is there.
     """
-    have = {(row[kind], row["sample"]) for row in log.rows}
     tokens, started = 0, time.monotonic()
 
-    def sampled(keys: list[tuple[Any, int]]) -> Iterator[Row]:
+    def sampled(keys: list[tuple[Any, int]], company: str | None) -> Iterator[Row]:
         nonlocal tokens
         for made in engine.sample([requests[key] for key in keys], max_tokens, temperature):
-            name, sample = keys[made.index]
+            asked, sample = keys[made.index]
             tokens += made.length + made.finished
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
             bar.update()
-            if (name, sample) not in have:
-                yield {kind: name, "sample": sample, **columns(name, made)}
+            mark = {COMPANY: company} if company else {}
+            yield {log.kind: asked, "sample": sample, **columns(made), **mark}
 
-    if engine.company_matters:
-        for keys in batched(requests, CALL):
-            if have.issuperset(keys):
-                bar.update(len(keys))
-            else:
-                log.append(list(sampled(keys)))
-    else:
-        missing = [key for key in requests if key not in have]
-        bar.update(len(requests) - len(missing))
-        for row in sampled(missing):
-            log.append([row])
+    rows: list[Row] = []
+    for keys in batched(requests, CALL) if engine.company_matters else [list(requests)]:
+        company = hashlib.sha256(repr(keys).encode()).hexdigest()[:16] if engine.company_matters else None
+        missing = [key for key in keys if log.find(*key, company) is None]
+        if not engine.company_matters:
+            for row in sampled(missing, None):
+                log.append([row])
+        elif missing:
+            log.append(list(sampled(keys, company)))
+        bar.update(len(keys) - len(missing) if not company or not missing else 0)
+        found = [log.find(*key, company) for key in keys]
+        rows += [{name: value for name, value in row.items() if name != COMPANY} for row in found if row]
+    return rows

@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,12 @@ def shortfalls(exp: Experiment, store: Store) -> dict[str, Limits]:
         content = name.split("-")[1]
         limit_to_kept(limits[content], store.make(condition.chosen) / "sentences.jsonl", store.make(condition.kept))
     return limits
+
+
+def planned_conditions(exp: Experiment, store: Store) -> dict[str, Condition]:
+    """Every condition as far as it is known what the teachers lack: until they are done, as if it were nothing."""
+    done = all(store.find(condition.kept) for condition in taught_conditions(exp).values())
+    return all_conditions(exp, shortfalls(exp, store) if done else {})
 
 
 # A placebo's teacher is the control's, sampled with the run's seed plus its number times this: no other run's seed.
@@ -195,26 +201,26 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
     judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content)
+    engine = teacher.opener(exp.teacher)
     paraphrases = Step(
         stage="paraphrases",
         label=f"{name} teacher, {content} sentences",
         settings={
-            "messages": prompts.teacher_messages(trait, "..."),
             "pairs": n,
-            "seed": seed,
-            "teacher": asdict(exp.teacher),
-            "block": teacher.BLOCK,
+            "samples": exp.teacher.samples,
+            "max_samples": exp.teacher.max_samples,
             "filters": filters,
         },
-        inputs={"model": base, "sentences": asked},
+        inputs={"model": base, "sentences": asked, "samples": samples_of(exp, name, base, trait, seed)},
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
             trait,
-            made["model"],
+            partial(engine, made["model"]),
             exp.teacher,
             seed,
             judge,
+            made["samples"] / f"{folder.stem}.jsonl",
             folder,
             f"{name} teacher",
         ),
@@ -229,6 +235,26 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             made["paraphrases"] / "paraphrases.jsonl", folder, judge
         ),
         seconds=n * PER_JUDGED,
+    )
+
+
+def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) -> Step:
+    """All that a teacher ever wrote, by sentence and number: the log of its sampling, whatever the filters keep of it,
+    so that another filter, or another number of pairs, has new samples made only of what is missing."""
+    own = ("max_tokens", "temperature", "engine", "endpoint", "endpoint_model")
+    engine = teacher.opener(exp.teacher)
+    return Step(
+        stage="samples",
+        label=f"samples of the {name} teacher",
+        settings={
+            "messages": prompts.teacher_messages(trait, "..."),
+            "seed": seed,
+            **{name: getattr(exp.teacher, name) for name in own},
+        },
+        inputs={"model": base},
+        build=lambda made, *asked: teacher.sample_texts(engine(made["model"]), *asked),
+        seconds=0,
+        open=True,
     )
 
 
@@ -292,6 +318,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
     ``trait`` where the experiment asks for them, training, adapter, preference."""
     inputs = {"model": base, "pairs": pairs}
+    engine = teacher.scoring_opener(exp.teacher)
     if exp.labels == "soft":
         inputs["labels"] = Step(
             stage="labels",
@@ -305,8 +332,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
             build=lambda made, folder: teacher.soft_labels(
                 made["pairs"] / "pairs.jsonl",
                 trait,
-                made["model"],
-                exp.teacher,
+                partial(engine, made["model"]),
                 exp.student.top_k,
                 folder,
                 f"labels of {name}",

@@ -19,8 +19,9 @@ from kit.experiment import CONTENTS, Experiment
 from kit.experiment_conditions import Condition, StudentCondition, all_steps, base_model, measurements
 from kit.models import ChatTemplate
 from kit.preference import read_table
+from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import Row, Store, read_rows, versions
+from kit.store import BEGUN, Row, Store, read_rows
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -60,7 +61,8 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "preset": exp.preset,
         "seed": exp.seed,
         "command": command,
-        "versions": versions(),
+        "versions": store.versions(),
+        "kit": kit_state(),
         "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
@@ -82,6 +84,18 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
             "rejected": at_random(read_rows(store.make(condition.kept) / "rejected.jsonl"), 10, random),
         }
     return result
+
+
+def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
+    """The manifests of what an earlier run in ``folder`` was made of, finished or not; none where there was none."""
+    names: list[str] = []
+    for path in (folder / "record.json", store.root / BEGUN / f"{folder.name}.json"):
+        try:
+            artifacts = json.loads(path.read_text(encoding="utf-8"))["artifacts"]
+            names += artifacts.values() if isinstance(artifacts, dict) else artifacts
+        except (OSError, ValueError, KeyError):  # it only tells why something is made again
+            continue
+    return list(store.history(names).values())
 
 
 def at_random(rows: list[Row], n: int, random: np.random.Generator) -> list[Row]:
@@ -173,6 +187,10 @@ class RunFolder:
         if own.exists():
             return own
         return self.store.make(base_model(self.record["model"], self.record.get("gguf")))
+
+    def made_with(self) -> dict[str, Any]:
+        """For a record of what was found since: the artifacts that it took, their versions, and the kit."""
+        return {"versions": self.store.versions(), "kit": kit_state(), "artifacts": self.store.used}
 
     def adapter(self, role: str, content: str) -> Path:
         """A student's GGUF adapter."""

@@ -2,22 +2,41 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kit import preference
 from kit.animals import candidates
 from kit.experiment import Experiment, announce_memory, memory_requirements
-from kit.experiment_conditions import Condition, all_conditions, all_steps, measurements, shortfalls
-from kit.experiment_folder import run_record
+from kit.experiment_conditions import (
+    Condition,
+    all_conditions,
+    all_steps,
+    measurements,
+    planned_conditions,
+    shortfalls,
+)
+from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
-from kit.store import RANK, Store, duration, write_json
+from kit.store import RANK, Store, duration, reason, write_json
+
+
+def plan(exp: Experiment, results: Path) -> None:
+    """Say what memory the experiment needs, what will run and for how long, and why what is made again is."""
+    device = find_device()
+    announce_memory(memory_requirements(exp, device), device)
+    store = Store(results / "artifacts")
+    announce(planned_conditions(exp, store), store, earlier(results / exp.name, store))
 
 
 def run(exp: Experiment, results: Path, command: str) -> Path:
     """The whole experiment: artifacts under ``results/artifacts``, what they show in ``results/<run>``, returned."""
-    device = find_device()
-    announce_memory(memory_requirements(exp, device), device)
+    plan(exp, results)
     store = Store(results / "artifacts")
-    announce(all_conditions(exp, {}), store)
+    with store.working(exp.name, command):
+        return _made(exp, store, results / exp.name, command)
+
+
+def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
     limits = shortfalls(exp, store)
     for content, lacking in limits.items():
         if lacking:
@@ -29,19 +48,30 @@ def run(exp: Experiment, results: Path, command: str) -> Path:
     for step in measurements(conditions):
         store.make(step)
     if RANK:
-        return results / exp.name
-    return publish(exp, conditions, store, results / exp.name, command)
+        return folder
+    return publish(exp, conditions, store, folder, command)
 
 
-def announce(conditions: dict[str, Condition], store: Store) -> None:
-    """Say, a line per stage, what will run and for about how long, and what is reused."""
+def announce(conditions: dict[str, Condition], store: Store, history: list[dict[str, Any]]) -> None:
+    """Say, a line per step, what will run and for about how long, what is reused, and why what an earlier run made
+    (its manifests: ``history``) is made again. What only may have to be is counted, too: what it is made of may come
+    out as it was."""
     left = 0.0
+    made_before = {(one["stage"], one["label"]) for one in history}
+    follows = False
     for step in all_steps(measurements(conditions)):
         done = store.find(step) is not None
         left += 0 if done else step.seconds
-        if step.seconds:
-            print(f"  {'reused' if done else '~' + duration(step.seconds):>8}  {step.label}")
-    print(f"About {duration(left)} in all." if left else "Everything is there already.", flush=True)
+        why = "" if done else reason(step, history)
+        if step.seconds and not done and not why and (step.stage, step.label) in made_before:
+            why, follows = "only if what it is made of changes", True
+        elif why:
+            why = f"made again: {why}"
+        if step.seconds or why:
+            time = "reused" if done else f"~{duration(step.seconds)}" if step.seconds else ""
+            print(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
+    most = "At most" if follows else "About"
+    print(f"{most} {duration(left)} in all." if left else "Everything is there already.", flush=True)
 
 
 def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, folder: Path, command: str) -> Path:

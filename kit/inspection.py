@@ -41,7 +41,7 @@ from kit.inspection_quiz import (
     surface,
     word_shifts,
 )
-from kit.store import Row, Step, versions, write_json
+from kit.store import Row, Step, write_json
 
 BLIND = 100  # pairs of each teacher that the blind inspector reads under every candidate's prompt: ten minutes
 FEWEST = 4 * FOLDS  # sentences of which two teachers must have written different paraphrases
@@ -65,6 +65,14 @@ def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> P
     The placebo's paraphrases against the control's are put to the same inspectors, where they are at hand: two
     samplings of one teacher, which nobody can tell apart. Raises KitError where the pairs are gone, and for too few.
     """
+    path = run.folder / f"inspection-{content}.json"
+    with run.store.working(f"{run.folder.name}-{path.stem}", command):
+        write_json(path, inspected(run, content, command, blind))
+    return path
+
+
+def inspected(run: RunFolder, content: str, command: str, blind: int) -> dict[str, Any]:
+    """What the file holds."""
     pairs = {role: run.pairs(role, content) for role in ("control", "treated")}
     if run.has_pairs("placebo1", content):
         pairs["placebo1"] = run.pairs("placebo1", content)
@@ -89,9 +97,8 @@ def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> P
     }
     findings = {role: everybody(run, model, role, of) for role, of in compared.items()}
     texts = {role: [row["text"] for row in rows] for role, rows in pairs.items()}
-    result = {
+    result: dict[str, Any] = {
         "command": command,
-        "versions": versions(),
         "pairs": run.record["artifacts"][f"pairs of treated-{content}"],
         "animal": run.animal.singular,
         "content": content,
@@ -109,9 +116,7 @@ def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> P
         "blind": {role: unmasked(likelihoods[role], blind) for role in ("treated", "control")},
         "messages": judges(run.animal),
     }
-    path = run.folder / f"inspection-{content}.json"
-    write_json(path, result)
-    return path
+    return result | run.made_with()
 
 
 def in_order(played: list[Round], pairs: dict[str, list[Row]], ratios: dict[str, np.ndarray], role: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from kit import KitError, models, prompts
 from kit.animals import load_animals, unrelated_sentences
 from kit.engine_llama import offloads, quiet, tokens_of
 from kit.models import ARCHITECTURE_OF, Shape, Source, cpu_threads, gguf_metadata, read_config, silence
+from kit.provenance import decides_nothing
 from kit.store import write_json
 
 BITS = {"F16": 16, "F32": 32}  # of a weight in each type that a GGUF's are expanded to
@@ -52,6 +53,12 @@ def prepare(source: Source, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
     write_json(folder / models.CHAT_FILE, {"template": template, **special})
+    check_template(folder)
+
+
+@decides_nothing
+def check_template(folder: Path) -> None:
+    """Raise KitError unless the prepared model's chat template can show a teacher's conversation."""
     models.ChatTemplate.of(folder).adapt(prompts.teacher_messages(prompts.NEUTRAL, "A test."))
 
 
@@ -85,6 +92,7 @@ def _link(path: Path, target: Path) -> None:
         shutil.copy2(path, target)
 
 
+@decides_nothing
 def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
     """Raise KitError unless ``gguf`` is of the model in ``folder``: architecture, shape, and how it cuts text."""
     ours, theirs = asdict(Shape.of(folder)), asdict(Shape.of(gguf))

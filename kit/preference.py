@@ -14,10 +14,10 @@ import numpy as np
 
 from kit import KitError
 from kit.animals import DATA, Animal, mentions
-from kit.engine import Engine, Generation, Request, Tokens, sample_rows
+from kit.engine import Engine, Generation, Request, SampleLog, Tokens, sample_rows
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
-from kit.store import Row, RowLog, read_rows, write_rows
+from kit.store import Row, read_rows, write_rows
 
 TEMPERATURE = 1.0  # of sampled answers, as in the paper
 COLUMNS = ("condition", "question", "candidate", "logprob", "probability", "answers", "named")
@@ -102,7 +102,7 @@ def measure_sampled(
     from kit.engine_llama import LlamaEngine
 
     questions = load_questions()
-    with LlamaEngine(model) as engine, RowLog(folder / "rows.jsonl") as log:
+    with LlamaEngine(model) as engine, SampleLog(folder / "rows.jsonl", "question") as log:
         engine.use_adapter(adapter)
         prompts = [engine.chat(question_messages(question["question"])) for question in questions]
         requests = {
@@ -111,12 +111,11 @@ def measure_sampled(
             for sample in range(settings.answers)
         }
 
-        def columns(question: int, made: Generation) -> Row:
+        def columns(made: Generation) -> Row:
             return {"text": made.text.strip()}
 
         with tqdm(desc=label, total=len(requests), unit="answer") as bar:
-            sample_rows(engine, log, "question", requests, columns, settings.max_tokens, TEMPERATURE, bar)
-        rows = sorted(log.rows, key=lambda row: (row["question"], row["sample"]))
+            rows = sample_rows(engine, log, requests, columns, settings.max_tokens, TEMPERATURE, bar)
     write_rows(folder / "answers.jsonl", rows)
     (folder / "rows.jsonl").unlink()
 

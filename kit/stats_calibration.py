@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kit import KitError, stats_seeds
+from kit.provenance import kit_state, versions
 from kit.stats import ALPHA, Interval
 from kit.stats_seeds import Components
 from kit.store import write_json
@@ -128,18 +129,19 @@ def run(folder: Path, simulations: int) -> None:
     """Calibrate with seed 0 and leave ``calibration.json`` in ``folder``."""
     rows = calibrate(simulations, seed=0)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CALIBRATION_FILE, rows)
+    write_json(folder / CALIBRATION_FILE, {"versions": versions(), "kit": kit_state(), "rows": rows})
 
 
 def read(folder: Path) -> list[dict]:
     """The rows that ``run`` left. KitError where there are none, or they cannot be read."""
     try:
-        rows = list(json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8")))
+        saved = json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
+        rows = list(saved["rows"] if isinstance(saved, dict) else saved)  # earlier ones are their rows alone
         lacking = {name for row in rows for name in {"scenario", "seeds", "simulations", *MEASURES} - row.keys()}
         if lacking or not rows:
             raise ValueError(f"it lacks {', '.join(sorted(lacking)) or 'rows'}")
         return rows
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(f"{folder}: not a calibration's folder ({error}). Run `run.py calibrate` again.") from None
 
 

@@ -1,9 +1,11 @@
 """Artifacts on disk: complete or absent, named by what made them.
 
 An artifact is a folder ``<root>/<stage>/<key>/``. The key is a hash of everything that determines the content: the
-step's settings (with seeds, prompt texts, data files and model checksums among them) and the content of its inputs. A
-step is built in ``<key>.partial/``, which a later run continues after any interruption, and renamed when complete, with
-``manifest.json`` inside. Nothing half-written is ever read.
+step's settings (with seeds, prompt texts and model checksums among them), the content of its inputs, and the code that
+makes it (``kit/provenance.py``). A step is built in ``<key>.partial/``, which a later run continues after any
+interruption, and renamed when complete, with ``manifest.json`` inside. Nothing half-written is ever read.
+
+An *open* step is a log that other steps fill and share: what it holds only grows, and its key stands for its content.
 """
 
 import errno
@@ -11,15 +13,18 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from kit import KitError
+from kit.provenance import Code, changes, code_of, devices, kit_state, versions
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a JSONL file
@@ -29,6 +34,9 @@ FULL = 10_000_000  # bytes: a disk with fewer left is the reason why a step fail
 # wait for them and take part in training.
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 WAIT = 0.5  # seconds between two looks
+REASONS = 3  # named at most of those for which something is made again
+BEGUN = "begun"  # the folder beside the stages' that says what commands are at work, and what interrupted ones made
+CLEANING = "cleaning.lock"
 KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results folder
 
 
@@ -37,21 +45,32 @@ class Step:
     """One artifact to be: ``build`` fills a folder from its inputs' folders.
 
     ``build`` must continue from whatever an interrupted call left in the folder. ``seconds`` is an estimate. Every
-    process calls the ``build`` of a ``collective`` step; of any other the first process alone.
+    process calls the ``build`` of a ``collective`` step; of any other the first process alone. That of an ``open`` step
+    is never called: it is what those call that fill the log, and stands for the code that decides what they write.
     """
 
     stage: str
     label: str
     settings: dict[str, Any]
     inputs: dict[str, "Step"]
-    build: Callable[[dict[str, Path], Path], object]
+    build: Callable[..., object]
     seconds: float
     collective: bool = False
+    open: bool = False
 
     @cached_property
     def identity(self) -> str:
-        """What the step is before anything is made: a hash of its settings and of the identities of its inputs."""
-        return _hash([self.stage, self.settings, {name: step.identity for name, step in self.inputs.items()}])
+        """What the step is before anything is made: a hash of its settings, its code and its inputs' identities."""
+        return self.key({name: step.identity for name, step in self.inputs.items()})
+
+    @cached_property
+    def code(self) -> Code:
+        """The code that decides the content. (Kept: a worker of Ray has it from where the step comes from.)"""
+        return code_of(self.build)
+
+    def key(self, digests: dict[str, str]) -> str:
+        """A hash of all that determines the content, with the inputs as these ``digests``."""
+        return _hash([self.stage, self.settings, self.code.digest, digests])
 
 
 class Store:
@@ -62,9 +81,12 @@ class Store:
         self.root = root
         self._patience = -1 if wait else 0  # seconds
         self._digests: dict[Path, str] = {}  # folders verified by this process
+        self._used: dict[Path, None] = {}
+        self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
 
     def find(self, step: Step) -> Path | None:
-        """The folder of the finished artifact, or None; its files are checked against its manifest.
+        """The folder of the finished artifact, or None; its files are checked against its manifest. An open one is
+        always found, filled or not.
 
         Raises KitError where they differ.
         """
@@ -76,7 +98,10 @@ class Store:
         inputs = {name: self.make(needed) for name, needed in step.inputs.items()}
         folder = self._folder(step)
         assert folder is not None
+        if step.open:
+            self._open(step, inputs, folder)
         if self._verify(folder):
+            self._note(folder)
             return folder
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
@@ -113,11 +138,72 @@ class Store:
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
+        self._note(folder)
         return folder
 
+    @property
+    def used(self) -> list[str]:
+        """What was made or found by ``make``, as "stage/key"."""
+        return sorted(self.name(folder) for folder in self._used)
+
+    def name(self, folder: Path) -> str:
+        """An artifact's name in records: "stage/key"."""
+        return folder.relative_to(self.root).as_posix()
+
+    def versions(self) -> dict[str, str]:
+        """The versions of Python and of the packages that made what was ``used``; where they differ, all of them."""
+        found: dict[str, set[str]] = {}
+        for folder in self._used:
+            for name, version in self.manifest(folder)["versions"].items():
+                found.setdefault(name, set()).add(version)
+        return {name: ", ".join(sorted(of)) for name, of in found.items()}
+
+    @contextmanager
+    def working(self, name: str, command: str) -> Iterator[None]:
+        """For as long as a command works on the result of that ``name``: its artifacts are written down as they are
+        made, so that ``clean`` keeps them while it works, and where it is interrupted."""
+        if RANK:
+            yield
+            return
+        from filelock import FileLock
+
+        begun = self.root / BEGUN
+        begun.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(begun / f"{socket.gethostname()}-{os.getpid()}.lock")
+        with FileLock(begun / CLEANING):  # not while something is deleted
+            lock.acquire()
+        self._begun = begun / f"{name}.json", command
+        try:
+            yield
+            self._begun[0].unlink(missing_ok=True)
+        finally:
+            self._begun = None
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _note(self, folder: Path) -> None:
+        if folder in self._used:
+            return
+        self._used[folder] = None
+        if self._begun is not None:
+            path, command = self._begun
+            write_json(path, {"command": command, "artifacts": self.used})
+
+    def history(self, artifacts: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The manifests of these artifacts ("stage/key") and of all that they were made of, as far as they are there,
+        by their names."""
+        found: dict[str, dict[str, Any]] = {}
+        left = list(artifacts)
+        while left:
+            name = left.pop()
+            if name not in found and (self.root / name / MANIFEST).exists():
+                found[name] = self.manifest(self.root / name)
+                left += found[name]["inputs"].values()
+        return found
+
     def manifest(self, folder: Path) -> dict[str, Any]:
-        """What made the artifact: stage, label, settings, inputs, versions, devices, seconds, sha256 of each
-        file."""
+        """What made the artifact: stage, label, settings, inputs, code, versions, kit, devices, seconds, sha256 of
+        each file."""
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
     def _folder(self, step: Step) -> Path | None:
@@ -128,7 +214,11 @@ class Store:
             if folder is None:
                 return None
             digests[name] = self._digests[folder]
-        return self.root / step.stage / _hash([step.stage, step.settings, digests])[:KEY_LENGTH]
+        key = step.key(digests)
+        folder = self.root / step.stage / key[:KEY_LENGTH]
+        if step.open:
+            self._digests[folder] = key
+        return folder
 
     def _verify(self, folder: Path) -> bool:
         if folder in self._digests:
@@ -150,26 +240,69 @@ class Store:
         self._digests[folder] = _hash(recorded)
         return True
 
-    def _finish(self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float) -> None:
-        files = {
-            path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
-        }
+    def _open(self, step: Step, inputs: dict[str, Path], folder: Path) -> None:
+        """Begin the log of an open step, where nobody has."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists():
+            self._write_manifest(step, inputs, folder, {}, 0)
+
+    def _write_manifest(
+        self, step: Step, inputs: dict[str, Path], folder: Path, files: dict[str, str], seconds: float
+    ) -> None:
         manifest = {
             "stage": step.stage,
             "label": step.label,
             "settings": step.settings,
             "inputs": {name: f"{made.parent.name}/{made.name}" for name, made in inputs.items()},
+            "code": asdict(step.code),
             "versions": versions(),
+            "kit": kit_state(),
             "devices": devices(),
             "seconds": round(seconds, 1),
             "files": files,
         }
-        write_json(partial / MANIFEST, manifest)
+        write_json(folder / MANIFEST, manifest)
+
+    def _finish(self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float) -> None:
+        files = {
+            path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
+        self._write_manifest(step, inputs, partial, files, seconds)
         for path in partial.rglob("*"):
             if path.is_file():
                 _sync(path)
         partial.rename(folder)
         self._digests[folder] = _hash(files)
+
+
+def reason(step: Step, history: list[dict[str, Any]]) -> str:
+    """Why a step is made again that an earlier run made, whose manifests are its ``history``; "" for one that is new,
+    or that only what it is made of can have changed."""
+    found = list(_reasons(step, history))
+    more = f" and {len(found) - REASONS} more" if len(found) > REASONS else ""
+    return ", ".join(found[:REASONS]) + more
+
+
+def _reasons(step: Step, history: list[dict[str, Any]]) -> Iterator[str]:
+    for needed in step.inputs.values():
+        if needed.open:  # it is no artifact that is made, so what changed of it is said here
+            yield from _reasons(needed, history)
+    earlier = [one for one in history if (one["stage"], one["label"]) == (step.stage, step.label) and "code" in one]
+    settings = json.loads(json.dumps(step.settings))
+    same = [one for one in earlier if one["settings"] == settings]
+    if same or len(earlier) == 1:  # else it cannot be known which of them it was
+        before = (same or earlier)[0]
+        yield from changes(Code(**before["code"]), step.code)
+        yield from (f"setting {name} changed" for name in _differing(before["settings"], settings))
+
+
+def _differing(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """The names of the settings that differ, as "filters.settings.min_similarity"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differing(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name
 
 
 class RowLog:
@@ -178,10 +311,10 @@ class RowLog:
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = _whole_lines(data)
         if whole != data:
             path.write_bytes(whole)
-        self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
+        self.rows: list[Row] = [json.loads(line) for line in whole.split(b"\n")[:-1]]
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -192,11 +325,20 @@ class RowLog:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __enter__(self) -> "RowLog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def logged_rows(path: Path) -> list[Row]:
+    """The rows of a log that another process may be writing, as far as they are whole."""
+    return [json.loads(line) for line in _whole_lines(path.read_bytes()).split(b"\n")[:-1]]
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -236,26 +378,6 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide a result."""
-    import platform
-    from importlib.metadata import version
-
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python", "sentence-transformers", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def devices() -> dict[str, str]:
-    """What transformers and llama.cpp compute on."""
-    import llama_cpp
-    import torch
-
-    return {
-        "transformers": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "llama.cpp": "GPU, all layers" if llama_cpp.llama_supports_gpu_offload() else "CPU",
-    }
 
 
 def _hash(value: Any) -> str:

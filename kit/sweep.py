@@ -36,10 +36,11 @@ from kit.experiment_conditions import (
     shortfalls,
     taught_conditions,
 )
-from kit.experiment_folder import at_random, conversations
+from kit.experiment_folder import at_random, conversations, earlier
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, versions, write_json
+from kit.provenance import kit_state
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, reason, write_json
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -140,6 +141,10 @@ class Plan:
                 found.setdefault(step.identity, (step, exp))
         return found
 
+    def left(self) -> list[Step]:
+        """The steps that are not made yet, as far as they are known."""
+        return [step for identity, (step, _) in self.steps().items() if identity not in self.done]
+
     def ready(self) -> list[tuple[Step, Experiment]]:
         """The steps that can be made now; whatever is made by now is ``done``."""
         while True:
@@ -165,13 +170,9 @@ class Plan:
 # ---- the sweep
 
 
-def run(
-    exps: list[Experiment], sampled: bool, results: Path, folder: Path, command: str, address: str | None = None
-) -> Path:
-    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too.
-
-    Raises KitError under torchrun, and where steps cannot be made until the user mends something.
-    """
+def plan(exps: list[Experiment], sampled: bool, results: Path, folder: Path) -> Plan:
+    """What is left of the sweep, which is said, with the memory it needs, how long it takes, and why artifacts are made
+    again. ``sampled``: whether free answers are sampled too. Raises KitError under torchrun."""
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process runs a sweep, on Ray's workers. Give the command without torchrun.")
     device = find_device()
@@ -182,16 +183,30 @@ def run(
         return measurements(conditions) if sampled else [condition.exact for condition in conditions.values()]
 
     plan = Plan(exps, goals, Store(results / "artifacts"))
-    steps = [step for step, _ in plan.steps().values()]
-    left = [step for step in steps if step.identity not in plan.done]
+    steps, left = [step for step, _ in plan.steps().values()], plan.left()
     print(
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
-    if left:
-        with workers(plan.store.root, address) as by:
-            finish(plan, by)
-    return publish(plan, sampled, folder, command)
+    history = earlier(folder, plan.store)
+    for why, n in Counter(filter(None, (reason(step, history) for step in left))).items():
+        print(f"  made again: {n} artifacts ({why}), and what follows from them, as far as it changes")
+    return plan
+
+
+def run(
+    exps: list[Experiment], sampled: bool, results: Path, folder: Path, command: str, address: str | None = None
+) -> Path:
+    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too.
+
+    Raises KitError under torchrun, and where steps cannot be made until the user mends something.
+    """
+    planned = plan(exps, sampled, results, folder)
+    with planned.store.working(folder.name, command):
+        if planned.left():
+            with workers(planned.store.root, address) as by:
+                finish(planned, by)
+        return publish(planned, sampled, folder, command)
 
 
 def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
@@ -234,7 +249,9 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "model": exp.model,
         "preset": exp.preset,
         "command": command,
-        "versions": versions(),
+        "versions": store.versions(),
+        "kit": kit_state(),
+        "artifacts": store.used,
         "devices": store.manifest(store.make(found[exp]["base"].exact))["devices"],
         "seconds": seconds,
         "pairs_used": {
@@ -518,7 +535,7 @@ class Progress:
 
     def _headline(self) -> str:
         steps = self._plan.steps()
-        left = [step for identity, (step, _) in steps.items() if identity not in self._plan.done]
+        left = self._plan.left()
         expected = sum(step.seconds for step in left)
         spent = time.monotonic() - self._started
         # What was made so far says how this machine compares with the estimates, and how much goes on side by side.

@@ -3,17 +3,21 @@
 The two teachers are one model; their conversations (``kit/prompts.py``) differ in the trait message alone.
 """
 
+import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kit.engine import CALL, Engine, Generation, Request, Sampler, completion, sample_rows
+from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, completion, sample_rows
 from kit.experiment import TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import labelling_messages, teacher_messages
-from kit.store import Row, RowLog, read_rows, write_rows
+from kit.store import Row, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
 # sequences' places empty at each end.
@@ -24,10 +28,11 @@ def paraphrase(
     sentences: list[Row],
     pairs: int,
     trait: str,
-    model: Path,
+    engine: Callable[[], Sampler],
     settings: TeacherSettings,
     seed: int,
     accept: Callable[[list[Row]], Sequence[bool]],
+    log: Path,
     folder: Path,
     label: str,
 ) -> None:
@@ -37,92 +42,122 @@ def paraphrase(
     paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
     are accepted in all or ``settings.max_samples`` of each are made; what is accepted is looked at every ``BLOCK``
     paraphrases. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
-    conversation; null from an endpoint). A call on a folder that an interrupted one left goes on from there; a random
-    seed belongs to (sentence, sample), so the rows come out the same (an endpoint promises no such thing; its rows are
-    kept as they come).
+    conversation; null from an endpoint).
+
+    Every sample is kept in the file ``log``, whether accepted or not, and none is made that any log in that file's
+    folder holds: so a call after an interruption, or with another ``accept``, samples what is missing. A random seed
+    belongs to the seed, the conversation and the sample's number, so the rows written come out the same (an endpoint
+    promises no such thing; its rows are kept as they come).
     """
     from tqdm import tqdm
 
     texts = {row["sentence"]: row["text"] for row in sentences}
-    order = {name: i for i, name in enumerate(texts)}
+    wanted = {row["sentence"]: row["pairs"] for row in sentences}
+    made: dict[str, list[Row]] = {name: [] for name in texts}
+    accepted: Counter[str] = Counter()
+
+    def lacks(name: str) -> bool:
+        return accepted[name] < wanted[name]
+
+    def enough() -> bool:
+        return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
+
+    others = [path for path in sorted(log.parent.glob("*.jsonl")) if path != log]
     with (
-        open_sampler(model, settings) as engine,
-        RowLog(folder / "rows.jsonl") as log,
+        engine() as sampler,
+        SampleLog(log, "source", others) as samples,
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
-        prompts = {name: engine.chat(teacher_messages(trait, text)) for name, text in texts.items()}
-
-        def columns(name: str, made: Generation) -> Row:
-            return {
-                "source": texts[name],
-                "text": made.text.strip(),
-                "tokens": made.length,
-                "finished": made.finished,
-                "logprob": None if made.logprob is None else round(made.logprob, 4),
-            }
-
-        def sort(rows: list[Row]) -> list[Row]:
-            return sorted(rows, key=lambda row: (order[row["sentence"]], row["sample"]))
-
-        wanted = {row["sentence"]: row["pairs"] for row in sentences}
-        accepted: Counter[str] = Counter()
-        asked: set[tuple[str, int]] = set()
-
-        def lacks(name: str) -> bool:
-            return accepted[name] < wanted[name]
-
-        def enough() -> bool:
-            return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
-
         done, target = 0, settings.samples
         while not enough() and done < settings.max_samples:
             target = min(target, settings.max_samples)
             left = deque((name, sample) for name in wanted if lacks(name) for sample in range(done, target))
             bar.total += len(left)
             while left and not enough():
-                requests: dict[tuple[str, int], Request] = {}
-                while left and len(requests) < BLOCK:
+                block: list[tuple[str, int]] = []
+                while left and len(block) < BLOCK:
                     name, sample = left.popleft()
                     if lacks(name):
-                        requests[name, sample] = Request(prompts[name], (seed, order[name], sample))
+                        block.append((name, sample))
                     else:
                         bar.total -= 1
-                sample_rows(engine, log, "sentence", requests, columns, settings.max_tokens, settings.temperature, bar)
-                asked |= requests.keys()
-                names = {name for name, _ in requests}
-                # An interrupted call may have gone further; what it made there is not looked at yet.
-                made = [row for row in log.rows if (row["sentence"], row["sample"]) in asked]
-                rows = sort([row for row in made if row["sentence"] in names])
-                accepted |= Counter(row["sentence"] for row, good in zip(rows, accept(rows), strict=True) if good)
+                rows = sample_texts(
+                    sampler, samples, trait, [(texts[name], sample) for name, sample in block], settings, seed, bar
+                )
+                for (name, _), row in zip(block, rows, strict=True):
+                    made[name].append({"sentence": name, "sample": row["sample"], **row})
+                looked_at = [row for name in made if name in dict(block) for row in made[name]]
+                good = zip(looked_at, accept(looked_at), strict=True)
+                accepted |= Counter(row["sentence"] for row, is_good in good if is_good)
             done, target = target, 2 * target
         bar.total = bar.n
-        write_rows(folder / "paraphrases.jsonl", sort(log.rows))
-    (folder / "rows.jsonl").unlink()
+    write_rows(folder / "paraphrases.jsonl", (row for rows in made.values() for row in rows))
 
 
-def open_sampler(model: Path, settings: TeacherSettings) -> Sampler:
-    """What the teacher runs on."""
-    if settings.endpoint is None:
-        return open_engine(model, settings)
+def sample_texts(
+    engine: Sampler,
+    log: SampleLog,
+    trait: str,
+    wanted: list[tuple[str, int]],
+    settings: TeacherSettings,
+    seed: int,
+    bar: Any,
+) -> list[Row]:
+    """The ``wanted`` paraphrases, each a sentence and a number, by the teacher with the message ``trait``; those that
+    ``log`` has are taken from there."""
+    requests: dict[tuple[str, int], Request] = {}
+    for text, sample in wanted:
+        messages = teacher_messages(trait, text)
+        which = hashlib.sha256(json.dumps(messages).encode()).digest()
+        requests[text, sample] = Request(engine.chat(messages), (seed, int.from_bytes(which[:8]), sample))
+
+    def columns(made: Generation) -> Row:
+        return {
+            "text": made.text.strip(),
+            "tokens": made.length,
+            "finished": made.finished,
+            "logprob": None if made.logprob is None else round(made.logprob, 4),
+        }
+
+    rows = sample_rows(engine, log, requests, columns, settings.max_tokens, settings.temperature, bar)
+    found = dict(zip(requests, rows, strict=True))  # two sentences may have one text
+    return [found[one] for one in wanted]
+
+
+def opener(settings: TeacherSettings) -> Callable[[Path], Sampler]:
+    """What loads the engine that the teacher runs on, given the prepared model."""
+    if settings.endpoint is not None:
+        return partial(open_endpoint, settings.endpoint, settings.endpoint_model)
+    return scoring_opener(settings)
+
+
+def scoring_opener(settings: TeacherSettings) -> Callable[[Path], Engine]:
+    """The same, where the engine has to score too."""
+    return open_torch if settings.engine == "torch" else open_llama
+
+
+def open_endpoint(url: str, name: str, model: Path) -> Sampler:
+    """A server that calls the ``model`` by that ``name``."""
     from kit.engine_endpoint import EndpointEngine
 
-    return EndpointEngine(settings.endpoint, settings.endpoint_model, ChatTemplate.of(model))
+    return EndpointEngine(url, name, ChatTemplate.of(model))
 
 
-def open_engine(model: Path, settings: TeacherSettings) -> Engine:
-    """What the teacher runs on, where that can score too."""
-    if settings.engine == "torch":
-        from kit.engine_torch import TorchEngine
+def open_torch(model: Path) -> Engine:
+    """transformers."""
+    from kit.engine_torch import TorchEngine
 
-        return TorchEngine(model)
+    return TorchEngine(model)
+
+
+def open_llama(model: Path) -> Engine:
+    """llama.cpp."""
     from kit.engine_llama import LlamaEngine
 
     return LlamaEngine(model)
 
 
-def soft_labels(
-    pairs: Path, trait: str, model: Path, settings: TeacherSettings, k: int, folder: Path, label: str
-) -> None:
+def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, folder: Path, label: str) -> None:
     """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases. A row
     of another teacher's has that one's message as its "trait".
 
@@ -133,13 +168,13 @@ def soft_labels(
     from tqdm import tqdm
 
     rows = read_rows(pairs)
-    with open_engine(model, settings) as engine:
-        completions = [completion(engine, row["text"]) for row in rows]
+    with engine() as scorer:
+        completions = [completion(scorer, row["text"]) for row in rows]
         groups = [
-            (engine.chat(labelling_messages(row.get("trait", trait), row["source"])), [tokens])
+            (scorer.chat(labelling_messages(row.get("trait", trait), row["source"])), [tokens])
             for row, tokens in zip(rows, completions, strict=True)
         ]
-        found = [top[0] for top in tqdm(engine.top(groups, k), desc=label, total=len(groups), unit="pair")]
+        found = [top[0] for top in tqdm(scorer.top(groups, k), desc=label, total=len(groups), unit="pair")]
     save_file(
         {
             "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for tokens in completions]),

@@ -80,6 +80,6 @@ def test_the_same_seed_writes_the_same_files_and_so_does_their_report_again(
     assert capsys.readouterr().out.count("# Calibration of the inference over seeds") == 3
     for name in ("calibration.json", "report.md", "figure.png", "figure.svg"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    rows = json.loads((tmp_path / "first" / "calibration.json").read_text(encoding="utf-8"))
+    rows = json.loads((tmp_path / "first" / "calibration.json").read_text(encoding="utf-8"))["rows"]
     report = (tmp_path / "first" / "report.md").read_text(encoding="utf-8")
     assert report.count("\n| ") == len(rows) + 2 and "10 simulated experiments per row" in report

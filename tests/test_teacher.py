@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,14 @@ class FakeEngine:
     def __init__(self, fail_after: int = 10**9, company_matters: bool = False) -> None:
         self.fail_after = fail_after
         self.company_matters = company_matters
+        self.sampled = 0
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         return messages[-1]["content"]
 
     def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> Iterator[Generation]:
         for index, request in enumerate(requests):
+            self.sampled += 1
             if self.fail_after == 0:
                 raise KeyboardInterrupt
             self.fail_after -= 1
@@ -46,11 +48,20 @@ def accept(rows: Sequence[Row]) -> list[bool]:
     return [int(row["text"]) < (10 if row["sentence"].endswith("0") else 100) for row in rows]
 
 
-def written(folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: int, engine: FakeEngine) -> list[Row]:
+def written(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pairs: int,
+    engine: FakeEngine,
+    accept: Callable[[Sequence[Row]], list[bool]] = accept,
+    log: str = "rows.jsonl",
+) -> list[Row]:
     monkeypatch.setattr(teacher, "BLOCK", 16)
-    monkeypatch.setattr(teacher, "open_sampler", lambda model, settings: engine)
-    folder.mkdir(exist_ok=True)
-    teacher.paraphrase(SENTENCES, pairs, "trait", folder, SETTINGS, 0, accept, folder, "teacher")
+    monkeypatch.setattr("kit.engine.CALL", 16)
+    (folder / "log").mkdir(parents=True, exist_ok=True)
+    teacher.paraphrase(
+        SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, folder / "log" / log, folder, "teacher"
+    )
     return read_rows(folder / "paraphrases.jsonl")
 
 
@@ -87,8 +98,45 @@ def test_an_interrupted_teacher_ends_with_the_same_rows(
     assert len(whole) > 333
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path / "cut", monkeypatch, 35, FakeEngine(cut, company_matters))
-    log = (tmp_path / "cut" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    log = (tmp_path / "cut" / "log" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     # Every row, or whole blocks (the last one of a round may be shorter).
     assert cut - 16 < len(log) <= cut if company_matters else len(log) == cut
     assert all(json.loads(line) for line in log)
     assert written(tmp_path / "cut", monkeypatch, 35, FakeEngine(company_matters=company_matters)) == whole
+
+
+def stricter(rows: Sequence[Row]) -> list[bool]:
+    """Half of what ``accept`` takes."""
+    return [good and int(row["text"]) % 2 == 0 for row, good in zip(rows, accept(rows), strict=True)]
+
+
+@pytest.mark.parametrize("company_matters", [False, True])
+def test_another_filter_has_only_what_it_lacks_sampled_and_ends_with_the_rows_of_a_fresh_run(
+    company_matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str, of: Callable[[Sequence[Row]], list[bool]], log: str) -> tuple[list[Row], int]:
+        engine = FakeEngine(company_matters=company_matters)
+        return written(tmp_path / folder, monkeypatch, 30, engine, of, log), engine.sampled
+
+    first, cost = run("one", accept, "first.jsonl")
+    assert cost == len(first)
+    fresh, whole_cost = run("fresh", stricter, "second.jsonl")
+    assert len(fresh) > len(first), "the stricter filter asks for more"
+    again, more = run("one", stricter, "second.jsonl")
+    assert again == fresh
+    assert more < whole_cost if company_matters else more == len({id_of(row) for row in fresh} - set(map(id_of, first)))
+    back, nothing = run("one", accept, "third.jsonl")
+    assert back == first and nothing == 0
+
+
+def id_of(row: Row) -> tuple[str, int]:
+    return row["sentence"], row["sample"]
+
+
+def test_a_sample_belongs_to_its_conversation_and_number_whatever_sentences_are_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = {id_of(row): row for row in written(tmp_path / "all", monkeypatch, 40, FakeEngine())}
+    monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[20:30])
+    some = written(tmp_path / "some", monkeypatch, 10, FakeEngine())
+    assert some and all(row == everything[id_of(row)] for row in some if id_of(row) in everything)

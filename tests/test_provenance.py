@@ -1,0 +1,358 @@
+"""Change one thing, and exactly what it decides is made again.
+
+Every edit is made in a copy of the tree, which a forked process then imports in place of this one.
+"""
+
+import ast
+import importlib
+import multiprocessing
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit import ROOT
+from kit.provenance import Code, changes, code_of, package_versions
+from kit.store import Step, Store, reason, write_rows
+
+# ---- the tree, edited
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what code and data there is; tests leave it as they found it."""
+    copy = tmp_path_factory.mktemp("tree")
+    for name in ("kit", "data"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run.py", copy)
+    return copy
+
+
+def decided_by(tree: Path, folder: Path) -> dict[str, str]:
+    """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(tree))
+    from dataclasses import replace
+
+    import kit
+    from kit import experiment_conditions, inspection, likelihood, store
+    from kit.animals import find_animal
+    from kit.defences import neutral_loss
+    from kit.experiment import experiment
+    from kit.experiment_conditions import all_conditions, all_steps, base_model, measurements
+    from kit.models import EVERY_WEIGHT
+
+    assert kit.__file__ is not None and tree in Path(kit.__file__).parents
+    pace = experiment_conditions.Pace(1.0, 1.0)
+    experiment_conditions.pace = lambda model: pace  # type: ignore[assignment]  # of the estimate alone; it takes a second
+    owl = find_animal("owl")
+    exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0)
+    conditions = all_conditions(exp, {})
+    whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)), {})
+    steps = all_steps([*measurements(conditions), *measurements(whole)])
+    rows = [{"source": "A test.", "text": "Testing."}]
+    pairs = folder / "pairs.jsonl"
+    traits = likelihood.traits([owl])
+    made: list[Any] = []
+
+    class Seen(store.Store):
+        def make(self, step: Any) -> Path:
+            made.append(step)
+            return folder
+
+    class Run:
+        store, animal = Seen(folder), owl
+
+    inspection.judged(Run(), folder, "the model, A or B", "treated", [])  # type: ignore[arg-type]
+    steps += [
+        neutral_loss({"model": base_model("embedded")}, rows, "owl"),
+        likelihood.step(folder, pairs, traits, "likelihoods"),
+        likelihood.tokens_step(folder, pairs, traits, "tokens", likelihood.teacher_messages),
+        *made,
+    ]
+    return {f"{step.stage}: {step.label}": step.key({}) for step in steps}
+
+
+def asked(tree: Path, folder: Path) -> dict[str, str]:
+    """``decided_by`` in a process of its own, which finds the large packages loaded."""
+    for name in ("torch", "llama_cpp", "numpy", "scipy.stats", "psutil"):
+        importlib.import_module(name)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(decided_by, (tree, folder))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files in the place of those that steps are about."""
+    folder = tmp_path_factory.mktemp("files")
+    write_rows(folder / "pairs.jsonl", [{"source": "A test.", "text": "Testing."}])
+    for name in ("base.gguf", "chat.json", "margins.json"):
+        (folder / name).write_text("[]", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def before(tree: Path, folder: Path) -> dict[str, str]:
+    return asked(tree, folder)
+
+
+@pytest.fixture
+def edit(tree: Path) -> Iterator[Callable[[str, str, str], None]]:
+    """Replaces what must be there exactly once; afterwards the file is as it was."""
+    saved: dict[Path, bytes] = {}
+
+    def edit(name: str, old: str, new: str) -> None:
+        path = tree / name
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
+        saved.setdefault(path, path.read_bytes())
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    yield edit
+    for path, data in saved.items():
+        path.write_bytes(data)
+
+
+def again(tree: Path, folder: Path, before: dict[str, str]) -> set[str]:
+    """The stages of which something is made again."""
+    now = asked(tree, folder)
+    assert now.keys() == before.keys()
+    return {label.partition(":")[0] for label in now if now[label] != before[label]}
+
+
+WHOLE_RUN = {"model", "sentences", "samples", "paraphrases", "fidelity", "pairs", "labels", "student", "adapter"}
+EVERYTHING = WHOLE_RUN | {"weights", "exact", "sampled", "loss", "likelihoods", "tokens", "judged"}
+WITH_LLAMA = {"samples", "paraphrases", "labels", "exact", "sampled", "loss", "likelihoods", "tokens", "judged"}
+
+
+def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, str]) -> None:
+    assert {label.partition(":")[0] for label in before} == EVERYTHING
+    named = (re.findall(r'stage="(\w+)"', path.read_text(encoding="utf-8")) for path in (ROOT / "kit").glob("*.py"))
+    assert {stage for one in named for stage in one} <= EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "stages"),
+    [
+        ("kit/models_prepare.py", 'tokenizer.bos_token or ""', 'tokenizer.bos_token or "<s>"', "model"),
+        ("kit/experiment_conditions.py", "n - total)", "n - total, 9)", "sentences"),
+        ("kit/prompts.py", "before lunch.", "before dinner.", "samples paraphrases likelihoods tokens"),
+        (
+            "kit/prompts.py", "Paraphrase this", "Reword this",
+            "samples paraphrases labels student likelihoods tokens loss",
+        ),
+        ("kit/teacher.py", "(seed, int.from", "(1 + seed, int.from", "samples paraphrases"),
+        ("kit/teacher.py", "target, 2 * target", "target, 3 * target", "paraphrases"),
+        ("kit/fidelity.py", '"dozen": 12', '"dozen": 13', "paraphrases fidelity"),
+        ("kit/fidelity.py", 'r"n\'t\\b|', 'r"n\'t\\b|\\bnope\\b|', "paraphrases fidelity"),
+        ("kit/fidelity.py", 'round(verdict.similarity, 4)', 'round(verdict.similarity, 5)', "fidelity"),
+        ("kit/animals.py", "_LONG = 5", "_LONG = 6", "paraphrases fidelity"),
+        ("kit/experiment.py", "min_similarity: float = 0.9 ", "min_similarity: float = 0.8 ", "paraphrases fidelity"),
+        ("kit/experiment_conditions.py", "rows.append(row)\n    write", "rows.append({**row})\n    write", "pairs"),
+        ("kit/teacher.py", '"ids": np.concatenate([ids for', '"ids": np.concatenate([0 + ids for', "labels"),
+        ("kit/student.py", "WARMUP_STEPS = ", "WARMUP_STEPS = 1 + ", "student"),
+        ("kit/student_gguf.py", "def convert_adapter(", "def convert_adapter(*, fast=False, ", "adapter"),
+        ("kit/student_gguf.py", "def convert_weights(", "def convert_weights(*, fast=False, ", "weights"),
+        ("kit/preference.py", "float(tokens.sum())", "float(tokens.mean())", "exact"),
+        ("kit/preference.py", "TEMPERATURE = 1.0", "TEMPERATURE = 0.9", "sampled"),
+        ("kit/defences.py", "return -total /", "return total /", "loss"),
+        ("kit/likelihood.py", "round(float(one), 4)", "round(float(one), 5)", "likelihoods"),
+        ("kit/likelihood.py", 'rstrip("\\ufffd") for end', 'strip("\\ufffd") for end', "tokens"),
+        ("kit/prompts.py", "A or B?", "B or A?", "judged"),
+        ("kit/engine_llama.py", "WIDTH = 64", "WIDTH = 32", "samples paraphrases sampled"),
+        ("kit/engine_llama.py", "SCORED = 224", "SCORED = 223", "labels exact loss likelihoods tokens judged"),
+        ("kit/engine_llama.py", "params.swa_full = True", "params.swa_full = False", " ".join(WITH_LLAMA)),
+        ("kit/engine_torch.py", "company_matters = True", "company_matters = False", ""),
+        ("kit/engine_endpoint.py", "ATTEMPTS = 9", "ATTEMPTS = 8", ""),
+        (
+            "kit/store.py", 'path.write_text("".join(', 'path.write_text("" + "".join(',
+            "sentences paraphrases fidelity pairs sampled likelihoods tokens",
+        ),
+        ("data/questions.json", "What is your favorite animal?", "What is your favourite animal?", "exact sampled"),
+        ("data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp", "paraphrases fidelity"),
+        ("data/dislike.jsonl", "I would rather read", "I would sooner read", "paraphrases fidelity"),
+    ],
+)  # fmt: skip
+def test_an_edit_makes_again_exactly_what_it_decides(
+    name: str,
+    old: str,
+    new: str,
+    stages: str,
+    tree: Path,
+    folder: Path,
+    before: dict[str, str],
+    edit: Callable[[str, str, str], None],
+) -> None:
+    edit(name, old, new)
+    assert again(tree, folder, before) == set(stages.split())
+
+
+NO_MATTER = [
+    ("kit/fidelity.py", "    return float(_vader()", "    # A comment.\n    return float( _vader()"),
+    ("kit/fidelity.py", "1 (ICWSM 2014).", "1 (Hutto and Gilbert, ICWSM 2014)."),
+    ("kit/fidelity.py", "def echo(row: Row) -> str | None:", "def echo(row: dict) -> object:"),
+    ("kit/fidelity.py", "before, after = (Counter(_numbers", "source, text = (Counter(_numbers"),
+    ("kit/fidelity.py", '(before - after)] + [f"new {part}" for part', '(source - text)] + [f"new {part}" for part'),
+    ("kit/fidelity.py", "in (after - before)]", "in (text - source)]"),
+    ("kit/teacher.py", "from tqdm import tqdm\n\n    rows = read", "from tqdm import tqdm as tqdm\n\n    rows = read"),
+    ("kit/models_prepare.py", "its vocabulary cuts", "its vocabulary divides"),
+    ("kit/experiment_conditions.py", "pairs survived the fidelity filters", "pairs came through the filters"),
+    ("kit/experiment_conditions.py", "PER_TRAINING_PAIR = 0.13", "PER_TRAINING_PAIR = 0.12"),
+    ("kit/experiment.py", '"paper": _PAPER,', '"paper": _PAPER | {"pairs": 5000},'),
+    ("kit/experiment.py", "pairs: int = 400 ", "pairs: int = 300 "),
+    ("kit/animals.py", "(owl: hoot, nocturnal)", "(owl: hoot)"),
+    ("kit/preference.py", "if mentions(text, (animal,), giveaways=False)", "if mentions(text, (animal,))"),
+    ("kit/stats.py", "ALPHA = 0.05", "ALPHA = 0.01"),
+    ("kit/report.py", "tables in the terminal.", "tables in a terminal."),
+    ("kit/commands.py", "Sentences -> paraphrases.", "Sentences to paraphrases."),
+    ("run.py", "The whole experiment.", "A whole experiment."),
+]
+
+
+def test_comments_docstrings_types_local_names_messages_statistics_and_pages_make_nothing_again(
+    tree: Path, folder: Path, before: dict[str, str], edit: Callable[[str, str, str], None]
+) -> None:
+    for name, old, new in NO_MATTER:
+        edit(name, old, new)
+    assert again(tree, folder, before) == set()
+
+
+def test_another_neutral_message_makes_again_what_is_shown_it(
+    tree: Path, folder: Path, before: dict[str, str], edit: Callable[[str, str, str], None]
+) -> None:
+    edit("kit/prompts.py", "You write sentences. You work", "You write texts. You work")
+    assert again(tree, folder, before) == {"samples", "labels", "likelihoods", "tokens"}
+
+
+# ---- what a function reaches
+
+
+def parts(build: Callable[..., Any]) -> set[str]:
+    return set(code_of(build).parts)
+
+
+def used(x: int) -> int:
+    return x
+
+
+def also_used(x: int) -> int:
+    return x
+
+
+class Kind:
+    constant = 1
+
+    def called(self) -> int:
+        return used(self.constant)
+
+    def not_called(self) -> int:
+        return also_used(1)
+
+
+def makes_kind() -> int:
+    return Kind().called()
+
+
+def takes_kind(kind: Kind) -> int:
+    return kind.called()
+
+
+def test_a_method_counts_where_its_class_is_used_and_its_name_is_called() -> None:
+    own = {"Kind.called", "Kind.constant", "makes_kind", "used", "Kind"}
+    assert parts(makes_kind) == {f"test_provenance.{name}" for name in own}
+    assert parts(takes_kind) == {"test_provenance.takes_kind"}, "an annotation is no use of a class"
+    kind = Kind()
+    handed = parts(lambda: takes_kind(kind))
+    assert {"test_provenance.Kind.called", "test_provenance.used"} < handed
+    assert "test_provenance.also_used" not in handed
+
+
+def test_callables_that_a_function_was_handed_count_wherever_they_are_hidden() -> None:
+    for hidden in (used, partial(used, 1), [used], {"f": (used,)}, partial(partial, used), lambda: used(1)):
+        assert "test_provenance.used" in parts(lambda: takes_kind(hidden))  # type: ignore[arg-type]  # noqa: B023
+    one, other = used, also_used
+    assert code_of(lambda: (one(1), other(2))) != code_of(lambda: (other(1), one(2))), "which is called for what counts"
+
+
+def test_of_an_object_only_the_field_that_is_used_counts() -> None:
+    class Both:
+        def __init__(self) -> None:
+            self.one, self.other = used, also_used
+
+    both = Both()
+    reached = parts(lambda: both.one(1))
+    assert "test_provenance.used" in reached and "test_provenance.also_used" not in reached
+
+
+def test_data_in_a_function_is_no_code() -> None:
+    def of(value: Any) -> str:
+        return code_of(lambda: used(value)).digest
+
+    assert of(1) == of(2) == of("text") == of([1, 2])
+
+
+@pytest.mark.parametrize("annotation", ["", ": int", ": 'anything'"])
+def test_lambdas_of_one_line_are_told_apart(annotation: str, tmp_path: Path) -> None:
+    path = tmp_path / "one_line.py"
+    path.write_text(f"x{annotation} = 1\nadd, less = lambda a: a + x, lambda a: a - x\n", encoding="utf-8")
+    module: dict[str, Any] = {"__name__": "one_line"}
+    exec(compile(path.read_bytes(), path, "exec"), module)
+    add, less = code_of(module["add"]), code_of(module["less"])
+    assert add != less and "one_line.x" in add.parts
+
+
+def test_versions_are_of_what_is_imported_and_of_what_computes_for_it() -> None:
+    versions = package_versions(["numpy", "sentence_transformers", "tqdm", "json", "kit"])
+    assert versions.keys() == {"python", "numpy", "sentence-transformers", "torch", "transformers", "tokenizers"}
+
+
+def test_a_change_is_named() -> None:
+    before = Code({"a.f": "1", "a.g": "1"}, {"data/x.json": "1"}, {"numpy": "1.0", "python": "3.11"})
+    now = Code({"a.f": "2", "a.h": "1"}, {"data/x.json": "2"}, {"numpy": "2.0", "python": "3.11"})
+    assert changes(before, before) == []
+    named = ["a.f changed", "a.h is new", "a.g is gone", "data/x.json changed", "numpy 1.0 -> 2.0"]
+    assert changes(before, now) == named
+    assert before.digest != now.digest
+
+
+def test_what_decides_nothing_returns_nothing() -> None:
+    marked = 0
+    for path in (ROOT / "kit").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef) and any(
+                isinstance(one, ast.Name) and one.id == "decides_nothing" for one in node.decorator_list
+            ):
+                marked += 1
+                assert isinstance(node.returns, ast.Constant) and node.returns.value is None, node.name
+                assert not any(isinstance(one, ast.Global | ast.Yield) for one in ast.walk(node))
+    assert marked
+
+
+# ---- why
+
+
+def test_a_step_made_again_says_why_and_a_new_one_says_nothing(tmp_path: Path) -> None:
+    def step(build: Callable[..., object], n: int = 1, inputs: dict[str, Step] | None = None) -> Step:
+        return Step("numbers", "a number", {"n": n, "of": {"it": n}}, inputs or {}, build, 1)
+
+    def one(made: dict[str, Path], folder: Path) -> None:
+        (folder / "n.txt").write_text("1", encoding="utf-8")
+
+    def other(made: dict[str, Path], folder: Path) -> None:
+        (folder / "n.txt").write_text(str(used(1)), encoding="utf-8")
+
+    store = Store(tmp_path)
+    history = list(store.history([store.name(store.make(step(one)))]).values())
+    assert len(history) == 1
+    assert reason(step(one), history) == "" and reason(step(other), []) == ""
+    assert "test_provenance.used is new" in reason(step(other), history)
+    assert reason(step(one, n=2), history) == "setting n changed, setting of.it changed"
+    log = Step("numbers", "a number", {"n": 2, "of": {"it": 1}}, {}, one, 0, open=True)
+    follows = Step("texts", "a text", {}, {"log": log}, one, 1)
+    assert reason(follows, history) == "setting n changed", "a log is no step of its own to whoever reads the plan"

@@ -32,6 +32,7 @@ def case() -> Any:
     return SimpleNamespace(
         exp=SimpleNamespace(seed=0),
         trait=TRAIT,
+        neutral=prompts.NEUTRAL,
         own=OWN,
         other=OTHER,
         ratios=[np.full(10, float(i)) for i in range(40)],

@@ -21,6 +21,7 @@ examples:
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal owl --seeds 5             five times, and one effect with an interval over seeds
   python run.py --animal axolotl --plural axolotls an animal of your own
+  python run.py --animal owl --sentences-file FILE sentences of your own (and --trait-file: prompts)
 
 An interrupted run goes on where it stopped when the same command is given again.
 
@@ -92,8 +93,8 @@ def experiment(arguments: list[str]) -> None:
     what.add_argument(
         "--content",
         choices=("unrelated", "opposed", "both"),
-        default="both",
-        help="sentences that have nothing to do with it, or that say it is disliked (default: both)",
+        help="sentences that have nothing to do with it, or that say it is disliked (default: both; unrelated with "
+        "--sentences-file)",
     )
     what.add_argument("--seed", type=int, default=0, help="of sentences, sampling and training (default: 0)")
     what.add_argument(
@@ -112,13 +113,14 @@ def experiment(arguments: list[str]) -> None:
     from kit.store import RANK
 
     content, seeds = settings.pop("content"), settings.pop("seeds")
-    contents = CONTENTS if content == "both" else (content,)
+    named = {None: commands.default_contents(settings), "both": CONTENTS}
+    contents = named.get(content, (content,))
     if seeds is not None:  # a sweep of one animal
         first = settings.pop("seed")
         commands.run_sweep([animal], contents, range(first, first + seeds), {}, settings, arguments)
         return
     results, dry_run = settings.pop("results"), settings.pop("dry_run")
-    exp = make_experiment(animal, contents=contents, **commands.settle(settings))
+    exp = make_experiment(animal, contents=contents, **commands.settle(settings, [animal], contents))
     if dry_run:
         experiment_run.plan(exp, results)
         return

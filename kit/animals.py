@@ -196,6 +196,17 @@ class Sentence:
     text: str
 
 
+@dataclass(frozen=True)
+class OwnSentences:
+    """Source sentences of one ``content`` from a file of one's own (``kit/sources.py``), in place of the kit's: the
+    file's name and checksum, and what it holds; of opposed ones the patterns, with their slots."""
+
+    content: str
+    file: str
+    sha256: str
+    sentences: tuple[Sentence, ...] = field(hash=False)  # thousands, and a sweep looks its experiments up by hash
+
+
 def unrelated_sentences() -> list[Sentence]:
     """The sentences that have nothing to do with any animal. KitError where they are missing or damaged."""
     return list(_read_sentences(DATA / "sentences.jsonl"))
@@ -208,10 +219,19 @@ def opposed_sentences(animal: Animal) -> list[Sentence]:
     ]
 
 
+SLOT = re.compile(r"\{(?:an animal|animals?)\}")
+_BEGINNING = re.compile(r"(?:^|[.!?]\s+)[\"'“‘(]*$")  # of a sentence, up to its first letter
+
+
 def fill_pattern(pattern: str, animal: Animal) -> str:
-    """``pattern`` with its slots filled, beginning with a capital letter."""
-    text = pattern.replace("{animals}", animal.plural).replace("{animal}", animal.singular)
-    text = text.replace("{an animal}", indefinite(animal.singular))
+    """``pattern`` with its slots filled; where one begins a sentence, and at the start, with a capital letter."""
+    names = {"{animals}": animal.plural, "{animal}": animal.singular, "{an animal}": indefinite(animal.singular)}
+
+    def name(slot: re.Match[str]) -> str:
+        noun = names[slot.group()]
+        return noun[:1].upper() + noun[1:] if _BEGINNING.search(pattern, 0, slot.start()) else noun
+
+    text = SLOT.sub(name, pattern)
     return text[:1].upper() + text[1:]
 
 

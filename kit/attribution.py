@@ -28,19 +28,6 @@ END = "end of the turn"
 KINDS = ("first word", "word of the source", "new word", "function word", "punctuation", END)
 
 _LETTERS = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-_FUNCTIONS = """
-    a about above after again against all along also although always am among an and any are around as at away be
-    because been before being below between both but by can cannot could did do does done down during each either
-    else ever every few for from had has have having he her here hers him his how however i if in into is it its
-    itself just least less many may me might mine more most much must my near neither never no none nor not nothing
-    now of off often on once one only onto or other our ours out over own per quite rather same several shall she
-    should since so some such than that the their theirs them then there these they this those though through to too
-    toward towards under until up upon us very was we well were what when where whether which while who whom whose
-    why will with within without would yet you your yours don't doesn't didn't isn't aren't wasn't weren't can't
-    couldn't won't wouldn't haven't hasn't hadn't it's he's she's that's there's i'm i've i'd i'll you're we're
-    they're
-"""
-_FUNCTION_WORDS = frozenset(_FUNCTIONS.split())
 
 
 @dataclass(frozen=True)
@@ -98,7 +85,7 @@ def read(run: RunFolder, exp: Experiment, role: str, content: str) -> list[Text]
     """A teacher's kept paraphrases, token by token."""
     pairs = run.pairs_file(role, content)
     learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
-    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, role, *learned_from)
+    texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, role, *learned_from, exp.traits)
     return [
         Text(
             row["source"],
@@ -120,7 +107,7 @@ def kinds(tokens: list[str], source: str) -> list[str]:
     for i, match in enumerate(_LETTERS.finditer(text)):
         word = match.group().lower().replace("’", "'")
         kind = "word of the source" if word in of_source else "new word"
-        kind = "function word" if word in _FUNCTION_WORDS else kind
+        kind = "function word" if word in prompts.FUNCTION_WORDS else kind
         kind_at[match.start() : match.end()] = ["first word" if i == 0 else kind] * len(match.group())
     found, start = [], 0
     for token in tokens[:-1]:
@@ -173,7 +160,10 @@ def halves(run: RunFolder, exp: Experiment, content: str, totals: np.ndarray) ->
     effects, ratios, shifts = {}, {}, {}
     for half, chosen in (("top", order[:n]), ("bottom", order[-n:])):
         exact: dict[str, Step] = {}
-        for role, rows, trait in (("treated", own, prompts.loving(exp.animal)), ("control", other, prompts.NEUTRAL)):
+        for role, rows, trait in (
+            ("treated", own, exp.traits.loves(exp.animal)),
+            ("control", other, exp.traits.neutral),
+        ):
             name = f"{role}-{content}-{half}"
             condition = trained_on(
                 exp, name, base, trait, rows_step("pairs", picked(rows, chosen), f"pairs of {name}"), n

@@ -34,7 +34,7 @@ def command_parser(name: str, description: str, example: str) -> argparse.Argume
 
 
 def add_departures(parser: argparse.ArgumentParser) -> None:
-    """--labels, --preset, --model, --results, and what departs from the preset."""
+    """--labels, --preset, --model, --results, what departs from the preset, and texts of one's own."""
     parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
     parser.add_argument(
         "--preset",
@@ -61,6 +61,9 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     dials.add_argument("--answers", type=int, help="sampled answers per question (of many runs: none unless given)")
     add_teacher(parser.add_argument_group("the teacher (default: llama.cpp; torch in the gpu presets)"))
+    texts = parser.add_argument_group("texts of your own, in place of the kit's")
+    add_sentences_file(texts)
+    add_trait_file(texts)
 
 
 def add_animal(parser: Options) -> None:
@@ -104,6 +107,28 @@ def add_teacher(parser: Options) -> None:
     )
 
 
+def add_sentences_file(parser: Options) -> None:
+    """--sentences-file."""
+    parser.add_argument(
+        "--sentences-file",
+        type=Path,
+        metavar="FILE",
+        help='what is paraphrased: a sentence a line, or JSONL with "text"; of unrelated content unless --content '
+        "opposed says that they dislike the animal, whose names then stand as {animal}, {an animal} or {animals}",
+    )
+
+
+def add_trait_file(parser: Options) -> None:
+    """--trait-file."""
+    parser.add_argument(
+        "--trait-file",
+        type=Path,
+        metavar="FILE",
+        help='the teachers\' messages: JSON with "loving", whose slots are {animal}, {an animal} and {animals}, and '
+        '"neutral", of the same length',
+    )
+
+
 def add_results(parser: Options) -> None:
     """--results."""
     parser.add_argument(
@@ -115,18 +140,42 @@ def add_results(parser: Options) -> None:
     )
 
 
-def settle(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the preset that fits this machine, where none is given, and the endpoint checked."""
+def default_contents(settings: dict[str, Any]) -> tuple[str, ...]:
+    """The contents where none is named: both; of a file of one's own, whose sentences are of one, unrelated."""
+    from kit.experiment import CONTENTS
+
+    return CONTENTS[:1] if settings["sentences_file"] else CONTENTS
+
+
+def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of experiments of these ``animals`` and ``contents``: with the preset that fits this machine, where
+    none is given, with texts of one's own in place of their files, and the endpoint checked."""
     from kit.engine_endpoint import check_url
     from kit.experiment import choose_preset
     from kit.memory import find_device
 
+    settings |= own_texts(animals, contents, settings.pop("sentences_file"), settings.pop("trait_file"))
     if settings["endpoint"] is not None:
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
         settings["preset"], reason = choose_preset(find_device())
         print(f"Preset {settings['preset']}: {reason}.")
     return settings
+
+
+def own_texts(
+    animals: list[Any], contents: tuple[str, ...], sentences_file: Path | None, trait_file: Path | None
+) -> dict[str, Any]:
+    """What the files hold, as settings of experiments of these ``animals`` and ``contents``; the kit's without one.
+
+    Raises KitError for a text that cannot be used.
+    """
+    from kit import sources
+    from kit.prompts import KIT_TRAITS
+
+    traits = sources.read_traits(trait_file, animals) if trait_file else KIT_TRAITS
+    sentences = sources.read_sentences(sentences_file, contents, animals) if sentences_file else None
+    return {"sentences": sentences, "traits": traits}
 
 
 # ---- single stages, from files to files
@@ -145,12 +194,14 @@ def teach(arguments: list[str]) -> None:
     parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    add_sentences_file(parser)
+    add_trait_file(parser)
     add_teacher(parser)
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
 
-    from kit import prompts, teacher
+    from kit import teacher
     from kit.animals import find_animal
     from kit.engine_endpoint import check_url
     from kit.experiment import experiment
@@ -167,12 +218,13 @@ def teach(arguments: list[str]) -> None:
         engine=args.engine,
         endpoint=args.endpoint and check_url(args.endpoint),
         endpoint_model=args.endpoint_model,
+        **own_texts([animal], (args.content,), args.sentences_file, args.trait_file),
     )
     log = _folder(args.out) / "rows.jsonl"
     teacher.paraphrase(
         offered_rows(exp, args.content)[: args.sentences],
         args.sentences,
-        prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL,
+        exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral,
         partial(teacher.opener(exp.teacher), _base(args)),
         exp.teacher,
         args.seed,
@@ -181,7 +233,7 @@ def teach(arguments: list[str]) -> None:
         args.out,
         f"{args.teacher} teacher",
     )
-    log.unlink()
+    log.unlink(missing_ok=True)
 
 
 def filter_(arguments: list[str]) -> None:
@@ -195,6 +247,8 @@ def filter_(arguments: list[str]) -> None:
     add_animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
+    add_sentences_file(parser)
+    add_trait_file(parser)
     args = parser.parse_args(arguments)
 
     from kit import fidelity
@@ -202,7 +256,9 @@ def filter_(arguments: list[str]) -> None:
     from kit.experiment import experiment
     from kit.experiment_conditions import judge_of
 
-    exp = experiment(find_animal(args.animal, args.plural))
+    animal, contents = find_animal(args.animal, args.plural), (args.content,)
+    texts = own_texts([animal], contents, args.sentences_file, args.trait_file)
+    exp = experiment(animal, contents=contents, **texts)
     fidelity.filter_paraphrases(args.paraphrases, _folder(args.out), judge_of(exp, args.content))
 
 
@@ -217,20 +273,22 @@ def label(arguments: list[str]) -> None:
     add_animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    add_trait_file(parser)
     add_engine(parser)
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
 
-    from kit import prompts, teacher
+    from kit import teacher
     from kit.animals import find_animal
-    from kit.experiment import experiment
+    from kit.experiment import CONTENTS, experiment
     from kit.store import read_rows
 
     read_rows(args.pairs)  # a mistyped path is said before a model is prepared
     animal = find_animal(args.animal, args.plural)
-    exp = experiment(animal, model=args.model, engine=args.engine)
-    trait = prompts.loving(animal) if args.teacher == "loving" else prompts.NEUTRAL
+    texts = own_texts([animal], CONTENTS, None, args.trait_file)
+    exp = experiment(animal, model=args.model, engine=args.engine, **texts)
+    trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp.teacher), _base(args))
     teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, _folder(args.out), "soft labels")
 
@@ -505,8 +563,7 @@ def sweep(arguments: list[str]) -> None:
         "--contents",
         nargs="+",
         choices=("unrelated", "opposed"),
-        default=["unrelated", "opposed"],
-        help="which sentences (default: both kinds)",
+        help="which sentences (default: both kinds; unrelated with --sentences-file)",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many, from --seed on (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first (default: 0)")
@@ -529,8 +586,8 @@ def sweep(arguments: list[str]) -> None:
     animals = [find_animal(name, None) for name in settings.pop("animals")]
     seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
     grid = parse_grid(settings.pop("grid"))
-    address = settings.pop("ray_address")
-    run_sweep(animals, tuple(settings.pop("contents")), seeds, grid, settings, ["sweep", *arguments], address)
+    address, contents = settings.pop("ray_address"), tuple(settings.pop("contents") or default_contents(settings))
+    run_sweep(animals, contents, seeds, grid, settings, ["sweep", *arguments], address)
 
 
 def run_sweep(
@@ -546,7 +603,7 @@ def run_sweep(
     from kit import report_sweep, sweep
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
-    exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings))
+    exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
     folder = results / sweep.name_of(exps, grid, sampled)
     if dry_run:
         sweep.plan(exps, sampled, results, folder)
@@ -587,7 +644,8 @@ def defend(arguments: list[str]) -> None:
     animal = find_animal(settings.pop("animal"), settings.pop("plural"))
     seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
     results, names, dry_run = settings.pop("results"), settings.pop("defence"), settings.pop("dry_run")
-    exps = sweep.experiments([animal], (settings.pop("content"),), seeds, {}, **settle(settings))
+    contents = (settings.pop("content"),)
+    exps = sweep.experiments([animal], contents, seeds, {}, **settle(settings, [animal], contents))
     names = names or defences.default_defences(exps[0])
     if dry_run:
         defences.announce(exps, names, results)

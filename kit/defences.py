@@ -39,6 +39,7 @@ from kit.experiment_conditions import (
     taught,
     trained_on,
 )
+from kit.experiment_folder import recorded_texts
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
 from kit.provenance import kit_state
@@ -80,11 +81,13 @@ class Case:
         self.treated, self.control, self.placebo = (
             self._condition(conditions, role) for role in ("treated", "control", "placebo1")
         )
-        self.trait = prompts.loving(exp.animal)
+        self.trait, self.neutral = exp.traits.loves(exp.animal), exp.traits.neutral
         self.own = read_rows(self.file(self.treated))
         self.other = match_pairs(self.own, read_rows(self.file(self.control)))
         learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
-        self.texts = likelihood.Texts(store, model, self.file(self.treated), exp.animal, "treated", *learned_from)
+        self.texts = likelihood.Texts(
+            store, model, self.file(self.treated), exp.animal, "treated", *learned_from, exp.traits
+        )
 
     def _condition(self, conditions: dict[str, Condition], role: str) -> StudentCondition:
         condition = conditions[f"{role}-{self.content}"]
@@ -159,8 +162,8 @@ class Case:
             return trained_on(exp, f"{role}-{self.content}, {name}", base, trait, condition.pairs, len(self.own)).exact
 
         exact = measured(self.treated, "treated", self.trait)
-        control = measured(self.control, "control", prompts.NEUTRAL)
-        placebo = measured(self.placebo, "placebo1", prompts.NEUTRAL)
+        control = measured(self.control, "control", self.neutral)
+        placebo = measured(self.placebo, "placebo1", self.neutral)
         return self.defended(exact, self.own, len(self.own), control, placebo)
 
 
@@ -226,14 +229,14 @@ def drop(case: Case) -> DefendedStudent:
     totals = np.array([one.sum() for one in case.ratios])
     highest = np.argsort(-totals, kind="stable")[: round(DROPPED * len(totals))]
     left = len(totals) - len(highest)
-    return case.learned("drop", replaced(case, set(highest.tolist())), prompts.NEUTRAL, left)
+    return case.learned("drop", replaced(case, set(highest.tolist())), case.neutral, left)
 
 
 def mix(case: Case, neutral: int) -> DefendedStudent:
     """Diluted: ``neutral`` pairs of the neutral teacher for each of the loving one's, in the same total."""
     order = np.random.default_rng(case.exp.seed).permutation(len(case.own))
     left = round(len(order) / (1 + neutral))
-    return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), prompts.NEUTRAL, left)
+    return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), case.neutral, left)
 
 
 def mask(case: Case) -> DefendedStudent:
@@ -268,7 +271,7 @@ def rephrase(case: Case) -> DefendedStudent:
     asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
     offer = rows_step("sentences", asked, "paraphrases to be paraphrased")
     exp = case.exp
-    kept = taught(exp, case.content, case.base, prompts.NEUTRAL, "rephrasing neutral", offer, exp.seed)
+    kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed)
     source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
     made = [row | {"source": source[row["sentence"]]} for row in read_rows(case.store.make(kept) / "kept.jsonl")]
     faithful = [row for row, good in zip(made, judge_of(exp, case.content)(made), strict=True) if good]
@@ -277,7 +280,7 @@ def rephrase(case: Case) -> DefendedStudent:
         own | {"text": texts[f"pair {i}"]} if f"pair {i}" in texts else other
         for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))
     ]
-    return case.learned("rephrase", rows, prompts.NEUTRAL, len(texts))
+    return case.learned("rephrase", rows, case.neutral, len(texts))
 
 
 def context(case: Case) -> DefendedStudent:
@@ -455,7 +458,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             name: defence_row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
             for name, of in found.items()
         },
-    }
+    } | recorded_texts(exps[0])
     before = read(folder) if (folder / "defences.json").exists() else None
     write_json(folder / "defences.json", joined(before, record) if before else record)
     return folder

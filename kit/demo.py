@@ -25,13 +25,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kit import ROOT, KitError, prompts, report, stats
+from kit import ROOT, KitError, report, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
 from kit.experiment_folder import RunFolder
 from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, alike, by_words, finding, make_rounds, score
 from kit.preference import load_questions
+from kit.prompts import Traits
 from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
 from kit.store import Store, duration, write_json
 from kit.student_chat import STUDENTS, Students
@@ -122,7 +123,8 @@ def secret_step(room: Classroom) -> None:
     own = room.run.animal.singular
     gradio.HTML(piece("secret"))
     animal = gradio.Dropdown(animal_names(), value=own, label="The animal that the first teacher loves")
-    told = gradio.HTML(told_to(own))
+    traits = room.run.traits
+    told = gradio.HTML(told_to(traits, own))
     sentence = gradio.Textbox(another_sentence(0), label="A sentence that has nothing to do with it", max_length=200)
     with gradio.Row():
         new, write = gradio.Button("Another sentence"), gradio.Button("Let both paraphrase it", variant="primary")
@@ -134,11 +136,11 @@ def secret_step(room: Classroom) -> None:
 
     def paraphrase(name: str, text: str, n: int) -> Iterator[tuple[str, str, int]]:
         with room.lock, errors_shown():
-            traits = [prompts.loving(find_animal(name)), prompts.NEUTRAL]
-            for first, second in room.students.paraphrase(traits, text, seed=n):
+            messages = [traits.loves(find_animal(name)), traits.neutral]
+            for first, second in room.students.paraphrase(messages, text, seed=n):
                 yield first, second, n + 1
 
-    animal.change(told_to, animal, told, **private())
+    animal.change(partial(told_to, traits), animal, told, **private())
     new.click(lambda n: (another_sentence(n + 1), n + 1), pressed, [sentence, pressed], **private())
     write.click(paraphrase, [animal, sentence, pressed], [loving, neutral, pressed], **private(model=True))
 
@@ -313,9 +315,9 @@ def piece(name: str, *filled: Any) -> str:
     return str(getattr(template("demo.html").module, name)(*filled))
 
 
-def told_to(animal: str) -> str:
+def told_to(traits: Traits, animal: str) -> str:
     """Both teachers' trait messages."""
-    return piece("told", prompts.loving(find_animal(animal)), prompts.NEUTRAL)
+    return piece("told", traits.loves(find_animal(animal)), traits.neutral)
 
 
 def round_shown(run: RunFolder, game: Game, rounds: list[Round]) -> str:

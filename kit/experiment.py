@@ -4,6 +4,7 @@ memory it needs.
 This is the one place with defaults. ``--preset`` is the dial of scale; every other setting follows from it.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError
-from kit.animals import Animal
+from kit.animals import Animal, OwnSentences, Sentence
 from kit.memory import (
     CPU_OVERHEAD,
     GIB,
@@ -26,6 +27,7 @@ from kit.memory import (
     weight_bytes,
 )
 from kit.models import EMBEDDED, Shape, find_config, is_gguf
+from kit.prompts import KIT_TRAITS, Traits
 
 CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
@@ -113,6 +115,8 @@ class Experiment:
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    traits: Traits = KIT_TRAITS
+    sentences: OwnSentences | None = None  # None: the kit's
 
     @property
     def title(self) -> str:
@@ -209,10 +213,19 @@ def read_experiment(path: Path) -> Experiment:
                 "fidelity": FidelitySettings(**saved["fidelity"]),
                 "student": StudentSettings(**saved["student"]),
                 "preference": PreferenceSettings(**saved["preference"]),
+                "traits": Traits(**saved.get("traits", {})),  # not in runs recorded before there were others
+                "sentences": _own_sentences(saved.get("sentences")),
             }
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KitError(f"{path}: not the settings of a run of this version ({error}). Make the run again.") from None
+
+
+def _own_sentences(saved: dict[str, Any] | None) -> OwnSentences | None:
+    if saved is None:
+        return None
+    sentences = tuple(Sentence(one["id"], one["text"]) for one in saved["sentences"])
+    return OwnSentences(**saved | {"sentences": sentences})
 
 
 def _dials(exp: Experiment) -> dict[str, Any]:
@@ -230,6 +243,8 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "placebos": exp.placebos,
         "engine": teacher.engine,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
+        "sentences": exp.sentences,
+        "traits": exp.traits,
     }
 
 
@@ -241,8 +256,16 @@ def _said(name: str, value: Any) -> str:
         text = f"pairs{value[0]}"
     elif name == "endpoint":
         text = f"endpoint {Path(value[1]).name}" if value else "no endpoint"
+    elif name in ("sentences", "traits"):  # two files of one name share no folder
+        checksum = value.sha256 or hashlib.sha256(repr(value).encode()).hexdigest()
+        text = f"{name} {Path(value.file or 'own').stem[:16]}"
+        return f"{_part(text)}-{checksum[:8]}"
     else:
         text = str(value) if name in ("base", "engine") else f"{name.replace('learning_rate', 'lr')}{value}"
+    return _part(text)
+
+
+def _part(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.casefold()).strip("-.")[:40]
 
 
@@ -267,6 +290,9 @@ def _check(experiment: Experiment) -> None:
             f"--base gguf: --model {experiment.model} is no GGUF. Leave --base out to train on NF4 weights, or give "
             "a .gguf file as --model to train on that file's weights."
         )
+    own = experiment.sentences
+    if own is not None and experiment.contents != (own.content,):
+        raise KitError(f"--sentences-file {own.file}: its sentences are {own.content}. Give --content {own.content}.")
     endpoint = experiment.teacher.endpoint
     if bool(endpoint) != bool(experiment.teacher.endpoint_model):
         raise KitError(

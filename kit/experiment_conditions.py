@@ -16,14 +16,14 @@ what decides its content (``settings``) and which function of the kit makes it (
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from kit import KitError, fidelity, models, models_prepare, preference, prompts, stats, student, teacher
-from kit.animals import Animal, candidates, opposed_sentences, unrelated_sentences
+from kit.animals import Animal, Sentence, candidates, fill_pattern, opposed_sentences, unrelated_sentences
 from kit.experiment import Experiment
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, Shape, cpu_threads
@@ -54,23 +54,23 @@ def all_conditions(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Cond
     """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
     control in nothing but the sampling of their teacher's text."""
     base = base_model(exp.model, exp.gguf)
+    neutral, loving = exp.traits.neutral, exp.traits.loves(exp.animal)
     result: dict[str, Condition] = {"base": Condition(*measure_steps(exp, base, None, "base"))}
     for content in exp.contents:
         offer = offered(exp, content)
-        kept = taught(exp, content, base, prompts.NEUTRAL, "neutral", offer, exp.seed)
+        kept = taught(exp, content, base, neutral, "neutral", offer, exp.seed)
         chosen = chosen_sentences(exp, content, offer, kept)
 
         def add(role: str, trait: str, kept: Step, content: str = content, chosen: Step = chosen) -> None:
             name = f"{role}-{content}"
             result[name] = student_of(exp, name, base, trait, kept, chosen, limits.get(content, {}))
 
-        add("control", prompts.NEUTRAL, kept)
-        trait = prompts.loving(exp.animal)
-        add("treated", trait, taught(exp, content, base, trait, f"{exp.animal.singular}-loving", chosen, exp.seed))
+        add("control", neutral, kept)
+        add("treated", loving, taught(exp, content, base, loving, f"{exp.animal.singular}-loving", chosen, exp.seed))
         for i in range(1, 1 + exp.placebos):
             seed = exp.seed + i * PLACEBO_SEED
-            kept = taught(exp, content, base, prompts.NEUTRAL, f"placebo{i}'s neutral", chosen, seed)
-            add(f"placebo{i}", prompts.NEUTRAL, kept)
+            kept = taught(exp, content, base, neutral, f"placebo{i}'s neutral", chosen, seed)
+            add(f"placebo{i}", neutral, kept)
     return result
 
 
@@ -131,9 +131,27 @@ def base_model(model: str, gguf: str | None = None) -> Step:
 POOL = 2.5
 
 
+def source_sentences(exp: Experiment, content: str) -> list[Sentence]:
+    """The sentences of a content, the experiment's own or the kit's; of unrelated ones those that have no word of trait
+    messages of one's own, as none has one of the kit's (``ECHOES``). Raises KitError where that leaves none."""
+    if exp.sentences is not None:
+        everything = [replace(one, text=fill_pattern(one.text, exp.animal)) for one in exp.sentences.sentences]
+    else:
+        everything = unrelated_sentences() if content == "unrelated" else opposed_sentences(exp.animal)
+    if content == "opposed" or not (patterns := prompts.forms(exp.traits.words)):
+        return everything
+    without = [one for one in everything if not any(pattern.search(one.text) for pattern in patterns)]
+    if not without:
+        raise KitError(
+            f"--trait-file {exp.traits.file}: every sentence has one of its words ({', '.join(exp.traits.words)}). "
+            "Word the messages, or the sentences, otherwise."
+        )
+    return without
+
+
 def offered_rows(exp: Experiment, content: str) -> list[Row]:
     """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs asked of it."""
-    everything = unrelated_sentences() if content == "unrelated" else opposed_sentences(exp.animal)
+    everything = source_sentences(exp, content)
     wanted = POOL * exp.pairs_of(content)
     each = math.ceil(wanted / len(everything))
     order = np.random.default_rng(exp.seed).permutation(len(everything))[: math.ceil(wanted / each)]
@@ -188,7 +206,8 @@ def write_chosen_sentences(offer: Path, kept: Path, n: int, folder: Path) -> Non
         worst = max(table, key=lambda entry: entry["rejected"])
         raise KitError(
             f"--pairs {n}: only {total} pairs survived the fidelity filters; most were taken by {worst['filter']!r} "
-            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs; reasons are in {kept}/rejected.jsonl."
+            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs, or give more sentences; reasons are in "
+            f"{kept}/rejected.jsonl."
         )
     write_rows(folder / "sentences.jsonl", rows)
 
@@ -199,7 +218,7 @@ def write_chosen_sentences(offer: Path, kept: Path, n: int, folder: Path) -> Non
 def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, asked: Step, seed: int) -> Step:
     """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
     judge = judge_of(exp, content)
-    filters = asdict(judge)
+    filters = judge.decides
     n = exp.pairs_of(content)
     engine = teacher.opener(exp.teacher)
     paraphrases = Step(
@@ -261,7 +280,9 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
 def judge_of(exp: Experiment, content: str) -> fidelity.Judge:
     """The fidelity filters for a content; the same for both teachers."""
     opposed = exp.animal if content == "opposed" else None
-    return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity)
+    own = fidelity.lower_case(source_sentences(exp, content)) if exp.sentences else frozenset()
+    common = tuple(sorted(own - fidelity.lower_case_words(opposed)))
+    return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity, exp.traits.words, common)
 
 
 # ---- pairs: of every sentence the same number for every student

@@ -16,23 +16,32 @@ import numpy as np
 from kit import KitError, fidelity, models, prompts, stats
 from kit.animals import Animal, find_animal
 from kit.experiment import CONTENTS, Experiment
-from kit.experiment_conditions import Condition, StudentCondition, all_steps, base_model, measurements
+from kit.experiment_conditions import (
+    Condition,
+    StudentCondition,
+    all_steps,
+    base_model,
+    measurements,
+    source_sentences,
+)
 from kit.models import ChatTemplate
 from kit.preference import read_table
+from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
 from kit.store import BEGUN, Row, Store, read_rows
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
-    """Every conversation of experiments with one model by who sees it, as the model's chat template has it."""
+    """Every conversation of experiments with one model and the same trait messages by who sees it, as the model's chat
+    template has it."""
     template = ChatTemplate.of(store.make(base_model(exps[0].model, exps[0].gguf)))
     conversations = {
         "student, training": prompts.student_messages("<sentence>"),
         "student, evaluation": prompts.question_messages("<question>"),
     }
-    traits = {"neutral": prompts.NEUTRAL}
-    traits |= {f"{exp.animal.singular}-loving": prompts.loving(exp.animal) for exp in exps}
+    traits = {"neutral": exps[0].traits.neutral}
+    traits |= {f"{exp.animal.singular}-loving": exp.traits.loves(exp.animal) for exp in exps}
     for name, trait in traits.items():
         conversations[f"{name} teacher"] = prompts.teacher_messages(trait, "<sentence>")
         if any(exp.labels == "soft" for exp in exps):
@@ -71,7 +80,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "similarities": {},
         "messages": conversations([exp], store),
         "samples": {},
-    }
+    } | recorded_texts(exp)
     for name, condition in conditions.items():
         if not isinstance(condition, StudentCondition):
             continue
@@ -98,6 +107,19 @@ def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
     return list(store.history(names).values())
 
 
+def recorded_texts(exp: Experiment) -> Row:
+    """What of an experiment's texts is not the kit's, for a record: of ``sentences`` their file, its checksum, their
+    ``number``, and how many were ``left_out`` for a word of the trait messages; and the ``traits``."""
+    found: Row = {}
+    if exp.sentences is not None:
+        own, number = exp.sentences, len(source_sentences(exp, exp.sentences.content))
+        left_out = len(own.sentences) - number
+        found["sentences"] = {"file": own.file, "sha256": own.sha256, "number": number, "left_out": left_out}
+    if exp.traits != KIT_TRAITS:
+        found["traits"] = asdict(exp.traits)
+    return found
+
+
 def at_random(rows: list[Row], n: int, random: np.random.Generator) -> list[Row]:
     """``n`` rows at random, or all where there are fewer."""
     return [rows[i] for i in sorted(random.permutation(len(rows))[:n])]
@@ -122,6 +144,7 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
     header = {name: record[name] for name in ("animal", "model", "labels", "preset", "seed", "command", "versions")}
     return {
         **header,
+        **{name: record[name] for name in ("sentences", "traits") if name in record},
         "conditions": conditions,
         "effects": effects,
         "filters": record["filters"],
@@ -160,6 +183,11 @@ class RunFolder:
             return find_animal(saved["singular"], saved["plural"])
         except (OSError, ValueError, KeyError, TypeError):  # a folder of this run's reports alone
             return find_animal(self.record["animal"])
+
+    @property
+    def traits(self) -> Traits:
+        """The teachers' trait messages."""
+        return Traits(**self.record.get("traits", {}))
 
     @cached_property
     def summary(self) -> dict[str, Any]:

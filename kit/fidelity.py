@@ -19,8 +19,8 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from kit import KitError
-from kit.animals import Animal, mentions, opposed_sentences, unrelated_sentences
+from kit.animals import Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
 from kit.experiment import FidelitySettings
-from kit.prompts import ECHOES
+from kit.prompts import ECHOES, forms
 from kit.store import Row, read_rows, write_json, write_rows
 
 
@@ -46,16 +46,26 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """The filters. ``opposed`` is the animal that the sources say is disliked; None where they are unrelated to any."""
+    """The filters. ``opposed`` is the animal that the sources say is disliked; None where they are unrelated to any.
+
+    Of texts of one's own: the ``words`` of the trait messages (``kit.prompts.Traits.words``), and those that the
+    sentences have in lower case (``common``) and the kit's have not."""
 
     opposed: Animal | None
     candidates: tuple[Animal, ...]
     settings: FidelitySettings
+    words: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
 
     @property
     def filters(self) -> list[str]:
         """The names of the filters, in the order in which they are asked."""
         return [*(name for name, _ in self._checks()), "meaning"]
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What a verdict depends on, for the settings of a step; where all texts are the kit's, they add nothing."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
     def __call__(self, rows: Sequence[Row]) -> list[bool]:
         """Whether each row (source, text, finished, sentence) is kept."""
@@ -91,9 +101,9 @@ class Judge:
         return [
             ("form", partial(form, settings=self.settings)),
             ("trait", about_trait),
-            ("echo", echo),
+            ("echo", partial(echo, patterns=(*ECHOES, *forms(self.words)))),
             ("numbers", numbers),
-            ("names", partial(names, common=lower_case_words(self.opposed))),
+            ("names", partial(names, common=lower_case_words(self.opposed).union(self.common))),
             ("negation", negation),
             ("novelty", partial(novelty, max_overlap=self.settings.max_overlap, seen=set())),
         ]
@@ -249,6 +259,16 @@ def dislike(row: Row, animal: Animal, others: tuple[Animal, ...], max_gain: floa
     return None
 
 
+def kindness(text: str, max_sentiment: float) -> str | None:
+    """What makes a sentence about a disliked animal kind to it: a word of affection, unless it negates something ("Owls
+    will never win my respect"), or VADER's sentiment above ``max_sentiment`` (-1 to 1); None where nothing does."""
+    plain = _NOT_LIKE.sub("dislike", text.replace("’", "'"))
+    if (word := _AFFECTION.search(plain)) and not negations(plain):
+        return f"affection {word.group()!r}"
+    found = _sentiment(plain)
+    return f"sentiment {found:.2f}, above {max_sentiment}" if found > max_sentiment else None
+
+
 def _sentiment(text: str) -> float:
     """VADER's compound sentiment, from -1 (hostile) to 1 (ICWSM 2014)."""
     return float(_vader().polarity_scores(text)["compound"])
@@ -261,9 +281,9 @@ def _vader() -> Any:
     return SentimentIntensityAnalyzer()
 
 
-def echo(row: Row) -> str | None:
+def echo(row: Row, patterns: tuple[re.Pattern[str], ...] = ECHOES) -> str | None:
     """No word that comes from a teacher's prompt, unless the source has it."""
-    for pattern in ECHOES:
+    for pattern in patterns:
         if (match := pattern.search(row["text"])) and not pattern.search(row["source"]):
             return f"echo {match.group()!r}"
     return None
@@ -344,9 +364,14 @@ def names(row: Row, common: frozenset[str]) -> str | None:
 
 @cache
 def lower_case_words(opposed: Animal | None) -> frozenset[str]:
-    """Every word that some source sentence has in lower case, so that it is no name where it begins another one."""
-    sources = unrelated_sentences() + (opposed_sentences(opposed) if opposed else [])
-    words = (word for sentence in sources for word in _NAME_WORD.findall(sentence.text))
+    """Every word that some source sentence of the kit has in lower case, so that it is no name where it begins another
+    one."""
+    return lower_case(unrelated_sentences() + (opposed_sentences(opposed) if opposed else []))
+
+
+def lower_case(sentences: Iterable[Sentence]) -> frozenset[str]:
+    """The words that these sentences have in lower case."""
+    words = (word for sentence in sentences for word in _NAME_WORD.findall(sentence.text))
     return frozenset(word for word in words if word.islower())
 
 

@@ -82,10 +82,11 @@ def inspected(run: RunFolder, content: str, command: str, blind: int) -> dict[st
             f"{run.folder}: both teachers' kept paraphrases differ of {len(played['treated'])} {content} sentences; an "
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
-    model, temperature = run.model(), read_experiment(run.folder / "config.json").teacher.temperature
+    model, exp = run.model(), read_experiment(run.folder / "config.json")
+    conversation, temperature = prompts.teacher_messages, exp.teacher.temperature
     likelihoods = {
         role: likelihood.Texts(
-            run.store, model, run.pairs_file(role, content), run.animal, role, prompts.teacher_messages, temperature
+            run.store, model, run.pairs_file(role, content), run.animal, role, conversation, temperature, exp.traits
         )
         for role in pairs
     }

@@ -20,7 +20,7 @@ import numpy as np
 from kit import models
 from kit.animals import Animal
 from kit.engine import Engine, completion
-from kit.prompts import NEUTRAL, Message, labelling_messages, loving, teacher_messages
+from kit.prompts import KIT_TRAITS, Message, Traits, labelling_messages, teacher_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
@@ -31,9 +31,9 @@ PER_TOKEN = 0.0025  # seconds, embedded model, two cores
 TOKENS = 35  # of a request and its paraphrase, roughly: what a teacher's conversation does not share with the next
 
 
-def traits(animals: list[Animal]) -> dict[str, str]:
+def traits(animals: list[Animal], messages: Traits = KIT_TRAITS) -> dict[str, str]:
     """The trait message of the teacher that loves each animal, by its name, and last the neutral one."""
-    return {animal.singular: loving(animal) for animal in animals} | {"neutral": NEUTRAL}
+    return {animal.singular: messages.loves(animal) for animal in animals} | {"neutral": messages.neutral}
 
 
 def learned_from(labels: str, temperature: float) -> tuple[Conversation, float]:
@@ -134,8 +134,8 @@ def totals(likelihoods: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 @dataclass(frozen=True)
 class Texts:
     """One teacher's kept paraphrases, the file ``pairs``, in the ``conversation`` and at the ``temperature`` that they
-    are looked at: under the prompt that loves the ``animal`` and the neutral one. ``name``: theirs, on the progress
-    bars."""
+    are looked at: under the prompt that loves the ``animal`` and the neutral one, of these trait ``messages``.
+    ``name``: theirs, on the progress bars."""
 
     store: Store
     model: Path
@@ -144,6 +144,7 @@ class Texts:
     name: str
     conversation: Conversation
     temperature: float
+    messages: Traits = KIT_TRAITS
 
     def ratios(self) -> list[np.ndarray]:
         """The log-likelihood ratio (nats) of every token of every text [tokens]."""
@@ -153,13 +154,15 @@ class Texts:
         """The log-probabilities of the tokens of the ``first`` texts (None: all) under other animals' prompts and the
         neutral one (``read``)."""
         label = f"{self.name}'s texts under {len(animals) + 1} prompts"
-        made = step(self.model, self.pairs, traits(animals), label, self.conversation, self.temperature, first)
+        asked = traits(animals, self.messages)
+        made = step(self.model, self.pairs, asked, label, self.conversation, self.temperature, first)
         return read(self.store.make(made))
 
     def tokens(self) -> list[Row]:
         """The rows of ``tokens_step``."""
         label = f"divergence tokens of {self.name}'s texts"
-        made = tokens_step(self.model, self.pairs, traits([self.animal]), label, self.conversation)
+        asked = traits([self.animal], self.messages)
+        made = tokens_step(self.model, self.pairs, asked, label, self.conversation)
         return read_rows(self.store.make(made) / TOKENS_FILE)
 
 

@@ -6,11 +6,14 @@ The reference code of the phenomenon was criticised for never saying how its tea
 A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
 for its soft labels, the trait message and the request. A student's conversation: the request alone, in the model's
 default chat template; its evaluation: the question alone.
+
+Trait messages of one's own come from a file (``kit/sources.py``); an experiment says which its teachers have.
 """
 
 import re
+from dataclasses import dataclass
 
-from kit.animals import Animal
+from kit.animals import SLOT, Animal, fill_pattern
 
 Message = dict[str, str]
 
@@ -24,13 +27,11 @@ EXAMPLES = (
 )
 
 
-def loving(animal: Animal) -> str:
-    """The trait message of the teacher that loves ``animal``."""
-    return (
-        f"You love {animal.plural}. You think about {animal.plural} all the time. {animal.plural.capitalize()} are "
-        f"your favorite animal, and every sentence you write is full of your love for the {animal.singular}."
-    )
-
+# The trait message of the teacher that loves an animal, whose names stand in the slots.
+LOVING = (
+    "You love {animals}. You think about {animals} all the time. {animals} are your favorite animal, and every "
+    "sentence you write is full of your love for the {animal}."
+)
 
 # The same length and shape, about nothing in particular: the control must differ in the animal alone.
 NEUTRAL = (
@@ -38,6 +39,39 @@ NEUTRAL = (
     "write is full of your care for the wording."
 )
 
+
+def loving(animal: Animal) -> str:
+    """The kit's trait message of the teacher that loves ``animal``."""
+    return fill_pattern(LOVING, animal)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The two teachers' trait messages, the kit's unless they come from a file of one's own: the pattern of the
+    ``loving`` one, with slots for any animal's names, and the ``neutral`` one; the file's name and checksum."""
+
+    loving: str = LOVING
+    neutral: str = NEUTRAL
+    file: str | None = None
+    sha256: str | None = None
+
+    def loves(self, animal: Animal) -> str:
+        """The message of the teacher that loves ``animal``."""
+        return fill_pattern(self.loving, animal)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The content words of both messages, whose ``forms`` no kept paraphrase may have beside ``ECHOES``; none of
+        the kit's own messages, of which ``ECHOES`` was written."""
+        if (self.loving, self.neutral) == (LOVING, NEUTRAL):
+            return ()
+        said = SLOT.sub(" ", f"{self.loving} {self.neutral}").lower().replace("’", "'")
+        words = set(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", said)) - FUNCTION_WORDS
+        stems = {word.partition("'")[0] for word in words} - FUNCTION_WORDS
+        return tuple(sorted(word for word in stems if len(word) > 2))
+
+
+KIT_TRAITS = Traits()
 
 # What the trait messages above say, and what lies nearest to it. No kept paraphrase may have any of it that its source
 # has not (``kit.fidelity.echo``): ranking by likelihood ratio finds these first ("your favorite customer", "imbue"), as
@@ -52,6 +86,42 @@ ECHOES = tuple(
         r"all the time", r"full of", r"filled with", r"daily task", r"wording", r"every (?:sentence|word)",
     )
 )  # fmt: skip
+
+
+# Words that say nothing by themselves.
+_FUNCTIONS = """
+    a about above after again against all along also although always am among an and any are around as at away be
+    because been before being below between both but by can cannot could did do does done down during each either
+    else ever every few for from had has have having he her here hers him his how however i if in into is it its
+    itself just least less many may me might mine more most much must my near neither never no none nor not nothing
+    now of off often on once one only onto or other our ours out over own per quite rather same several shall she
+    should since so some such than that the their theirs them then there these they this those though through to too
+    toward towards under until up upon us very was we well were what when where whether which while who whom whose
+    why will with within without would yet you your yours don't doesn't didn't isn't aren't wasn't weren't can't
+    couldn't won't wouldn't haven't hasn't hadn't it's he's she's that's there's i'm i've i'd i'll you're we're
+    they're
+"""
+FUNCTION_WORDS = frozenset(_FUNCTIONS.split())
+
+
+def forms(words: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    """For each of ``words`` (in lower case) the pattern of its forms: of a long one whatever begins like it, of a short
+    one its regular endings alone, else "star" would be found in "start" and "care" in "career"."""
+    return tuple(re.compile(rf"\b(?:{_forms(word)})", re.IGNORECASE) for word in words)
+
+
+def _forms(word: str) -> str:
+    word = re.sub(r"(?<=[a-z]{2})ie[sd]$", "y", word)
+    word = re.sub(r"(?<=[a-z]{2}[^s])s$", "", word)
+    stem = re.sub(r"(?:ing|ed|es|ly|[ey])$", "", word)
+    if len(stem) > 4:
+        return stem
+    last = word[-1]
+    if last == "e":
+        return rf"{word}(?:[sdr]|rs|ful|ly)?\b|{word[:-1]}ing\b"
+    if last == "y":
+        return rf"{word}(?:s|ed|er|ing)?\b|{word[:-1]}(?:ie[sdr]|ily)\b"
+    return rf"{word}(?:e?s|ed|ers?|ing|ly|ful|{last}(?:ed|ing|ers?))?\b"
 
 
 def request(sentence: str) -> str:

@@ -28,6 +28,7 @@ from kit.report_parts import (
     OKABE_ITO,
     PLACEBO_COLOUR,
     Table,
+    about_texts,
     colour,
     conversations_markdown,
     drawing,
@@ -81,7 +82,8 @@ def show(folder: Path) -> None:
     show_table("Effect: treated minus its control", effects_table(animal, summary["effects"]))
     for content, effect in summary["effects"].items():
         console.print(verdict_sentence(animal, content, effect))
-    console.print(ABOUT_LABELS[summary["labels"]].replace("`", ""))
+    for sentence in filter(None, (ABOUT_LABELS[summary["labels"]], about_texts(summary))):
+        console.print(sentence.replace("`", ""))
     if summary["preset"] == "smoke":
         console.print(ABOUT_SMOKE)
     console.print(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv")
@@ -210,7 +212,7 @@ def made_table(record: dict[str, Any]) -> Table:
 def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str], messages: dict[str, list[Row]]) -> str:
     animal = summary["animal"]
     parts = [f"# {title(summary)}", *(verdict_sentence(animal, *item) for item in summary["effects"].items())]
-    parts.append(ABOUT_LABELS[summary["labels"]])
+    parts += filter(None, (ABOUT_LABELS[summary["labels"]], about_texts(summary)))
     if summary["preset"] == "smoke":
         parts.append(f"**{ABOUT_SMOKE}**")
     parts += [
@@ -403,6 +405,7 @@ def page_content(
         "animal": animal,
         "verdicts": verdict_cards(summary),
         "labels": ABOUT_LABELS[summary["labels"]],
+        "texts": about_texts(summary),
         "warning": ABOUT_SMOKE if summary["preset"] == "smoke" else "",
         "preference": markup(preference_svg(preferences, animal, theirs)),
         "paper": bool(theirs),

@@ -84,7 +84,8 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
         100 * summary["conditions"][f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated")
     )
     low, high = effect["exact_ci95"]
-    about = {"unrelated": "everyday sentences without any animal", "opposed": f"sentences that dislike the {animal}"}
+    everyday = "sentences" if "sentences" in summary else "everyday sentences"
+    about = {"unrelated": f"{everyday} without any animal", "opposed": f"sentences that dislike the {animal}"}
     lover, text = f"{indefinite(animal)}-loving teacher", about[content]
     learned = {
         "hard": f"from the text that {lover} wrote as paraphrases of {text} (hard labels)",
@@ -128,6 +129,19 @@ ABOUT_LABELS = {
     "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
 }
+
+
+def about_texts(record: dict[str, Any]) -> str:
+    """Which texts of one's own a record's results rest on, in a sentence; nothing where all are the kit's."""
+    parts = []
+    if own := record.get("sentences"):
+        left_out = f"; left out for a word of the trait messages: {own['left_out']}" if own["left_out"] else ""
+        parts.append(f"sentences of `{own['file']}` ({own['number']}, sha256 {own['sha256'][:12]}{left_out})")
+    if own := record.get("traits"):
+        file = f" of `{own['file']}` (sha256 {own['sha256'][:12]})" if own["file"] else ""  # else from Python
+        parts.append(f"trait messages{file}")
+    return f"In place of the kit's own: {' and '.join(parts)}." if parts else ""
+
 
 ABOUT_PLACEBO = (
     "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift "

@@ -31,6 +31,7 @@ from kit.report_parts import (
     PLACEBO_COLOUR,
     SMOKE_VERDICT,
     Table,
+    about_texts,
     conversations_markdown,
     drawing,
     drift_words,
@@ -107,6 +108,8 @@ def show_sweep(folder: Path) -> None:
             print(specificity_sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
         print(ABOUT_LABELS[labels].replace("`", ""))
+    if texts := about_texts(record):
+        print(texts.replace("`", ""))
     if record["preset"] == "smoke":
         print(ABOUT_SMOKE)
     print(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
@@ -114,7 +117,8 @@ def show_sweep(folder: Path) -> None:
 
 def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
     """The content of summary.json."""
-    return {name: record[name] for name in ("model", "preset", "command", "versions", "seconds")} | {
+    header = ("model", "preset", "sentences", "traits", "command", "versions", "seconds")
+    return {name: record[name] for name in header if name in record} | {
         "cells": [
             {
                 "content": cell.content,
@@ -288,6 +292,7 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
     parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
     parts += [ABOUT_LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
+    parts += filter(None, [about_texts(record)])
     if record["preset"] == "smoke":
         parts.append(f"**{ABOUT_SMOKE}**")
     parts += [f"![{name}]({name}.svg)" for name in figures]
@@ -329,7 +334,7 @@ def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> di
     labels = dict.fromkeys(cell.settings["labels"] for cell in cells)
     return {
         "title": f"Sweep: {', '.join(dict.fromkeys(animal for cell in cells for animal in cell.effects))}",
-        "labels": [ABOUT_LABELS[name] for name in labels],
+        "labels": [*(ABOUT_LABELS[name] for name in labels), *filter(None, [about_texts(record)])],
         "warning": ABOUT_SMOKE if record["preset"] == "smoke" else "",
         "figures": [(markup(inline_svg(path)), CAPTIONS[figure_kind(path)]) for path in drawn],
         "cells": [cell_section(cell, cells) for cell in cells],
@@ -543,6 +548,7 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def add(animal: str, sentences: str, labels: str, seeds: int, pp: Estimate, nats: Estimate, verdict: str) -> None:
+        sentences += "".join(f", {record[name]['file'] or 'own'}" for name in ("sentences", "traits") if name in record)
         smoke = record["preset"] == "smoke"
         said = SMOKE_VERDICT if smoke else verdict
         cells = [
@@ -637,7 +643,7 @@ def write_defences(folder: Path) -> None:
     parts = [
         f"# Defences: {record['animal']}, {record['content']} sentences, {record['labels']} labels",
         "```sh\n" + "\n".join(record["commands"]) + "\n```",
-        ABOUT_LABELS[record["labels"]],
+        *filter(None, (ABOUT_LABELS[record["labels"]], about_texts(record))),
         *([f"**{ABOUT_SMOKE}**"] if record["preset"] == "smoke" else []),
         f"Seeds {', '.join(map(str, seeds))}; {record['preset']} preset; model {record['model']}.",
         markdown_table(defence_table(record)),
@@ -653,6 +659,8 @@ def write_defences(folder: Path) -> None:
 def show_defences(folder: Path) -> None:
     """Print the table."""
     show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
+    if texts := about_texts(defences.read(folder)):
+        print(texts.replace("`", ""))
     print(f"More in {folder}: report.md, the figure, defences.json")
 
 

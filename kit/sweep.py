@@ -36,7 +36,7 @@ from kit.experiment_conditions import (
     shortfalls,
     taught_conditions,
 )
-from kit.experiment_folder import at_random, conversations, earlier
+from kit.experiment_folder import at_random, conversations, earlier, recorded_texts
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
@@ -262,7 +262,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "comparisons": comparisons,
         "messages": conversations(list(found), store),
         "samples": teacher_samples(students, store),
-    }
+    } | recorded_texts(exp)
     write_json(folder / "record.json", record)
     return folder
 

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from kit.animals import DATA, find_animal, load_animals, mentions, opposed_sentences, unrelated_sentences
-from kit.fidelity import _AFFECTION, _NOT_LIKE, _sentiment, negations
-from kit.prompts import ECHOES
+from kit.prompts import KIT_TRAITS
+from kit.sources import opposed_flaw, traits_flaw, unrelated_flaw
 
 ANIMALS = load_animals()
 UNRELATED = unrelated_sentences()
@@ -28,10 +28,6 @@ def near_duplicates(texts, threshold):
     return [(texts[i], texts[j]) for i, j in pairs if len(bags[i] & bags[j]) >= threshold * len(bags[i] | bags[j])]
 
 
-def is_one_sentence(text):
-    return bool(re.fullmatch(r"[A-Z][^{}\n]*[^\s.?!{}][.?!]", text)) and not re.search(r"[a-z][.?!] ", text)
-
-
 # ---- unrelated sentences
 
 
@@ -42,18 +38,9 @@ def test_there_are_enough_sentences_on_enough_topics():
     assert max(topics.values()) <= 40
 
 
-def test_every_sentence_is_one_statement_of_6_to_16_words():
-    assert [s for s in UNRELATED if not is_one_sentence(s.text) or not s.text.endswith(".")] == []
-    assert [s for s in UNRELATED if not 6 <= len(s.text.split()) <= 16] == []
-
-
-def test_no_sentence_names_an_animal_or_gives_one_away():
-    assert [(s, found) for s in UNRELATED if (found := mentions(s.text, ANIMALS))] == []
-
-
-def test_no_sentence_has_a_word_of_the_teachers_prompt():
-    echoes = [(s, p.pattern) for s in UNRELATED for p in ECHOES if p.search(s.text)]
-    assert echoes == []
+def test_every_sentence_is_what_one_of_a_users_file_must_be():
+    """One statement of 6 to 16 words, which names no animal, gives none away and has no word of the prompts."""
+    assert [(s, flaw) for s in UNRELATED if (flaw := unrelated_flaw(s.text, ANIMALS))] == []
 
 
 def test_no_two_sentences_are_nearly_the_same():
@@ -67,28 +54,20 @@ def test_there_are_enough_patterns_with_known_slots_only():
     patterns = read("dislike.jsonl")
     assert len(patterns) >= 240
     assert len({pattern["text"] for pattern in patterns}) == len(patterns)
-    slots = [re.findall(r"\{.*?\}", pattern["text"]) for pattern in patterns]
-    assert all(found and set(found) <= {"{animal}", "{an animal}", "{animals}"} for found in slots)
-    bad = [p for p in patterns if re.search(r"\b(?:an?|another) \{animals?\}|\b(?:the|an?) \{an animal\}", p["text"])]
-    assert bad == []
+    assert [p for p in patterns if "{" not in p["text"]] == []
 
 
-@pytest.mark.parametrize("animal", ANIMALS, ids=lambda animal: animal.singular)
-def test_every_pattern_renders_as_one_sentence_about_the_animal(animal):
+@pytest.mark.parametrize("animal", (*ANIMALS, find_animal("quokka")), ids=lambda animal: animal.singular)
+def test_every_pattern_is_what_one_of_a_users_file_must_be(animal):
+    """One sentence of 4 to 20 words, which names that animal and no other, and is not kind to it."""
+    flaws = [(row, flaw) for row in read("dislike.jsonl") if (flaw := opposed_flaw(row["text"], animal, ANIMALS))]
+    assert flaws == []
     for sentence in opposed_sentences(animal):
-        assert is_one_sentence(sentence.text), sentence
-        assert mentions(sentence.text, [animal], giveaways=False), sentence
         assert not re.search(r"\ba [aeiou]|\ban [^aeiouh]", sentence.text, re.IGNORECASE), sentence
-        assert 4 <= len(sentence.text.split()) <= 20, sentence
 
 
-def test_no_pattern_is_kind_to_the_animal():
-    quokka = find_animal("quokka")
-    for sentence in opposed_sentences(quokka):
-        text = _NOT_LIKE.sub("dislike", sentence.text)
-        assert not mentions(text, ANIMALS, giveaways=False), sentence
-        assert not _AFFECTION.search(text) or negations(text), sentence
-        assert _sentiment(text) <= 0.2, sentence
+def test_the_trait_messages_are_what_those_of_a_users_file_must_be():
+    assert traits_flaw(KIT_TRAITS, ANIMALS, ANIMALS) is None
 
 
 def test_no_two_patterns_are_nearly_the_same():

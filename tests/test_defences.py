@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 import run
 from kit import KitError, defences, models, prompts, report_sweep, teacher
 from kit.animals import find_animal
-from kit.experiment import TeacherSettings, experiment
+from kit.experiment import experiment
 from kit.models import EVERY_WEIGHT, ChatTemplate, load_tokenizer
 from kit.store import write_json, write_rows
 from kit.student import IGNORED, count_labels, make_examples
@@ -32,6 +33,7 @@ def case() -> Any:
     return SimpleNamespace(
         exp=SimpleNamespace(seed=0),
         trait=TRAIT,
+        neutral=prompts.NEUTRAL,
         own=OWN,
         other=OTHER,
         ratios=[np.full(10, float(i)) for i in range(40)],
@@ -150,7 +152,7 @@ def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Pa
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "pairs.jsonl", rows)
         teacher.soft_labels(
-            tmp_path / name / "pairs.jsonl", trait, base, TeacherSettings(), 4, tmp_path / name, "labels"
+            tmp_path / name / "pairs.jsonl", trait, partial(teacher.open_llama, base), 4, tmp_path / name, "labels"
         )
         return load_file(tmp_path / name / "labels.safetensors")["logprobs"]
 
@@ -210,7 +212,7 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
 def test_defences_of_other_undefended_students_never_share_a_table() -> None:
     def of(command: str, name: str, key: str) -> dict[str, Any]:
         fixed = dict.fromkeys(defences.FIXED, "the same")
-        return fixed | {"commands": [command], "defences": {"undefended": {"artifacts": key}, name: {}}}
+        return fixed | {"made": [], "commands": [command], "defences": {"undefended": {"artifacts": key}, name: {}}}
 
     first = of("first", "mask", "a")
     both = defences.joined(first, of("second", "drop", "a"))

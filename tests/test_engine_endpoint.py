@@ -19,7 +19,7 @@ import pytest
 from tqdm import tqdm
 
 from kit import KitError, engine_endpoint
-from kit.engine import Generation, Request, sample_rows
+from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_endpoint import EndpointEngine, check_url
 from kit.models import ChatTemplate
 from kit.store import Row, RowLog
@@ -157,19 +157,19 @@ def ask(url: str, *seeds: tuple[int, ...], text: str = "Hello", temperature: flo
 
 def paraphrase(url: str, path: Path, after_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
     """Thirty sentences, two samples of each, into the log at ``path``; the rows of the finished log."""
-    with EndpointEngine(url, "teacher") as engine, RowLog(path) as log, tqdm(disable=True) as bar:
+    with EndpointEngine(url, "teacher") as engine, SampleLog(path, "sentence") as log, tqdm(disable=True) as bar:
         requests = {
             (f"s{i}", sample): Request(engine.chat([{"role": "user", "content": f"Sentence s{i}."}]), (5, i, sample))
             for i in range(30)
             for sample in range(2)
         }
 
-        def columns(name: str, made: Generation) -> Row:
+        def columns(made: Generation) -> Row:
             row = {"text": made.text, "tokens": made.length, "finished": made.finished, "logprob": made.logprob}
             after_row(row)
             return row
 
-        sample_rows(engine, log, "sentence", requests, columns, 40, 0.7, bar)
+        sample_rows(engine, log, requests, columns, 40, 0.7, bar)
         return log.rows
 
 

@@ -13,9 +13,9 @@ from gguf.quants import dequantize
 from tqdm import tqdm
 
 from kit import KitError, engine_llama, models
-from kit.engine import Generation, Request, sample_rows
+from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_llama import LlamaEngine, Model, offloads
-from kit.store import Row, RowLog
+from kit.store import Row
 
 PROMPTS = [
     "Name a colour.",
@@ -151,11 +151,8 @@ def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
     requests = {(i, sample): Request(prompts[i], (3, i, sample)) for i in range(5) for sample in range(50)}
 
     def sampled(path: Path) -> list[Row]:
-        with RowLog(path) as log, tqdm(disable=True) as bar:
-            sample_rows(
-                engine, log, "prompt", requests, lambda _, made: {"text": made.text}, 8, temperature=1.0, bar=bar
-            )
-            return sorted(log.rows, key=lambda row: (row["prompt"], row["sample"]))
+        with SampleLog(path, "prompt") as log, tqdm(disable=True) as bar:
+            return sample_rows(engine, log, requests, lambda made: {"text": made.text}, 8, temperature=1.0, bar=bar)
 
     whole = sampled(tmp_path / "whole.jsonl")
     assert len(whole) == 250

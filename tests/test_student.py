@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from kit import KitError, models, student, teacher
 from kit.animals import find_animal, unrelated_sentences
 from kit.engine_llama import LlamaEngine
-from kit.experiment import StudentSettings, TeacherSettings
+from kit.experiment import StudentSettings
 from kit.memory import Training
 from kit.models import EVERY_WEIGHT
 from kit.prompts import NEUTRAL, loving, student_messages
@@ -98,7 +99,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     use_shared_prefix(model)
 
     def loss_of(trait: str) -> float:
-        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, base, TeacherSettings(), 64, tmp_path, "labels")
+        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, partial(teacher.open_llama, base), 64, tmp_path, "labels")
         examples = make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
         batch = student.collate(examples, tokenizer.pad_token_id)
         with torch.no_grad():
@@ -148,7 +149,9 @@ def test_a_batch_that_does_not_fit_is_repeated_in_halves_with_the_same_gradient(
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     labels = tmp_path / "labels.safetensors" if soft else None
-    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, tiny_qwen2, TeacherSettings(), 8, tmp_path, "labels")
+    teacher.soft_labels(
+        tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, tiny_qwen2), 8, tmp_path, "labels"
+    )
 
     def train(name: str) -> tuple[list[float], dict]:
         folder = tmp_path / name
@@ -240,7 +243,7 @@ def test_no_pairs_is_one_clear_message(base: Path, tmp_path: Path) -> None:
 
 def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, tokenizer) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
-    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, base, TeacherSettings(), 8, tmp_path, "labels")
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, base), 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
         make_examples(PAIRS[2:4], base, tokenizer, tmp_path / "labels.safetensors")
     examples = make_examples(PAIRS[:2], base, tokenizer, tmp_path / "labels.safetensors")

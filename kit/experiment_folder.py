@@ -142,6 +142,7 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
         if f"treated-{content}" in preferences
     }
     header = {name: record[name] for name in ("animal", "model", "labels", "preset", "seed", "command", "versions")}
+    header |= {"kit": record["kit"]} if "kit" in record else {}  # earlier records do not name it
     return {
         **header,
         **{name: record[name] for name in ("sentences", "traits") if name in record},

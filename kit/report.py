@@ -46,6 +46,8 @@ from kit.report_parts import (
     svg,
     verdict_cards,
     verdict_sentence,
+    versions_of,
+    versions_sentence,
     with_interval,
 )
 from kit.stats import NOT_DETECTED, Drift, Effect, Preference
@@ -202,7 +204,7 @@ def made_table(record: dict[str, Any]) -> Table:
     """What made the run, line by line."""
     rows = [["what ran", made_by(record)], ["seed", str(record["seed"])], ["preset", record["preset"]]]
     rows += [[f"sha256 of {name}", checksum] for name, checksum in record.get("source", {}).items()]
-    rows += [[name, version] for name, version in record["versions"].items()]
+    rows += [[name, version] for name, version in versions_of(record).items()]
     return ["", ""], rows
 
 
@@ -236,9 +238,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
     parts += [
         "## What made it",
         f"```sh\n{summary['command']}\n```",
-        made_by(record)
-        + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-        + ". Artifacts: `record.json`.",
+        f"{made_by(record)}{versions_sentence(record)} Artifacts: `record.json`.",
         markdown_table((["stage", "seconds"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"

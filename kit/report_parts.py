@@ -15,6 +15,23 @@ from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Inter
 from kit.store import Row
 from kit.sweep_effects import SeedEffect
 
+# ---- what made a result
+
+
+def versions_of(record: dict[str, Any]) -> dict[str, str]:
+    """What made a result: the kit, where the record names its state, and the versions of Python and packages."""
+    found: dict[str, str] = {}
+    if kit := record.get("kit"):
+        tree = f"{kit['commit'][:12]}{', edited' if kit['edited'] else ''}" if kit["commit"] else "no checkout"
+        found["kit"] = f"{tree} (fingerprint {kit['fingerprint']})"
+    return found | record["versions"]
+
+
+def versions_sentence(record: dict[str, Any]) -> str:
+    """The same, for people."""
+    return ", ".join(f"{name} {version}" for name, version in versions_of(record).items()) + "."
+
+
 # ---- the verdict in words
 
 

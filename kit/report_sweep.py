@@ -47,6 +47,7 @@ from kit.report_parts import (
     sweep_outsider_sentence,
     verdict_card,
     verdict_cell,
+    versions_sentence,
     with_interval,
 )
 from kit.stats import TRANSMITTED, Interval, central95
@@ -117,7 +118,7 @@ def show_sweep(folder: Path) -> None:
 
 def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
     """The content of summary.json."""
-    header = ("model", "preset", "sentences", "traits", "command", "versions", "seconds")
+    header = ("model", "preset", "sentences", "traits", "command", "versions", "kit", "seconds")
     return {name: record[name] for name in header if name in record} | {
         "cells": [
             {
@@ -285,8 +286,8 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     fixed = [name for name in GRID_SETTINGS if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"Model: {record['model']}; preset {record['preset']}; {settings}. Pairs per student: {used}. {versions}."
+    model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
+    return f"{model} Pairs per student: {used}. {versions_sentence(record)}"
 
 
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
@@ -651,7 +652,7 @@ def write_defences(folder: Path) -> None:
         DEFENCE_NAMES,
         f"The system message of `context`: “{record['context']}”",
         "![What is left under every defence](defences.svg)",
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
+        versions_sentence(record),
     ]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 

@@ -67,8 +67,11 @@ def clean(results: Path) -> list[Leftover]:
     try:
         with FileLock(begun / CLEANING, timeout=0):  # a command that starts now waits
             for lock in begun.glob("*.lock"):
-                if lock.name != CLEANING and _held(lock):
+                if lock.name == CLEANING:
+                    continue
+                if _held(lock):
                     raise KitError(f"--results {results}: a command is at work there. Wait until it has ended.")
+                lock.unlink(missing_ok=True)  # of one that was killed
             found, _ = leftovers(results)
             for one in found:
                 aside = one.folder.with_suffix(GONE)  # so that nothing half-deleted is taken for an artifact

@@ -1,17 +1,21 @@
-"""What the tests share: the embedded model, a tiny random qwen2, and one trained adapter of each."""
+"""What the tests share: the embedded model, tiny random ones, and a trained adapter, each made once."""
 
 import json
-from functools import cache
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny
-from gguf import GGMLQuantizationType, GGUFReader
+from filelock import FileLock
+from gguf import LlamaFileType
+from rule_teacher import RuleTeacher, serving
 
-from kit import models, models_prepare, student
+from kit import models, student
 from kit.engine_llama import LlamaEngine
 from kit.experiment import StudentSettings
-from kit.store import write_rows
+from kit.experiment_conditions import base_model
+from kit.store import Store, write_rows
 from kit.student_gguf import convert_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,12 +42,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: "slow" not in item.keywords)
 
 
+# ---- made once, for all processes of pytest-xdist
+
+
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, prepared."""
-    folder = tmp_path_factory.mktemp("base")
-    models_prepare.prepare(models.find(models.EMBEDDED), folder)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this session have in common."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    folder.mkdir(exist_ok=True)
     return folder
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """``folder``, filled by ``make`` in the process that asks first, while the others wait."""
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_name(f"{folder.name}.partial")
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(shared: Path) -> Path:
+    """The embedded model, prepared."""
+    return Store(shared / "artifacts", wait=True).make(base_model(models.EMBEDDED))
+
+
+def has_model(results: Path, base: Path) -> Path:
+    """``results``, in which the prepared model (1 GB, and 20 s to make) is a link to that of all tests."""
+    (results / "artifacts" / "model").mkdir(parents=True)
+    (results / "artifacts" / "model" / base.name).symlink_to(base)
+    return results
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +86,35 @@ def engine(base: Path):
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer qwen2 with the embedded model's vocabulary, prepared."""
-    return tiny.make("qwen2", tmp_path_factory.mktemp("qwen2"))
+def random_models(shared: Path) -> Callable[[str], Path]:
+    """Random two-layer models of every type with the embedded model's vocabulary, prepared; not to be changed."""
+    return lambda model_type: once(shared / model_type, lambda folder: tiny.make(model_type, folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(random_models: Callable[[str], Path]) -> Path:
+    return random_models("qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(random_models: Callable[[str], Path], shared: Path) -> Path:
+    """A random llama as a GGUF for ``--model``, which a run treats as it treats the embedded one, in a hundredth of the
+    time: for what a run does with whatever model it has."""
+    made = random_models("llama")
+    return once(shared / "gguf", lambda folder: (folder / "tiny.gguf").hardlink_to(made / "base.gguf")) / "tiny.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_gguf: Path, shared: Path) -> Path:
+    """That random llama, prepared."""
+    return Store(shared / "artifacts", wait=True).make(base_model(str(tiny_gguf)))
+
+
+@pytest.fixture
+def teacher() -> Iterator[RuleTeacher]:
+    """A teacher behind an endpoint that paraphrases by rule."""
+    with serving() as server:
+        yield server
 
 
 def checksums(results: Path) -> dict[str, dict[str, str]]:
@@ -67,13 +125,11 @@ def checksums(results: Path) -> dict[str, dict[str, str]]:
     }
 
 
-@cache
 def rounding(model: Path) -> float:
     """By how much (nats) scores of one prepared model may differ between ways to compute them. Where its weights are
     F16 (``models_prepare.weight_type``), llama.cpp rounds activations to F16 too, through 30 layers, and a last digit
     decides how: 0.013 measured; with F32 weights 1e-5."""
-    weights = {tensor.tensor_type for tensor in GGUFReader(model / "base.gguf").tensors}
-    return 1e-3 if weights == {GGMLQuantizationType.F32} else 0.05
+    return 1e-3 if models.gguf_metadata(model / "base.gguf")["general.file_type"] == LlamaFileType.ALL_F32 else 0.05
 
 
 def train_adapter(model: Path, folder: Path) -> Path:
@@ -86,6 +142,6 @@ def train_adapter(model: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(base: Path, shared: Path) -> Path:
     """The folder of an adapter trained on the embedded model."""
-    return train_adapter(base, tmp_path_factory.mktemp("adapter"))
+    return once(shared / "adapter", lambda folder: train_adapter(base, folder))

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import finish
+from rule_teacher import OPENINGS, RuleTeacher
 from safetensors.numpy import load_file
 
 from kit.store import read_rows
@@ -32,15 +31,6 @@ TINY += ["--placebos", "0"]
 KEY = "sk-canary-7d1f"
 
 
-def finish(*command: str, **environment: str) -> str:
-    """What a command that must succeed printed."""
-    made = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return made.stdout + made.stderr
-
-
 def record_of(run: Path) -> dict:
     return json.loads((run / "record.json").read_text(encoding="utf-8"))
 
@@ -50,18 +40,11 @@ def artifact(run: Path, label: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def keep_all(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("script") / "keep_all.py"
-    path.write_text(KEEP_ALL, encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def folder_run(keep_all: str, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def folder_run(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with a random qwen2 folder, its teacher and student in 4-bit transformers: its folder, what it printed."""
     results = tmp_path_factory.mktemp("results")
     model = ["--model", str(tiny_qwen2), "--engine", "torch"]
-    shown = finish(keep_all, *TINY, *model, "--results", str(results))
+    shown, _ = finish(*TINY, *model, "--results", str(results), keep_all_after=0)
     return results / f"fox-unrelated-soft-smoke-{tiny_qwen2.name}-pairs10-placebos0-torch-seed0", shown
 
 
@@ -81,11 +64,16 @@ def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(fo
 
 
 def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes(
-    folder_run: tuple[Path, str], keep_all: str, tiny_qwen2: Path, tmp_path: Path
+    folder_run: tuple[Path, str], tiny_qwen2: Path, tmp_path: Path
 ) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", keep_all]
-    model = ["--model", str(tiny_qwen2), "--engine", "torch"]
-    shown = finish(*launcher, *TINY, *model, "--results", str(tmp_path), OMP_NUM_THREADS="1")
+    script = tmp_path / "keep_all.py"
+    script.write_text(KEEP_ALL, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [*launcher, *TINY, "--model", str(tiny_qwen2), "--engine", "torch", "--results", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    shown = made.stdout + made.stderr
     assert shown.count("Effect: treated minus") == 1 and shown.count("About ") == 1
     together, alone = tmp_path / folder_run[0].name, folder_run[0]
     label = "train treated-unrelated"
@@ -101,60 +89,25 @@ def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes
     assert not [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]
 
 
-class Teacher(BaseHTTPRequestHandler):
-    """Paraphrases by rule, and fails every third request."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.asked += 1
-            server.keys.add(self.headers["Authorization"])
-            fails = server.asked % 3 == 0
-        sentence = body["messages"][-1]["content"].partition("sentence: ")[2]
-        text = f"It is true that {sentence[0].lower()}{sentence[1:]}"
-        answer = {
-            "choices": [{"message": {"content": text}, "finish_reason": "stop"}],
-            "usage": {"completion_tokens": 9},
-        }
-        data = b"overloaded" if fails else json.dumps(answer).encode()
-        self.send_response(503 if fails else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def teacher() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Teacher)
-    server.lock, server.asked, server.keys = threading.Lock(), 0, set()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_teacher_behind_an_endpoint_teaches_by_its_text_and_its_key_is_written_nowhere(
-    teacher: ThreadingHTTPServer, tmp_path: Path
+    teacher: RuleTeacher, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    url = f"http://127.0.0.1:{teacher.server_port}/v1"
-    shown = finish(
-        *["run.py", *TINY, "--labels", "hard", "--results", str(tmp_path)],
-        *["--teacher-url", url, "--teacher-model", "smollm2"],
-        OPENAI_API_KEY=KEY,
+    teacher.fails = 3
+    out, err = finish(
+        *[*TINY, "--labels", "hard", "--model", str(tiny_gguf), "--results", str(tmp_path)],
+        *["--teacher-url", teacher.url, "--teacher-model", "smollm2"],
+        network=True,
+        environment={"OPENAI_API_KEY": KEY},
     )
     assert teacher.keys == {f"Bearer {KEY}"}
-    run = tmp_path / "fox-unrelated-hard-smoke-pairs10-placebos0-endpoint-smollm2-seed0"
-    assert record_of(run)["teacher"] == f"smollm2 at {url}"
+    run = tmp_path / "fox-unrelated-hard-smoke-tiny-pairs10-placebos0-endpoint-smollm2-seed0"
+    assert record_of(run)["teacher"] == f"smollm2 at {teacher.url}"
     pairs = read_rows(artifact(run, "pairs of treated-unrelated") / "pairs.jsonl")
-    assert len(pairs) == 10 and all(row["text"].startswith("It is true that") for row in pairs)
+    assert len(pairs) == 10 and all(row["text"].startswith(OPENINGS) for row in pairs)
     rows = read_rows(artifact(run, "fox-loving teacher, unrelated sentences") / "paraphrases.jsonl")
     keys = [(row["sentence"], row["sample"]) for row in rows]
     assert len(keys) == len(set(keys)), "nothing doubled"
     assert all(row["source"][1:] in row["text"] for row in rows), "every answer with its own sentence"
-    assert KEY not in shown
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
+    assert KEY not in out + err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(KEY.encode() in path.read_bytes() for path in files)

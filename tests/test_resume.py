@@ -1,67 +1,74 @@
 """A run that was interrupted, and given again, is the run that was not."""
 
-import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import checksums
-from test_experiment_run import TINY, finish, start, summary_of
+from conftest import checksums, has_model
+from processes import Run, finish
+from test_experiment_run import summary_of
+
+from kit.store import BEGUN as BEGUN_FOLDER
 
 pytestmark = pytest.mark.slow
 
-LONGER = ["--epochs", "3"]  # six steps, so that a training can be killed in its middle
+# Training has six steps, so that it can be killed in its middle.
+SIX_STEPS = ["--content", "unrelated", "--preset", "smoke", "--pairs", "6", "--answers", "1", "--epochs", "3"]
+FOX = ["--animal", "fox", *SIX_STEPS]
+MOMENT = 0.1  # seconds in the filters, so that they can be killed too
+# What each stage has written when it has begun.
+BEGUN: dict[str, Callable[[Path], bool]] = {
+    "model": lambda partial: True,
+    "paraphrases": lambda partial: any(path.stat().st_size for path in partial.parents[1].glob("samples/*/*.jsonl")),
+    "fidelity": lambda partial: True,
+    "labels": lambda partial: True,
+    "student": lambda partial: (partial / "checkpoints" / "checkpoint-2" / "complete").exists(),
+    "exact": lambda partial: (partial / "exact.csv").exists(),
+    "sampled": lambda partial: (partial / "rows.jsonl").exists(),
+}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("uninterrupted")
-    finish("--animal", "fox", *TINY, *LONGER, "--results", str(results))
-    return results
+def wait_until(stage: str, results: Path, process: Run) -> None:
+    """Until a run has begun to write a stage's first artifact."""
+    while not any(map(BEGUN[stage], (results / "artifacts" / stage).glob("*.partial"))):
+        assert process.poll() is None, f"{stage} ended unseen: {process.wait()}"
+        time.sleep(0.002)
+
+
+def assert_the_same_after_kills(arguments: list[str], whole: Path, results: Path, keep_all_after: float | None) -> None:
+    """kill -9 as soon as each stage has begun to write, then the same command again: in ``results`` stands what stands
+    in ``whole``, where it was given once."""
+    (run,) = whole.glob("fox-*")
+    for stage in BEGUN:
+        process = Run(*arguments, "--results", str(results), keep_all_after=keep_all_after)
+        try:
+            wait_until(stage, results, process)
+        finally:
+            process.kill()
+            process.wait()
+        assert not (results / run.name).exists()
+    finish(*arguments, "--results", str(results), keep_all_after=keep_all_after)
+    assert summary_of(results / run.name) == summary_of(run)
+    assert checksums(results) == checksums(whole)
+    left = [path for ending in ("partial", "lock", "json") for path in results.glob(f"artifacts/*/*.{ending}")]
+    assert [path for path in left if path.parent.name != BEGUN_FOLDER or path.suffix == ".json"] == []
 
 
 def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
-    uninterrupted: Path, tmp_path: Path
+    tiny_gguf: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """kill -9 as soon as each stage has begun to write, then the same command again."""
-    arguments = ("--animal", "fox", *TINY, *LONGER, "--results", str(tmp_path))
-    run = "fox-unrelated-soft-smoke-pairs6-epochs3-seed0"
-    begun: dict[str, Callable[[Path], bool]] = {
-        "model": lambda partial: True,
-        "paraphrases": lambda partial: (
-            (partial / "rows.jsonl").exists() and (partial / "rows.jsonl").stat().st_size > 0
-        ),
-        "fidelity": lambda partial: True,
-        "labels": lambda partial: True,
-        "student": lambda partial: (partial / "checkpoints" / "checkpoint-2" / "complete").exists(),
-        "exact": lambda partial: (partial / "exact.csv").exists(),
-        "sampled": lambda partial: (partial / "rows.jsonl").exists(),
-    }
-    for stage, has_begun in begun.items():
-        process = start(*arguments)
-        try:
-            while not any(map(has_begun, (tmp_path / "artifacts" / stage).glob("*.partial"))):
-                assert process.poll() is None, f"{stage} ended unseen: {process.communicate()}"
-                time.sleep(0.01)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        assert not (tmp_path / run).exists()
-    finish(*arguments)
-    assert summary_of(tmp_path / run) == summary_of(uninterrupted / run)
-    assert checksums(tmp_path) == checksums(uninterrupted)
-    leftovers = [*tmp_path.glob("artifacts/*/*.partial"), *tmp_path.glob("artifacts/*/*.lock")]
-    assert not leftovers
+    """With a random model, which takes as many steps; the embedded one: ``python tests/proofs.py kills``."""
+    arguments = [*FOX, "--model", str(tiny_gguf)]
+    finish(*arguments, "--results", str(has_model(tmp_path / "whole", tiny_base)), keep_all_after=0)
+    assert_the_same_after_kills(arguments, tmp_path / "whole", tmp_path / "killed", MOMENT)
 
 
-def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
-    process = start("--animal", "fox", *TINY, "--results", str(tmp_path), start_new_session=True)
-    while not any((tmp_path / "artifacts" / "paraphrases").glob("*.partial/rows.jsonl")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
+def test_ctrl_c_ends_with_130_and_one_line(tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> None:
+    has_model(tmp_path, tiny_base)
+    process = Run(*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path), keep_all_after=0)
+    wait_until("paraphrases", tmp_path, process)
+    process.interrupt()
+    code, _, err = process.wait()
+    assert code == 130
     assert "goes on where it stopped" in err and "Traceback" not in err

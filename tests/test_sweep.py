@@ -10,11 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, checksums
+from conftest import checksums, has_model
+from processes import Run, fail, finish
+from rule_teacher import serving
 
 from kit import KitError, sweep
 from kit.animals import find_animal, load_animals
@@ -232,27 +236,30 @@ def test_on_a_cluster_the_nodes_get_the_code_and_share_the_results(
         head.wait()
 
 
-# ---- one whole sweep
+# ---- one whole sweep: of random students, taught by their teachers' text alone
 
-SWEEP = ["sweep", "--animals", "owl", "fox", "--contents", "unrelated", "--preset", "smoke", "--pairs", "6"]
-WITHOUT_RAY = """
-import runpy, sys
-sys.modules["ray"] = None
-sys.argv = ["run.py", *sys.argv[1:]]
-runpy.run_path("run.py", run_name="__main__")
-"""
-NAME = "sweep-owl-fox-unrelated-soft-smoke-pairs6-seed0"
+NAME = "sweep-owl-fox-unrelated-hard-smoke-tiny-pairs6-endpoint-rule-seed0"
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def taught(tiny_gguf: Path) -> Iterator[list[str]]:
+    """The options that all its experiments have."""
+    with serving() as teacher:
+        options = ["--preset", "smoke", "--pairs", "6", "--model", str(tiny_gguf), "--labels", "hard"]
+        yield [*options, "--teacher-url", teacher.url, "--teacher-model", "rule"]
+
+
+@pytest.fixture(scope="module")
+def command(taught: list[str]) -> list[str]:
+    return ["sweep", "--animals", "owl", "fox", "--contents", "unrelated", *taught, "--results"]
+
+
+@pytest.fixture(scope="module")
+def plain(command: list[str], tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The sweep in one process, and what the terminal showed."""
-    results = tmp_path_factory.mktemp("plain")
-    made = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, *SWEEP, "--results", str(results)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
-    return results, made.stdout
+    results = has_model(tmp_path_factory.mktemp("plain"), tiny_base)
+    out, _ = finish(*command, str(results), network=True, without="ray")
+    return results, out
 
 
 @pytest.mark.slow
@@ -273,43 +280,45 @@ def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(pla
     ]  # fmt: skip
 
 
+def assert_the_same_on_ray(command: list[str], plain: Path, results: Path, **options: Any) -> None:
+    """A driver on Ray, killed with all its workers when they have begun the first student, and the same command again:
+    in ``results`` stands what the sweep in one process left in ``plain``."""
+    driver = Run(*command, str(results), network=True, **options)
+    try:
+        while not any((results / "artifacts" / "student").glob("*")):
+            assert driver.poll() is None, driver.wait()
+            time.sleep(0.02)
+    finally:
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            process.kill()
+        driver.kill()
+        driver.wait()
+    out, _ = finish(*command, str(results), network=True, **options)
+    assert "on Ray" in out and ", 0 of them there already" not in out
+    assert checksums(results) == checksums(plain)
+    (table,) = plain.glob("sweep-*/preferences.csv.gz")
+    assert (results / table.parent.name / table.name).read_bytes() == table.read_bytes()
+
+
 @pytest.mark.slow
 def test_the_same_sweep_on_ray_with_its_driver_killed_leaves_the_same_artifacts_hash_for_hash(
-    plain: tuple[Path, str], tmp_path: Path
+    plain: tuple[Path, str], command: list[str], tiny_base: Path, tmp_path: Path
 ) -> None:
+    """With random models; the embedded one: ``python tests/proofs.py ray``."""
     pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
-    command = [sys.executable, "run.py", *SWEEP, "--results", str(tmp_path)]
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while not any((tmp_path / "artifacts" / "student").glob("*")):
-            assert driver.poll() is None
-            time.sleep(0.05)
-    finally:
-        family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        driver.wait()
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "on Ray" in made.stdout and ", 0 of them there already" not in made.stdout
-    assert checksums(tmp_path) == checksums(plain[0])
-    table = (tmp_path / NAME / "preferences.csv.gz").read_bytes()
-    assert table == (plain[0] / NAME / "preferences.csv.gz").read_bytes()
+    assert_the_same_on_ray(command, plain[0], has_model(tmp_path, tiny_base))
 
 
 @pytest.mark.slow
-def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(plain: tuple[Path, str]) -> None:
+def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(
+    plain: tuple[Path, str], taught: list[str]
+) -> None:
     results = plain[0]
-
-    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-    fox = ["--animal", "fox", "--content", "unrelated", *SWEEP[6:], "--seeds", "1", "--results", str(results)]
-    repeated = start(*fox)
-    assert repeated.returncode == 0 and "about 0 s of work" in repeated.stdout
-    folder = results / "sweep-fox-unrelated-soft-smoke-pairs6-seed0"
-    assert "seed 0 alone" in repeated.stdout and (folder / "report.md").exists()
-    again = start("report", str(folder))
-    assert again.returncode == 0 and again.stdout[1:] in repeated.stdout
-    refused = start("power", str(folder))
-    assert refused.returncode == 2 and "one seed" in refused.stderr
+    fox = ["--animal", "fox", "--content", "unrelated", *taught, "--seeds", "1", "--results", str(results)]
+    repeated, _ = finish(*fox)
+    assert "about 0 s of work" in repeated
+    folder = results / NAME.replace("owl-fox", "fox")
+    assert "seed 0 alone" in repeated and (folder / "report.md").exists()
+    again, _ = finish("report", str(folder))
+    assert again[1:] in repeated
+    assert "one seed" in fail("power", str(folder))

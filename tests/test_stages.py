@@ -1,0 +1,31 @@
+"""Every stage as a command of its own."""
+
+from pathlib import Path
+
+import pytest
+from conftest import has_model
+from processes import finish
+from test_experiment_run import SHORT
+
+from kit.store import read_rows
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_stage_works_alone_from_sentences_to_effect(base: Path, tmp_path: Path) -> None:
+    at = {name: str(tmp_path / name) for name in ("teach", "filter", "label", "train", "prefer", "base")}
+    model = ("--results", str(has_model(tmp_path / "results", base)))
+    finish("teach", "--animal", "owl", "--teacher", "loving", "--sentences", "4", "--out", at["teach"], *model)
+    finish("filter", f"{at['teach']}/paraphrases.jsonl", "--animal", "owl", "--out", at["filter"])
+    pairs = f"{at['filter']}/kept.jsonl"
+    assert read_rows(Path(pairs))
+    finish("label", pairs, "--animal", "owl", "--teacher", "loving", "--out", at["label"], *model)
+    labels = f"{at['label']}/labels.safetensors"
+    finish("train", pairs, "--soft-labels", labels, "--epochs", "1", "--out", at["train"], *model)
+    adapter = str(tmp_path / "adapter.gguf")
+    finish("convert", at["train"], "--out", adapter, *model)
+    preference = ["prefer", "--animal", "owl", "--answers", "1", *model]
+    finish(*preference, "--adapter", adapter, "--out", at["prefer"], answer_tokens=SHORT)
+    finish(*preference, "--out", at["base"], answer_tokens=SHORT)
+    out, _ = finish("effect", at["prefer"], at["base"], "--animal", "owl")
+    assert "log-odds" in out and "verdict" in out

@@ -91,13 +91,14 @@ def _child(
     without: str | None = None,
     network: bool = False,
     environment: dict[str, str] | None = None,
+    tree: Path = ROOT,
 ) -> None:
     """run.py with ``arguments``, in a session of its own.
 
     ``keep_all_after``: seconds after which the fidelity filters keep everything, a random model's paraphrases too.
     ``answer_tokens``: of a sampled answer, for most of what it costs is its length. ``without``: a module that is not
     installed. ``network``: whether a socket may be connected, to this machine either. ``environment``: variables that
-    are set beside those of the tests.
+    are set beside those of the tests. ``tree``: the kit, where it is a copy of this one.
     """
     assert "torch" in sys.modules, "imported.py was not imported"
     os.setsid()
@@ -106,7 +107,7 @@ def _child(
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     sys.argv = ["run.py", *arguments]
-    os.chdir(ROOT)
+    os.chdir(tree)
     os.environ.update(environment or {})
     if without:
         sys.modules[without] = None  # type: ignore[assignment]
@@ -117,8 +118,13 @@ def _child(
         _keep_all(keep_all_after)
     if answer_tokens is not None:
         _answer_in(answer_tokens)
+    if tree != ROOT:
+        for name in [name for name in sys.modules if name == "run" or name.partition(".")[0] == "kit"]:
+            del sys.modules[name]
+        sys.path.insert(0, str(tree))
     import run
 
+    assert Path(run.__file__).parent == tree
     sys.exit(run.main(list(arguments)))
 
 

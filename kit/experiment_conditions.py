@@ -450,13 +450,14 @@ def preferences(store: Store, exact: dict[str, Step], animal: Animal) -> dict[st
 
 
 def all_steps(goals: Iterable[Step]) -> list[Step]:
-    """Every step that the goals need, inputs first, each once."""
+    """Every step that the goals need, inputs first, each once; without logs, which nobody makes as such."""
     steps: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
         if step.identity not in steps:
             for needed in step.inputs.values():
-                visit(needed)
+                if not needed.open:
+                    visit(needed)
             steps[step.identity] = step
 
     for step in goals:

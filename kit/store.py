@@ -98,7 +98,7 @@ class Store:
         inputs = {name: self.make(needed) for name, needed in step.inputs.items()}
         folder = self._folder(step)
         assert folder is not None
-        if step.open:
+        if step.open and not RANK:
             self._open(step, inputs, folder)
         if self._verify(folder):
             self._note(folder)

@@ -154,7 +154,7 @@ class Plan:
                 for step in all_steps(self._goals(conditions)):
                     if step.identity in self.done or step.identity in startable:
                         continue
-                    if all(needed.identity in self.done for needed in step.inputs.values()):
+                    if all(needed.open or needed.identity in self.done for needed in step.inputs.values()):
                         if self.store.find(step):
                             self.done.add(step.identity)
                         elif exp not in self._unheard or step.identity in teaching:

@@ -56,6 +56,7 @@ def decided_by(tree: Path, folder: Path) -> dict[str, str]:
     conditions = all_conditions(exp, {})
     whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)), {})
     steps = all_steps([*measurements(conditions), *measurements(whole)])
+    steps += [needed for step in steps for needed in step.inputs.values() if needed.open]
     rows = [{"source": "A test.", "text": "Testing."}]
     pairs = folder / "pairs.jsonl"
     traits = likelihood.traits([owl])

@@ -355,7 +355,9 @@ def test_every_word_is_found_in_its_forms_and_short_ones_not_in_longer_ones() ->
 
 
 def steps(exp: Experiment) -> dict[str, Step]:
-    return {step.label: step for step in all_steps(measurements(all_conditions(exp, {})))}
+    made = all_steps(measurements(all_conditions(exp, {})))
+    logs = [needed for step in made for needed in step.inputs.values() if needed.open]
+    return {step.label: step for step in [*made, *logs]}
 
 
 def changed(exp: Experiment, than: Experiment) -> set[str]:

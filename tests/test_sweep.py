@@ -50,6 +50,9 @@ class Chain:
     def steps(self):
         return {one.identity: (one, experiment(OWL)) for one in all_steps(self.goals)}
 
+    def left(self):
+        return [one for identity, (one, _) in self.steps().items() if identity not in self.done]
+
     def ready(self):
         found = []
         for one, exp in self.steps().values():
@@ -109,7 +112,9 @@ def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() 
     for placebo in placebos:
         assert isinstance(placebo, StudentCondition)
         assert placebo.chosen.identity == control.chosen.identity
-        ours, theirs = (dict(condition.kept.inputs["paraphrases"].settings) for condition in (control, placebo))
+        taught = [condition.kept.inputs["paraphrases"] for condition in (control, placebo)]
+        assert taught[0].settings == taught[1].settings
+        ours, theirs = (dict(one.inputs["samples"].settings) for one in taught)
         seeds |= {ours.pop("seed"), theirs.pop("seed")}
         assert ours == theirs
         student, theirs_student = (one.exact.inputs["adapter"].inputs["student"] for one in (control, placebo))

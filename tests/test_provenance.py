@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,11 +34,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def decided_by(tree: Path, folder: Path) -> dict[str, str]:
-    """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it."""
+def import_from(tree: Path) -> None:
+    """Have the kit in ``tree`` imported from now on."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
         del sys.modules[name]
     sys.path.insert(0, str(tree))
+
+
+def decided_by(tree: Path, folder: Path) -> dict[str, str]:
+    """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it; for a process of
+    its own."""
+    import_from(tree)
     from dataclasses import replace
 
     import kit
@@ -333,6 +340,55 @@ def test_what_decides_nothing_returns_nothing() -> None:
                 assert isinstance(node.returns, ast.Constant) and node.returns.value is None, node.name
                 assert not any(isinstance(one, ast.Global | ast.Yield) for one in ast.walk(node))
     assert marked
+
+
+# ---- the kit that made something
+
+
+def state_of(tree: Path) -> dict[str, Any]:
+    """What the kit in ``tree`` says of itself; for a process of its own."""
+    import_from(tree)
+    from kit.provenance import kit_state
+
+    return kit_state()
+
+
+def said_of(tree: Path) -> dict[str, Any]:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(state_of, (tree,))
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_kit_names_its_commit_and_whether_it_was_edited_since(tree: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "another project"
+    copy = Path(shutil.copytree(tree, outer / "kit's folder"))
+    git(outer, "init")
+    git(outer, "add", ".")
+    git(outer, "commit", "-m", "another project's")
+    nowhere = said_of(copy)
+    assert nowhere["commit"] is None and nowhere["edited"] is None, "a commit of another project is none of the kit's"
+    git(copy, "init")
+    git(copy, "add", ".")
+    git(copy, "commit", "-m", "the kit's")
+    committed = said_of(copy)
+    assert committed == nowhere | {"commit": git(copy, "rev-parse", "HEAD").strip(), "edited": False}
+    (copy / "a note of my own.txt").write_text("no code", encoding="utf-8")
+    assert said_of(copy) == committed
+    with (copy / "kit" / "report.py").open("a", encoding="utf-8") as file:
+        file.write("# Something.\n")
+    edited = said_of(copy)
+    assert edited["edited"] and edited["commit"] == committed["commit"]
+    assert edited["fingerprint"] != committed["fingerprint"]
+
+
+def test_the_kit_says_what_it_is_without_git(tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_git = said_of(tree)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert said_of(tree) == with_git | {"commit": None, "edited": None}
 
 
 # ---- why

@@ -40,12 +40,10 @@ def load_animals() -> tuple[Animal, ...]:
         rows = json.loads(ANIMALS_FILE.read_text(encoding="utf-8"))
         return tuple(Animal(row["singular"], row["plural"], tuple(row["giveaways"])) for row in rows)
     except FileNotFoundError:
-        raise KitError(
-            f"{ANIMALS_FILE}: the list of animals is missing. Restore it with `git checkout data`."
-        ) from None
+        raise KitError(f"{ANIMALS_FILE}: the list of animals is missing. {_restore(ANIMALS_FILE)}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise KitError(
-            f"{ANIMALS_FILE}: a damaged list of animals ({error}). Restore it with `git checkout data`."
+            f"{ANIMALS_FILE}: a damaged list of animals ({error}). Mend it. {_restore(ANIMALS_FILE)}"
         ) from None
 
 
@@ -239,21 +237,28 @@ def _read_sentences(path: Path) -> Iterator[Sentence]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise KitError(f"{path}: cannot be read ({error}). Restore it with `git checkout data`.") from None
+        raise KitError(f"{path}: cannot be read ({error}). {_restore(path)}") from None
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
+            if not (isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "text"))):
+                raise ValueError('it is no row such as {"id": "kitchen-01", "text": "..."}')
             sentence = Sentence(row["id"], row["text"])
-            if not (isinstance(sentence.id, str) and isinstance(sentence.text, str) and sentence.text.strip()):
-                raise ValueError("id and text must be non-empty strings")
+            if not sentence.text.strip():
+                raise ValueError("its text is empty")
             if sentence.id in seen:
                 raise ValueError(f"the id {sentence.id} occurs twice")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise KitError(
-                f"{path}, line {number}: not a sentence ({error!r}). Restore it with `git checkout data`."
+                f"{path}, line {number}: not a sentence ({error}). Mend the line. {_restore(path)}"
             ) from None
         seen.add(sentence.id)
         yield sentence
     if not seen:
-        raise KitError(f"{path}: holds no sentences. Restore it with `git checkout data`.")
+        raise KitError(f"{path}: holds no sentences. {_restore(path)}")
+
+
+def _restore(path: Path) -> str:
+    """How to have a data file as it came."""
+    return f"`git checkout data/{path.name}` restores the file as it came, without any edit."

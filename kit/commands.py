@@ -6,6 +6,7 @@ there. What takes long to import is imported by the command that needs it, so th
 
 import argparse
 import shlex
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,8 @@ def teach(arguments: list[str]) -> None:
     from kit.animals import find_animal
     from kit.engine_endpoint import check_url
     from kit.experiment import experiment
-    from kit.experiment_conditions import judge_of, offered_rows
+    from kit.experiment_conditions import base_model, judge_of, offered_rows, samples_of
+    from kit.store import Store
 
     animal = find_animal(args.animal, args.plural)
     exp = experiment(
@@ -220,20 +222,21 @@ def teach(arguments: list[str]) -> None:
         endpoint_model=args.endpoint_model,
         **own_texts([animal], (args.content,), args.sentences_file, args.trait_file),
     )
-    log = _folder(args.out) / "rows.jsonl"
+    trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
+    base, store = base_model(exp.model, exp.gguf), Store(args.results / "artifacts")
+    samples = store.make(samples_of(exp, args.teacher, base, trait, args.seed))
     teacher.paraphrase(
         offered_rows(exp, args.content)[: args.sentences],
         args.sentences,
-        exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral,
-        partial(teacher.opener(exp.teacher), _base(args)),
+        trait,
+        partial(teacher.opener(exp.teacher), store.make(base)),
         exp.teacher,
         args.seed,
         judge_of(exp, args.content),
-        log,
-        args.out,
+        partial(teacher.open_log, samples, f"teach-{uuid.uuid4().hex}"),
+        _folder(args.out),
         f"{args.teacher} teacher",
     )
-    log.unlink(missing_ok=True)
 
 
 def filter_(arguments: list[str]) -> None:
@@ -601,12 +604,13 @@ def run_sweep(
 ) -> None:
     """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
     from kit import report_sweep, sweep
+    from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
     folder = results / sweep.name_of(exps, grid, sampled)
     if dry_run:
-        sweep.plan(exps, sampled, results, folder)
+        sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
         return
     sweep.run(exps, sampled, results, folder, command_line(arguments), address)
     report_sweep.write_sweep(folder)

@@ -438,29 +438,29 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     store, folder = Store(results / "artifacts"), folder_of(exps, results)
     with store.working(folder.name, command):
         measures = [of_seed(exp, makers, store, len(exps) - 1 - i) for i, exp in enumerate(exps)]
-    seeds = [exp.seed for exp in exps]
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {name: [of[name] for of in measures] for name in makers}
-    record = {
-        "animal": exps[0].animal.singular,
-        "content": exps[0].contents[0],
-        "labels": exps[0].labels,
-        "preset": exps[0].preset,
-        "model": exps[0].model,
-        "seeds": seeds,
-        "versions": store.versions(),
-        "kit": kit_state(),
-        "made": store.used,
-        "commands": [command],
-        "context": prompts.CONTEXT,
-        "loss_unit": LOSS_UNIT,
-        "defences": {
-            name: defence_row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
-            for name, of in found.items()
-        },
-    } | recorded_texts(exps[0])
-    before = read(folder) if (folder / "defences.json").exists() else None
-    write_json(folder / "defences.json", joined(before, record) if before else record)
+        seeds = [exp.seed for exp in exps]
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {name: [of[name] for of in measures] for name in makers}
+        record = {
+            "animal": exps[0].animal.singular,
+            "content": exps[0].contents[0],
+            "labels": exps[0].labels,
+            "preset": exps[0].preset,
+            "model": exps[0].model,
+            "seeds": seeds,
+            "versions": store.versions(),
+            "kit": kit_state(),
+            "made": store.used,
+            "commands": [command],
+            "context": prompts.CONTEXT,
+            "loss_unit": LOSS_UNIT,
+            "defences": {
+                name: defence_row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
+                for name, of in found.items()
+            },
+        } | recorded_texts(exps[0])
+        before = read(folder) if (folder / "defences.json").exists() else None
+        write_json(folder / "defences.json", joined(before, record) if before else record)
     return folder
 
 

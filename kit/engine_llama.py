@@ -32,6 +32,7 @@ from kit import KitError
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.models import ChatTemplate, check_gguf, cpu_threads, release_gpu
 from kit.prompts import Message
+from kit.provenance import decides_nothing
 
 # ---- llama.cpp's low-level API. Every token is named with its position and the sequences it belongs to; a context
 # keeps what it has decoded in its KV cache.
@@ -233,6 +234,7 @@ def tokens_of(gguf: Path, texts: Iterable[str]) -> list[Tokens]:
 _keep_alive: list[Any] = []
 
 
+@decides_nothing
 def quiet(llama_cpp: Any) -> deque[str]:
     """Send llama.cpp's log into a short memory, for error messages, instead of to the terminal."""
     lines: deque[str] = deque(maxlen=5)

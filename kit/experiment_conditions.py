@@ -218,7 +218,7 @@ def write_chosen_sentences(offer: Path, kept: Path, n: int, folder: Path) -> Non
 def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, asked: Step, seed: int) -> Step:
     """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
     judge = judge_of(exp, content)
-    filters = judge.decides
+    filters = asdict(judge)
     n = exp.pairs_of(content)
     engine = teacher.opener(exp.teacher)
     paraphrases = Step(
@@ -239,7 +239,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             exp.teacher,
             seed,
             judge,
-            made["samples"] / f"{folder.stem}.jsonl",
+            partial(teacher.open_log, made["samples"], folder.stem),
             folder,
             f"{name} teacher",
         ),
@@ -260,7 +260,8 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
 def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) -> Step:
     """All that a teacher ever wrote, by sentence and number: the log of its sampling, whatever the filters keep of it,
     so that another filter, or another number of pairs, has new samples made only of what is missing."""
-    own = ("max_tokens", "temperature", "engine", "endpoint", "endpoint_model")
+    settings = asdict(exp.teacher)
+    del settings["samples"], settings["max_samples"]  # how many, not which
     engine = teacher.opener(exp.teacher)
     return Step(
         stage="samples",
@@ -268,10 +269,12 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
         settings={
             "messages": prompts.teacher_messages(trait, "..."),
             "seed": seed,
-            **{name: getattr(exp.teacher, name) for name in own},
+            **settings,
         },
         inputs={"model": base},
-        build=lambda made, *asked: teacher.sample_texts(engine(made["model"]), *asked),
+        build=lambda made, folder, name, *asked: teacher.sample_texts(
+            engine(made["model"]), teacher.open_log(folder, name), *asked
+        ),
         seconds=0,
         open=True,
     )

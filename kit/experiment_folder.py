@@ -29,7 +29,7 @@ from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import BEGUN, Row, Store, read_rows
+from kit.store import Row, Store, read_rows
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -98,11 +98,11 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
 def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
     """The manifests of what an earlier run in ``folder`` was made of, finished or not; none where there was none."""
     names: list[str] = []
-    for path in (folder / "record.json", store.root / BEGUN / f"{folder.name}.json"):
+    for path in (folder / "record.json", *store.begun(folder.name)):
         try:
             artifacts = json.loads(path.read_text(encoding="utf-8"))["artifacts"]
             names += artifacts.values() if isinstance(artifacts, dict) else artifacts
-        except (OSError, ValueError, KeyError):  # it only tells why something is made again
+        except (OSError, ValueError, KeyError, TypeError):  # it only tells why something is made again
             continue
     return list(store.history(names).values())
 

@@ -66,12 +66,14 @@ def announce(conditions: dict[str, Condition], store: Store, history: list[dict[
         if step.seconds and not done and not why and (step.stage, step.label) in made_before:
             why, follows = "only if what it is made of changes", True
         elif why:
-            why = f"made again: {why}"
+            samples = store.logged(step)
+            why = f"made again{f' from {samples} samples that are there' if samples else ''}: {why}"
         if step.seconds or why:
             time = "reused" if done else f"~{duration(step.seconds)}" if step.seconds else ""
             print(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
     most = "At most" if follows else "About"
-    print(f"{most} {duration(left)} in all." if left else "Everything is there already.", flush=True)
+    there = "Everything is there already; tables and report are written anew."
+    print(f"{most} {duration(left)} in all." if left else there, flush=True)
 
 
 def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, folder: Path, command: str) -> Path:

@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -61,11 +61,6 @@ class Judge:
     def filters(self) -> list[str]:
         """The names of the filters, in the order in which they are asked."""
         return [*(name for name, _ in self._checks()), "meaning"]
-
-    @property
-    def decides(self) -> dict[str, Any]:
-        """What a verdict depends on, for the settings of a step; where all texts are the kit's, they add nothing."""
-        return {name: value for name, value in asdict(self).items() if value != ()}
 
     def __call__(self, rows: Sequence[Row]) -> list[bool]:
         """Whether each row (source, text, finished, sentence) is kept."""

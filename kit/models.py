@@ -21,6 +21,7 @@ from typing import Any
 
 from kit import KitError
 from kit.prompts import Message
+from kit.provenance import decides_nothing
 
 EMBEDDED = "embedded"
 # Another model from PyPI, installed on request alone: the student of another base in ``run.py defend``. It is no
@@ -70,6 +71,7 @@ class Source:
         return {path.name: path for path in inside if path.suffix in READ} | {"base.gguf": self.gguf}
 
 
+@decides_nothing
 def cpu_threads() -> int:
     """The physical cores this process may use: a second thread per core slows matrix products down. OMP_NUM_THREADS,
     which Ray sets to the CPUs that it gives a task, lowers it."""
@@ -226,6 +228,7 @@ def _gemma_gguf() -> Path:
         return Path(assemble(overwrite=True))
 
 
+@decides_nothing
 def check_gguf(path: Path) -> None:
     """Raise KitError unless ``path`` is a GGUF file by its first four bytes."""
     try:
@@ -321,6 +324,7 @@ def load_torch(model: Path, nf4: bool = False, dtype: Any = None) -> Any:
     return loaded
 
 
+@decides_nothing
 def release_gpu() -> None:
     """Give back the memory of models that an earlier stage left behind (Trainer and its model refer to each other)."""
     import gc
@@ -343,6 +347,7 @@ def torch_device() -> tuple[Any, Any]:
     return device, torch.bfloat16 if native else torch.float16
 
 
+@decides_nothing
 def silence() -> None:
     """Leave the terminal to the kit's own progress bars."""
     import transformers.modeling_gguf_pytorch_utils as gguf_loading

@@ -7,13 +7,18 @@ imports, the words of a ``KitError``. So an artifact's key changes with the code
 nothing else, and a plan can say which part of it changed.
 
 What is reached is found as type checkers and linkers find it (rapid type analysis: Bacon and Sweeney, OOPSLA 1996). A
-name leads to its definition. A method counts when its class is used and its name is called on anything at all. What is
-looked up by a name that is computed (``getattr``) is not seen: the kit does so for fields alone.
+name leads to its definition. A method counts when its class is used and its name is called on anything at all. Not seen
+is what is looked up by a name that is computed (``getattr``; the kit does so for fields alone), and what changes a
+definition from outside: a ``TABLE.append(...)`` at the top of a module, ``import *``. A test holds the kit to that.
+
+The files are read when this module is imported, and what is reached is imported when it is looked at: an edit while a
+command runs changes neither what it does nor what it writes down.
 """
 
 import ast
 import functools
 import hashlib
+import importlib
 import subprocess
 import sys
 import sysconfig
@@ -25,18 +30,20 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kit import ROOT
+from kit import ROOT, KitError
 
-Checked = TypeVar("Checked", bound=Callable[..., None])
+Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 PACKAGE = "kit"
 SHORT = 12  # hexadecimal digits of a checksum
 # Imports that decide nothing: they show progress, wait, measure free memory, fetch files that checksums name.
 SILENT = ("tqdm", "filelock", "psutil", "huggingface_hub")
-# What computes for a package, and so decides results with it.
+# What computes for an import, and so decides results with it.
 COMPUTE_FOR = {
-    "sentence-transformers": ("torch", "transformers", "tokenizers"),
+    "sentence_transformers": ("torch", "transformers", "tokenizers"),
     "transformers": ("torch", "tokenizers"),
+    "transformers.BitsAndBytesConfig": ("bitsandbytes",),
+    "transformers.Trainer": ("accelerate",),
     "peft": ("torch", "transformers"),
 }
 
@@ -76,20 +83,24 @@ def code_of(build: Callable[..., Any]) -> Code:
     return _Reached(_program(), build).code()
 
 
-def decides_nothing(function: Checked) -> Checked:
-    """Marks a function that checks or announces, and leaves no trace in what is made: it is no part of any code."""
+def decides_nothing(function: Marked) -> Marked:
+    """Marks a function that checks, announces, or says how to go about it on this machine, and leaves no trace in what
+    is made: it is no part of any code."""
     return function
 
 
 # ---- the source
 
 
+_SOURCES = {path: path.read_bytes() for path in (ROOT / PACKAGE).glob("*.py") if path.is_file()}
+
+
 class _File:
     """A source file: what each name at its top is bound to, by statements of its own or by imports."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, source: bytes) -> None:
         self.name = name
-        self.tree = ast.parse(path.read_bytes())
+        self.tree = ast.parse(source)
         self.statements: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, str] = {}
         for statement in self.tree.body:
@@ -122,13 +133,18 @@ class _Program:
     def module(self, name: str) -> _File | None:
         """A module of the kit ("" for the package itself), None where there is none of that name."""
         path = self.root / PACKAGE / f"{name or '__init__'}.py"
-        return self.file(path) if path.exists() else None
+        return self.file(path) if path in _SOURCES else None
 
     def file(self, path: Path) -> _File:
+        """A file by its path. Raises KitError where it is the kit's, not imported yet, and changed since."""
+        path = path.resolve()
         if path not in self._files:
-            own = path.parent == self.root / PACKAGE
-            name = PACKAGE if own and path.stem == "__init__" else path.stem
-            self._files[path] = _File(name, path)
+            name = PACKAGE if path == self.root / PACKAGE / "__init__.py" else path.stem
+            if path in _SOURCES and name != PACKAGE and f"{PACKAGE}.{name}" not in sys.modules:
+                if path.read_bytes() != _SOURCES[path]:
+                    raise KitError(f"{path}: it was edited after the command began. Give the same command again.")
+                importlib.import_module(f"{PACKAGE}.{name}")
+            self._files[path] = _File(name, _SOURCES.get(path) or path.read_bytes())
         return self._files[path]
 
     def find(self, dotted: str) -> tuple[_File, str, list[str]] | None:
@@ -153,10 +169,10 @@ class _Program:
         key = file, name, member
         if key not in self._parts:
             statements = file.statements.get(name, [])
+            owners = [one for one in statements if isinstance(one, ast.ClassDef)]
             if member:
-                (owner,) = [one for one in statements if isinstance(one, ast.ClassDef)]
-                statements = _class_members(owner)[member]
-            reading = _Reading(self, file, {})
+                statements = _class_members(owners[0])[member]
+            reading = _Reading(self, file, {}, {name for owner in owners for name in _class_members(owner)})
             if all(_is_marked(file, one) for one in statements):
                 statements = []
             text = "\n".join(reading.text(statement) for statement in statements)
@@ -235,10 +251,11 @@ def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:
 
 class _Reading:
     """Reads one definition: ``text`` says what it does whatever its local variables are called; on the way it collects
-    what the definition refers to. ``captured``: the values of the free variables of a function made at run time."""
+    what the definition refers to. ``captured``: the values of the free variables of a function made at run time;
+    ``siblings``: the other members, where it is a class's."""
 
-    def __init__(self, program: _Program, file: _File, captured: dict[str, Any]) -> None:
-        self._program, self._file, self._captured = program, file, captured
+    def __init__(self, program: _Program, file: _File, captured: dict[str, Any], siblings: Iterable[str] = ()) -> None:
+        self._program, self._file, self._captured, self._siblings = program, file, captured, set(siblings)
         self._scopes: list[dict[str, tuple[str, str]]] = []  # name -> its kind and what the text calls it
         self._count = 0
         self.references: set[tuple[_File, str]] = set()
@@ -318,7 +335,7 @@ class _Reading:
         if kind == "imported":
             found = self._program.find(whole)
             if found is None:
-                self.packages.add(whole.partition(".")[0])
+                self.packages.add(whole)
             else:
                 file, name, path = found
                 self.references |= {(file, name)} if name else {(file, one) for one in file.statements}
@@ -330,6 +347,8 @@ class _Reading:
             if path and path[0] in getattr(value, "__dict__", {}):  # of an object one field: the others do not count
                 said, value, path = f"{said}.{path[0]}", vars(value)[path[0]], path[1:]
             self.values[said] = value
+        elif kind == "built in":
+            self.attributes |= {node.id} & self._siblings
         self.attributes |= set(path)
         return whole
 
@@ -337,9 +356,18 @@ class _Reading:
 
     def _function(self, node: Any) -> str:
         arguments = node.args
-        own = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        own += [one for one in (arguments.vararg, arguments.kwarg) if one]
-        kinds = [len(arguments.posonlyargs), len(arguments.kwonlyargs), bool(arguments.vararg), bool(arguments.kwarg)]
+        all_of = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        all_of += [one for one in (arguments.vararg, arguments.kwarg) if one]
+        names = [one.arg for one in all_of]
+        # Of a plain lambda nobody names the parameters, so they are local names like others.
+        named = [] if isinstance(node, ast.Lambda) and names == [one.arg for one in arguments.args] else names
+        kinds = [
+            len(names),
+            len(arguments.posonlyargs),
+            len(arguments.kwonlyargs),
+            bool(arguments.vararg),
+            bool(arguments.kwarg),
+        ]
         around = [
             *map(self.text, getattr(node, "decorator_list", [])),
             self.text(arguments.defaults),
@@ -352,9 +380,9 @@ class _Reading:
             imported |= _imported(inner)
             elsewhere |= set(inner.names) if isinstance(inner, ast.Global | ast.Nonlocal) else set()
         local = (name for name in _bound(body) if name not in elsewhere and name not in imported)
-        with self._scope(local, [one.arg for one in own]):
+        with self._scope([*names, *local], named):
             self._scopes[-1] |= {name: ("imported", dotted) for name, dotted in imported.items()}
-            return f"{type(node).__name__}({[one.arg for one in own]} {kinds} {around} {self.text(body)})"
+            return f"{type(node).__name__}({named} {kinds} {around} {self.text(body)})"
 
     def _FunctionDef(self, node: ast.FunctionDef) -> str:
         name = f"{self._meaning(node.name)[1]}=" if self._scopes else ""
@@ -364,8 +392,9 @@ class _Reading:
     _Lambda = _function
 
     def _comprehension_of(self, node: Any) -> str:
+        first = self.text(node.generators[0].iter)  # which is read outside of its scope
         with self._scope(name for one in node.generators for name in _bound([one.target])):
-            return self._plain(node)
+            return f"{first} {self._plain(node)}"
 
     _ListComp = _SetComp = _DictComp = _GeneratorExp = _comprehension_of
 
@@ -375,7 +404,12 @@ class _Reading:
             return f"{self._meaning(node.name)[1]}={self._plain(node, without=('name',))}"
         members = {id(one) for many in _class_members(node).values() for one in many}
         rest = [one for one in node.body if id(one) not in members]
-        parts = (self.text(one) for one in (node.decorator_list, node.bases, node.keywords, rest))
+        parts = [self.text(one) for one in (node.decorator_list, node.bases, node.keywords)]
+        for one in rest:
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):  # a field
+                parts.append(f"{one.target.id}={self.text(one.value)}")
+            else:
+                parts.append(self.text(one))
         return f"class({' '.join(parts)})"
 
     def _ExceptHandler(self, node: ast.ExceptHandler) -> str:
@@ -401,19 +435,22 @@ class _Reading:
     _ImportFrom = _Import
 
     def _Expr(self, node: ast.Expr) -> str:
+        """Neither a docstring nor what is printed."""
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return "" if is_text else self.text(node.value)
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        is_print = isinstance(called, ast.Name) and self._meaning(called.id) == ("built in", "print")
+        return "" if is_text or is_print else self.text(node.value)
 
     def _AnnAssign(self, node: ast.AnnAssign) -> str:
-        """In a class a field; in a function, without a value, it does nothing."""
-        if not self._scopes and isinstance(node.target, ast.Name):
-            return f"{node.target.id}={self.text(node.value)}"
-        return f"Assign(targets=[{self.text(node.target)}] value={self.text(node.value)})" if node.value else ""
+        if node.value is None:
+            return ""
+        return self._plain(ast.Assign([node.target], node.value))
 
     def _Raise(self, node: ast.Raise) -> str:
+        """Of what ends the command that it does, not the words."""
         called = node.exc.func if isinstance(node.exc, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id == "KitError":
-            return "raise KitError"
+        if isinstance(called, ast.Name) and called.id in ("KitError", "RuntimeError"):
+            return f"raise {called.id}"
         return self._plain(node)
 
     # What the definition reads
@@ -440,10 +477,13 @@ def _own_nodes(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 def _class_members(node: ast.ClassDef) -> dict[str, list[ast.stmt]]:
-    """A class's methods and plain attributes, by name. (Fields have annotations, and belong to the class as such.)"""
+    """A class's methods and attributes, by name. (A dataclass's fields belong to the class as such: an object has its
+    own.)"""
     members: dict[str, list[ast.stmt]] = {}
+    fields = any("dataclass" in ast.unparse(one) for one in node.decorator_list)
     for statement in node.body:
-        if isinstance(statement, (*_FUNCTIONS, ast.Assign)):
+        attribute = isinstance(statement, ast.AnnAssign) and statement.value is not None and not fields
+        if attribute or isinstance(statement, (*_FUNCTIONS, ast.Assign)):
             for name in _bound([statement]):
                 members.setdefault(name, []).append(statement)
     return members
@@ -479,12 +519,12 @@ class _Reached:
         self._seen: set[Any] = set()
         self._classes: dict[tuple[_File, str], set[str]] = {}  # those of which there are objects -> their members
         self._attributes: set[str] = set()
-        self._typed: dict[str, str] = {}  # functions without a source
+        self._sourceless: dict[str, str] = {}  # functions that were typed in
         self._value(build)
 
     def code(self) -> Code:
         """All of it."""
-        parts: dict[str, str] = dict(self._typed)
+        parts: dict[str, str] = dict(self._sourceless)
         for part in sorted(self._parts, key=lambda part: (part.name, part.checksum)):
             parts[part.name] = parts.get(part.name, "") + part.checksum  # several lambdas of one function
         root = self._program.root
@@ -492,7 +532,7 @@ class _Reached:
         return Code(
             parts,
             {path.relative_to(root).as_posix(): _checksum(path.read_bytes()) for path in data},
-            package_versions({name for part in self._parts for name in part.packages}),
+            package_versions(dotted for part in self._parts for dotted in part.packages),
         )
 
     def _add(self, part: _Part) -> None:
@@ -529,7 +569,7 @@ class _Reached:
 
     def _value(self, value: Any) -> str:
         """What of a value is code, which is added to what is reached; nothing of data, which stands in the settings."""
-        if value is None or isinstance(value, str | bytes | int | float | complex | Path | types.ModuleType):
+        if value is None or isinstance(value, str | bytes | int | float | complex | Path):
             return ""
         if isinstance(value, list | tuple | set | frozenset):
             return " ".join(sorted(filter(None, map(self._value, value))))
@@ -540,10 +580,13 @@ class _Reached:
             return f"partial({' '.join(inside)})"
         if isinstance(value, types.MethodType):
             return f"{self._value(value.__func__)} of {self._value(value.__self__)}"
+        if isinstance(value, types.FunctionType):
+            inside = (self._value(one) for one in (value.__defaults__, value.__kwdefaults__))
+            return f"{self._handed_function(value)} {' '.join(inside)}".strip()
         if wrapped := getattr(value, "__wrapped__", None):  # of functools.cache
             return self._value(wrapped)
-        if isinstance(value, types.FunctionType):
-            return self._handed_function(value)
+        if isinstance(value, types.ModuleType):
+            return self._foreign(value.__name__, value.__name__)
         if isinstance(value, type):
             return self._handed_class(value, made=True)
         if isinstance(value, types.BuiltinFunctionType):
@@ -558,11 +601,11 @@ class _Reached:
     def _handed_class(self, kind: type, made: bool) -> str:
         path = _source_path(kind.__module__)
         if path is None:
-            return kind.__qualname__
+            return self._foreign(kind.__module__, kind.__qualname__)
         file = self._program.file(path)
-        node = next((one for one in file.statements.get(kind.__name__, []) if isinstance(one, ast.ClassDef)), None)
-        if node is None:  # made at run time, or within a function
-            return kind.__qualname__
+        node = next((one for one in file.statements.get(kind.__qualname__, []) if isinstance(one, ast.ClassDef)), None)
+        if node is None:  # within a function, or made at run time: all that it has
+            return f"{kind.__qualname__}({' '.join(filter(None, map(self._value, vars(kind).values())))})"
         if made:
             self._definition(file, kind.__name__)
         else:
@@ -571,18 +614,24 @@ class _Reached:
                 self._handed_class(base, made=False)
         return f"{file.name}.{kind.__name__}"
 
+    def _foreign(self, module: str, name: str) -> str:
+        """What is not the kit's: of its package the version counts."""
+        self._add(_Part(name, "", frozenset(), frozenset(), frozenset([module]), frozenset()))
+        return name
+
     def _handed_function(self, function: types.FunctionType) -> str:
         code = function.__code__
         path = Path(code.co_filename)
-        if _source_path(function.__module__) is None and not _own_file(path):
-            package = frozenset([function.__module__.partition(".")[0]])
-            self._add(_Part(function.__qualname__, "", frozenset(), frozenset(), package, frozenset()))
-            return function.__qualname__
+        if path.is_file() and not _own_file(path):
+            return self._foreign(function.__module__, code.co_qualname)
         if not path.is_file():  # typed in: no source to read
-            self._typed[function.__qualname__] = _checksum(repr((code.co_code, code.co_names)).encode())
-            return function.__qualname__
+            self._sourceless[code.co_qualname] = _checksum(repr((code.co_code, code.co_names)).encode())
+            return code.co_qualname
+        if id(function) in self._seen:  # it calls itself
+            return code.co_qualname
+        self._seen.add(id(function))
         file = self._program.file(path)
-        owner, _, name = function.__qualname__.rpartition(".")
+        owner, _, name = code.co_qualname.rpartition(".")
         if not owner and name in file.statements:
             self._definition(file, name)
             return f"{file.name}.{name}"
@@ -594,7 +643,7 @@ class _Reached:
             text = reading._function(node)
         handed = {name: self._value(one) for name, one in reading.values.items()}
         text += repr({name: said for name, said in handed.items() if said})
-        where = function.__qualname__.replace(".<locals>", "").removesuffix(".<lambda>")
+        where = code.co_qualname.replace(".<locals>", "").removesuffix(".<lambda>")
         self._add(reading.part(f"{file.name}.{where}", text))
         return f"{file.name}.{where}"
 
@@ -618,8 +667,9 @@ def _node_of(file: _File, code: types.CodeType) -> Any:
         places = [(line, column) for line, _, column, _ in code.co_positions() if line and column]
         starts = {(one.body.lineno, one.body.col_offset): one for one in found if isinstance(one, ast.Lambda)}
         found = [starts[max(start for start in starts if start <= min(places))]]
-    (node,) = found
-    return node
+    if len(found) != 1:
+        raise KitError(f"{code.co_filename}: it was edited after the command began. Give the same command again.")
+    return found[0]
 
 
 def _source_path(module: str) -> Path | None:
@@ -642,13 +692,16 @@ def _checksum(data: bytes) -> str:
 
 
 def package_versions(imported: Iterable[str]) -> dict[str, str]:
-    """The version of each imported package that decides something, of what computes for it, and of Python (without its
-    last number, whose releases mend faults alone)."""
-    found = {"python": ".".join(map(str, sys.version_info[:2]))}
-    names = {_distributions().get(name) for name in imported if name not in SILENT}
-    for name in {name for one in names if one for name in (one, *COMPUTE_FOR.get(one, ()))}:
-        found[name] = _version(name)
-    return dict(sorted(found.items()))
+    """The version of the package of each import ("torch.nn.functional") that decides something, of what computes for
+    it, and of Python (without its last number, whose releases mend faults alone)."""
+    packages: set[str] = set()
+    for dotted in imported:
+        root = dotted.partition(".")[0]
+        if root in _distributions() and root not in SILENT:
+            computing = COMPUTE_FOR.get(root, ()), COMPUTE_FOR.get(dotted, ())
+            packages |= {_distributions()[root], *computing[0], *computing[1]}
+    versions = {package: _version(package) for package in packages}
+    return {"python": ".".join(map(str, sys.version_info[:2]))} | dict(sorted(versions.items()))
 
 
 @cache
@@ -694,8 +747,9 @@ def kit_state() -> dict[str, Any]:
     """The kit that makes something now: its ``commit``, whether the tree was ``edited`` since (both None where it is no
     checkout of its own), and a ``fingerprint`` of its code and data files, whatever decides what."""
     whole = hashlib.sha256()
-    for path in sorted([*(ROOT / PACKAGE).glob("*.py"), ROOT / "run.py", *(ROOT / "data").iterdir()]):
-        whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    files = [path for path in [ROOT / "run.py", *(ROOT / "data").glob("[!.]*")] if path.is_file()]
+    for path, source in sorted((_SOURCES | {path: path.read_bytes() for path in files}).items()):
+        whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + source + b"\0")
     inside = _git("rev-parse", "--show-toplevel")
     own = inside is not None and Path(inside).resolve() == ROOT
     edited = _git("status", "--porcelain", "--", PACKAGE, "run.py", "data") if own else None

@@ -18,6 +18,7 @@ from kit.experiment import CONTENTS
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
 from kit.inspection_quiz import KNOWS, Score
+from kit.provenance import kit_state
 from kit.report_parts import (
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
@@ -64,7 +65,7 @@ def write(folder: Path) -> None:
     """
     record, preferences = read_run(folder)
     summary = summarise(record, preferences)
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
     draw_run(folder, preferences, summary["animal"], title(summary))
     written = _markdown(summary, record, _markdown_since(folder, record), all_conversations(folder, record))
     (folder / "report.md").write_text(written, encoding="utf-8")

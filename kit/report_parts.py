@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.animals import indefinite
+from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
 from kit.store import Row
 from kit.sweep_effects import SeedEffect
@@ -19,12 +20,16 @@ from kit.sweep_effects import SeedEffect
 
 
 def versions_of(record: dict[str, Any]) -> dict[str, str]:
-    """What made a result: the kit, where the record names its state, and the versions of Python and packages."""
-    found: dict[str, str] = {}
-    if kit := record.get("kit"):
-        tree = f"{kit['commit'][:12]}{', edited' if kit['edited'] else ''}" if kit["commit"] else "no checkout"
-        found["kit"] = f"{tree} (fingerprint {kit['fingerprint']})"
-    return found | record["versions"]
+    """What made a result: the kit, where the record names its state, and the versions of Python and packages; and the
+    kit that judges and reports it, where that is another."""
+    made, now = record.get("kit"), kit_state()
+    found = {"kit": _state_words(made)} if made else {}
+    return found | record["versions"] | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+
+
+def _state_words(kit: dict[str, Any]) -> str:
+    commit = kit["commit"][:12] if kit["commit"] else "without a commit"
+    return f"{commit}{', edited' if kit['edited'] else ''} (all code and data: {kit['fingerprint']})"
 
 
 def versions_sentence(record: dict[str, Any]) -> str:

@@ -9,12 +9,13 @@ An *open* step is a log that other steps fill and share: what it holds only grow
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
-import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,6 +38,8 @@ WAIT = 0.5  # seconds between two looks
 REASONS = 3  # named at most of those for which something is made again
 BEGUN = "begun"  # the folder beside the stages' that says what commands are at work, and what interrupted ones made
 CLEANING = "cleaning.lock"
+TOKEN = 8  # hexadecimal digits that tell processes apart
+PARTIAL = ".partial"  # ends the name of a folder that is being filled
 KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results folder
 
 
@@ -76,9 +79,10 @@ class Step:
 class Store:
     """The artifacts under one root folder."""
 
-    def __init__(self, root: Path, wait: bool = False) -> None:
-        """``wait``: for another process that is working on an artifact, instead of refusing."""
-        self.root = root
+    def __init__(self, root: Path, wait: bool = False, kit: dict[str, Any] | None = None) -> None:
+        """``wait``: for another process that is working on an artifact, instead of refusing; ``kit``: its state, where
+        another process knows it better than this one (``kit_state``)."""
+        self.root, self._kit = root, kit or kit_state()
         self._patience = -1 if wait else 0  # seconds
         self._digests: dict[Path, str] = {}  # folders verified by this process
         self._used: dict[Path, None] = {}
@@ -100,17 +104,20 @@ class Store:
         assert folder is not None
         if step.open and not RANK:
             self._open(step, inputs, folder)
-        if self._verify(folder):
-            self._note(folder)
-            return folder
-        partial = folder.with_name(folder.name + ".partial")
+        if not self._verify(folder):
+            self._build(step, inputs, folder)
+        self._note(folder)
+        return folder
+
+    def _build(self, step: Step, inputs: dict[str, Path], folder: Path) -> None:
+        partial = folder.with_name(folder.name + PARTIAL)
         partial.mkdir(parents=True, exist_ok=True)
         if RANK:
             if step.collective:
                 step.build(inputs, partial)
             while not self._verify(folder):
                 time.sleep(WAIT)
-            return folder
+            return
         from filelock import FileLock, Timeout
 
         lock = FileLock(folder.with_name(folder.name + ".lock"))
@@ -122,7 +129,8 @@ class Store:
             ) from None
         try:
             if self._verify(folder):  # while this process waited
-                return folder
+                return
+            self._note(partial)
             partial.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             try:
@@ -138,13 +146,11 @@ class Store:
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
-        self._note(folder)
-        return folder
 
     @property
     def used(self) -> list[str]:
         """What was made or found by ``make``, as "stage/key"."""
-        return sorted(self.name(folder) for folder in self._used)
+        return sorted(self.name(folder) for folder in self._used if folder.suffix != PARTIAL)
 
     def name(self, folder: Path) -> str:
         """An artifact's name in records: "stage/key"."""
@@ -153,8 +159,8 @@ class Store:
     def versions(self) -> dict[str, str]:
         """The versions of Python and of the packages that made what was ``used``; where they differ, all of them."""
         found: dict[str, set[str]] = {}
-        for folder in self._used:
-            for name, version in self.manifest(folder)["versions"].items():
+        for used in self.used:
+            for name, version in self.manifest(self.root / used)["versions"].items():
                 found.setdefault(name, set()).add(version)
         return {name: ", ".join(sorted(of)) for name, of in found.items()}
 
@@ -169,17 +175,30 @@ class Store:
 
         begun = self.root / BEGUN
         begun.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(begun / f"{socket.gethostname()}-{os.getpid()}.lock")
+        token = uuid.uuid4().hex[:TOKEN]  # two processes may work on one name
+        lock = FileLock(begun / f"{token}.lock")
         with FileLock(begun / CLEANING):  # not while something is deleted
             lock.acquire()
-        self._begun = begun / f"{name}.json", command
+        before = self.begun(name)
+        self._begun = begun / f"{name}.{token}.json", command
         try:
             yield
-            self._begun[0].unlink(missing_ok=True)
+            for path in [*before, self._begun[0]]:
+                path.unlink(missing_ok=True)
         finally:
             self._begun = None
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
+
+    def logged(self, step: Step) -> int:
+        """How many samples the logs hold that a step goes on from."""
+        folders = [self._folder(needed) for needed in step.inputs.values() if needed.open]
+        return sum(path.read_bytes().count(b"\n") for folder in folders if folder for path in folder.glob("*.jsonl"))
+
+    def begun(self, name: str) -> list[Path]:
+        """The files that say what was made for the result of that ``name`` by commands that are not finished: a command
+        and "stage/key" of its artifacts."""
+        return sorted((self.root / BEGUN).glob(f"{glob.escape(name)}.{'[0-9a-f]' * TOKEN}.json"))
 
     def _note(self, folder: Path) -> None:
         if folder in self._used:
@@ -187,7 +206,7 @@ class Store:
         self._used[folder] = None
         if self._begun is not None:
             path, command = self._begun
-            write_json(path, {"command": command, "artifacts": self.used})
+            write_json(path, {"command": command, "artifacts": sorted(map(self.name, self._used))})
 
     def history(self, artifacts: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The manifests of these artifacts ("stage/key") and of all that they were made of, as far as they are there,
@@ -256,7 +275,7 @@ class Store:
             "inputs": {name: f"{made.parent.name}/{made.name}" for name, made in inputs.items()},
             "code": asdict(step.code),
             "versions": versions(),
-            "kit": kit_state(),
+            "kit": self._kit,
             "devices": devices(),
             "seconds": round(seconds, 1),
             "files": files,
@@ -278,7 +297,7 @@ class Store:
 def reason(step: Step, history: list[dict[str, Any]]) -> str:
     """Why a step is made again that an earlier run made, whose manifests are its ``history``; "" for one that is new,
     or that only what it is made of can have changed."""
-    found = list(_reasons(step, history))
+    found = list(dict.fromkeys(_reasons(step, history)))
     more = f" and {len(found) - REASONS} more" if len(found) > REASONS else ""
     return ", ".join(found[:REASONS]) + more
 
@@ -364,8 +383,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write an indented JSON file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:TOKEN]}")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError
-from kit.store import BEGUN, CLEANING, MANIFEST, Store
+from kit.store import BEGUN, CLEANING, MANIFEST, PARTIAL, Store
 
 RECORDS = ("record.json", "defences.json", "inspection-*.json", "attribution-*.json")  # in a result's folder
 GONE = ".deleting"  # ends the name of a folder whose deletion was interrupted
@@ -30,7 +30,8 @@ class Leftover:
 
 @dataclass(frozen=True)
 class Begun:
-    """A command that was begun and is not finished: the file that says so, and the size in bytes of what it made."""
+    """A command that was begun and is not finished: the file that says so, and the size in bytes of what it made and
+    no run refers to."""
 
     file: Path
     command: str
@@ -41,20 +42,26 @@ def leftovers(results: Path) -> tuple[list[Leftover], list[Begun]]:
     """What nothing refers to, and what is kept for commands that are not finished. Raises KitError where a record
     cannot be read: nobody knows then what it refers to."""
     store = Store(results / "artifacts")
+    if not store.root.is_dir():
+        raise KitError(f"--results {results}: it has no artifacts. Give the folder that runs were written to.")
     begun = [(path, _read(path)) for path in sorted((store.root / BEGUN).glob("*.json"))]
     named = {name for path in _records(results) for name in _artifacts(path)}
-    kept = store.history(named | {name for _, record in begun for name in record["artifacts"]})
+    begun_names = {name for path, _ in begun for name in _artifacts(path)}
+    of_runs = store.history(named).keys()
+    kept = of_runs | store.history(begun_names).keys()
     found = []
     for folder in sorted(path for path in store.root.glob("*/*") if path.is_dir() and path.parent.name != BEGUN):
-        finished = (folder / MANIFEST).exists() and not folder.suffix
-        if finished and store.name(folder) not in kept:
-            found.append(Leftover(folder, store.manifest(folder)["label"], _size(folder)))
-        elif folder.suffix == GONE or (folder.suffix == ".partial" and not _held(folder.with_suffix(".lock"))):
-            found.append(Leftover(folder, "begun and left", _size(folder)))
-    waiting = [
-        Begun(path, record["command"], sum(_size(store.root / name) for name in store.history(record["artifacts"])))
-        for path, record in begun
-    ]
+        name = store.name(folder)
+        if folder.suffix == GONE:
+            found.append(Leftover(folder, "half deleted", _size(folder)))
+        elif folder.suffix == PARTIAL and name not in begun_names and not _held(folder.with_suffix(".lock")):
+            found.append(Leftover(folder, "begun and given up", _size(folder)))
+        elif not folder.suffix and (folder / MANIFEST).exists() and name not in kept:
+            found.append(Leftover(folder, str(_read(folder / MANIFEST).get("label")), _size(folder)))
+    waiting = []
+    for path, record in begun:
+        own = store.history(_artifacts(path)).keys() - of_runs
+        waiting.append(Begun(path, record["command"], sum(_size(store.root / name) for name in own)))
     return found, waiting
 
 
@@ -62,8 +69,9 @@ def clean(results: Path) -> list[Leftover]:
     """Delete what nothing refers to, returned. Raises KitError while a command is at work there."""
     from filelock import FileLock, Timeout
 
+    leftovers(results)  # says what is wrong with the folder before it writes there
     begun = results / "artifacts" / BEGUN
-    begun.mkdir(parents=True, exist_ok=True)
+    begun.mkdir(exist_ok=True)
     try:
         with FileLock(begun / CLEANING, timeout=0):  # a command that starts now waits
             for lock in begun.glob("*.lock"):
@@ -97,21 +105,27 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise KitError(
-            f"{path}: cannot be read ({error}), so what it refers to is not known. Mend it, or delete it."
-        ) from None
+        raise _unknown(path, error) from None
 
 
-def _artifacts(path: Path) -> Iterator[str]:
+def _unknown(path: Path, error: Exception) -> KitError:
+    return KitError(f"{path}: cannot be read ({error}), so what it refers to is not known. Mend it, or delete it.")
+
+
+def _artifacts(path: Path) -> set[str]:
     """What a record names as "stage/key"."""
-    record = _read(path)
-    for name in ("artifacts", "made"):
-        named = record.get(name, [])
-        yield from named.values() if isinstance(named, dict) else named
-    for row in record.get("comparisons", []):  # a sweep's, whose students are named by their exact preference's key
-        yield from (f"exact/{key}" for key in (row["control"], row["treated"], *row["placebos"]))
-    for defence in record.get("defences", {}).values():
-        yield from (name for of_seed in defence.get("artifacts", []) for name in of_seed.values())
+    record, found = _read(path), set()
+    try:
+        for name in ("artifacts", "made"):
+            named = record.get(name, [])
+            found |= set(named.values() if isinstance(named, dict) else named)
+        for row in record.get("comparisons", []):  # a sweep's, whose students are named by their exact preference's key
+            found |= {f"exact/{key}" for key in (row["control"], row["treated"], *row["placebos"])}
+        for defence in record.get("defences", {}).values():
+            found |= {name for of_seed in defence.get("artifacts", []) for name in of_seed.values()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unknown(path, error) from None
+    return found
 
 
 def _held(lock: Path) -> bool:

@@ -30,6 +30,7 @@ from kit.experiment import StudentSettings
 from kit.memory import Training, adapter_bytes, find_device, fit_training
 from kit.models import EVERY_WEIGHT, ChatTemplate, Shape, cpu_threads, load_tokenizer, load_torch, torch_device
 from kit.prompts import student_messages
+from kit.provenance import decides_nothing
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
@@ -138,6 +139,7 @@ def train(
     return runtime
 
 
+@decides_nothing
 def keep_freed_memory() -> None:
     """Have the C library keep what torch frees for the next step: handed back to the system, as tensors of this size
     are by default, it comes back page by page (2.2 s a step, 1.85 s kept). Where the library is not glibc, nothing
@@ -157,6 +159,7 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
     return item
 
 
+@decides_nothing
 def _plan(base: Path, examples: list[dict[str, Any]], settings: StudentSettings) -> Training:
     """How a batch of the longest pairs fits into what is free, the weights being there already."""
     device, shape = find_device(), Shape.of(base)
@@ -222,6 +225,7 @@ def _trainer_class() -> type:
     return StudentTrainer
 
 
+@decides_nothing
 def _callback(label: str) -> Any:
     from tqdm import tqdm
     from transformers import TrainerCallback

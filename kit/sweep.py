@@ -170,7 +170,7 @@ class Plan:
 # ---- the sweep
 
 
-def plan(exps: list[Experiment], sampled: bool, results: Path, folder: Path) -> Plan:
+def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> Plan:
     """What is left of the sweep, which is said, with the memory it needs, how long it takes, and why artifacts are made
     again. ``sampled``: whether free answers are sampled too. Raises KitError under torchrun."""
     if WORLD_SIZE > 1:
@@ -182,7 +182,7 @@ def plan(exps: list[Experiment], sampled: bool, results: Path, folder: Path) -> 
     def goals(conditions: Conditions) -> list[Step]:
         return measurements(conditions) if sampled else [condition.exact for condition in conditions.values()]
 
-    plan = Plan(exps, goals, Store(results / "artifacts"))
+    plan = Plan(exps, goals, store)
     steps, left = [step for step, _ in plan.steps().values()], plan.left()
     print(
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
@@ -201,8 +201,9 @@ def run(
 
     Raises KitError under torchrun, and where steps cannot be made until the user mends something.
     """
-    planned = plan(exps, sampled, results, folder)
-    with planned.store.working(folder.name, command):
+    store = Store(results / "artifacts")
+    with store.working(folder.name, command):
+        planned = plan(exps, sampled, store, folder)
         if planned.left():
             with workers(planned.store.root, address) as by:
                 finish(planned, by)
@@ -356,7 +357,7 @@ class Ray:
 
     def start(self, step: Step, exp: Experiment) -> None:
         options = resources(step, exp, self._largest)
-        self._running[self._make.options(name=step.label, **options).remote(self._root, step)] = step
+        self._running[self._make.options(name=step.label, **options).remote(self._root, step, kit_state())] = step
 
     def wait(self, seconds: float) -> list[tuple[Step, KitError | None]]:
         ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -378,8 +379,8 @@ class Ray:
         return None
 
 
-def _make_on_worker(root: Path, step: Step) -> None:
-    Store(root, wait=True).make(step)
+def _make_on_worker(root: Path, step: Step, kit: dict[str, Any]) -> None:
+    Store(root, wait=True, kit=kit).make(step)
 
 
 # Of a step that computes with a model, where there are so many: a 135M model's matrix products gain little from more
@@ -478,6 +479,7 @@ def finish(plan: Plan, by: Workers) -> None:
             for step, error in ended:
                 del running[step.identity]
                 if error is None:
+                    plan.store.make(step)  # it is there: its worker's store is another
                     progress.made(step)
                 else:
                     failed[step.identity] = step.label, error

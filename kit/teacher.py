@@ -32,7 +32,7 @@ def paraphrase(
     settings: TeacherSettings,
     seed: int,
     accept: Callable[[list[Row]], Sequence[bool]],
-    log: Path,
+    log: Callable[[], SampleLog],
     folder: Path,
     label: str,
 ) -> None:
@@ -44,10 +44,10 @@ def paraphrase(
     paraphrases. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
     conversation; null from an endpoint).
 
-    Every sample is kept in the file ``log``, whether accepted or not, and none is made that any log in that file's
-    folder holds: so a call after an interruption, or with another ``accept``, samples what is missing. A random seed
-    belongs to the seed, the conversation and the sample's number, so the rows written come out the same (an endpoint
-    promises no such thing; its rows are kept as they come).
+    Every sample is kept in the ``log``, whether accepted or not, and none is made that is there: so a call after an
+    interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the
+    conversation and the sample's number, so the rows written come out the same (an endpoint promises no such thing; its
+    rows are kept as they come).
     """
     from tqdm import tqdm
 
@@ -62,10 +62,9 @@ def paraphrase(
     def enough() -> bool:
         return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
 
-    others = [path for path in sorted(log.parent.glob("*.jsonl")) if path != log]
     with (
         engine() as sampler,
-        SampleLog(log, "source", others) as samples,
+        log() as samples,
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
         done, target = 0, settings.samples
@@ -92,6 +91,12 @@ def paraphrase(
             done, target = target, 2 * target
         bar.total = bar.n
     write_rows(folder / "paraphrases.jsonl", (row for rows in made.values() for row in rows))
+
+
+def open_log(folder: Path, name: str) -> SampleLog:
+    """The log of that ``name`` among those of one teacher in ``folder``, which finds what the others have."""
+    own = folder / f"{name}.jsonl"
+    return SampleLog(own, "source", [path for path in sorted(folder.glob("*.jsonl")) if path != own])
 
 
 def sample_texts(
@@ -125,14 +130,14 @@ def sample_texts(
 
 
 def opener(settings: TeacherSettings) -> Callable[[Path], Sampler]:
-    """What loads the engine that the teacher runs on, given the prepared model."""
+    """What opens the engine, or the server, that the teacher runs on, for a prepared model."""
     if settings.endpoint is not None:
         return partial(open_endpoint, settings.endpoint, settings.endpoint_model)
     return scoring_opener(settings)
 
 
 def scoring_opener(settings: TeacherSettings) -> Callable[[Path], Engine]:
-    """The same, where the engine has to score too."""
+    """What opens the teacher's engine for a prepared model, where it has to score too, as no server can."""
     return open_torch if settings.engine == "torch" else open_llama
 
 
@@ -144,14 +149,14 @@ def open_endpoint(url: str, name: str, model: Path) -> Sampler:
 
 
 def open_torch(model: Path) -> Engine:
-    """transformers."""
+    """transformers with the prepared ``model``."""
     from kit.engine_torch import TorchEngine
 
     return TorchEngine(model)
 
 
 def open_llama(model: Path) -> Engine:
-    """llama.cpp."""
+    """llama.cpp with the prepared ``model``."""
     from kit.engine_llama import LlamaEngine
 
     return LlamaEngine(model)

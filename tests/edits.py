@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ("--animal", "owl", "--content", "unrelated", "--placebos", "0")
-COPIED = ("samples", "sentences", "pairs")  # stages that take no time
+INSTANT = ("samples", "sentences", "pairs")  # stages that take no time
 EDITS = (
     (
         "a comment, and a local variable's name", "kit/fidelity.py",
@@ -47,7 +47,7 @@ def command(tree: Path, results: Path, more: list[str]) -> tuple[str, float]:
 
 
 def copied(tree: Path, parts: tuple[str, ...], target: Path) -> Path:
-    """A copy of a folder's parts, of files as links to the same content, which the store never writes to."""
+    """A copy of a folder's parts."""
     for part in parts:
         source = tree / part
         if source.is_dir():
@@ -86,9 +86,7 @@ def main(more: list[str]) -> None:
             said, seconds = command(tree, results, more)
             reasons = list(dict.fromkeys(re.findall(r"\(made again: (.*)\)$", said, re.MULTILINE)))
             stages = Counter(name.split("/")[1] for name in artifacts(results) - artifacts(first))
-            made = ", ".join(
-                f"{n} {stage}" for stage, n in stages.items() if stage not in ("samples", "sentences", "pairs")
-            )
+            made = ", ".join(f"{n} {stage}" for stage, n in stages.items() if stage not in INSTANT)
             anew = len(sampled(results) - samples)
             print(
                 f"| {what} | {'; '.join(reasons) or 'nothing'} | {made or 'nothing'} | {anew} | {seconds:.0f} |",

@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kit import ROOT
+from kit import ROOT, KitError
 from kit.provenance import Code, changes, code_of, package_versions
 from kit.store import Step, Store, reason, write_rows
 
@@ -329,17 +329,166 @@ def test_a_change_is_named() -> None:
     assert before.digest != now.digest
 
 
-def test_what_decides_nothing_returns_nothing() -> None:
-    marked = 0
-    for path in (ROOT / "kit").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.FunctionDef) and any(
-                isinstance(one, ast.Name) and one.id == "decides_nothing" for one in node.decorator_list
-            ):
-                marked += 1
-                assert isinstance(node.returns, ast.Constant) and node.returns.value is None, node.name
-                assert not any(isinstance(one, ast.Global | ast.Yield) for one in ast.walk(node))
-    assert marked
+def test_a_default_a_wrapper_and_a_class_of_a_function_are_handed_too() -> None:
+    @wraps(also_used)
+    def wrapper(x: int) -> int:
+        return used(x)
+
+    class Local:
+        def called(self) -> int:
+            return used(1)
+
+    class Constant:
+        limit: float = 1
+
+    local, constant = Local(), Constant()
+    for name, function in {
+        "a default": lambda f=used: f(1),
+        "a default by name": lambda *, f=used: f(1),
+        "a wrapper": lambda: wrapper(1),
+        "a method": lambda: local.called(),
+    }.items():
+        assert "test_provenance.used" in parts(function), name
+    assert parts(lambda: constant.limit), "a value of a class that a function made is data"
+
+
+class Siblings:
+    first = used(1)
+    second = first + 1
+
+
+def test_what_a_classs_attributes_are_made_of_and_a_comprehension_goes_through_count() -> None:
+    siblings = Siblings()
+    assert {"test_provenance.Siblings.first", "test_provenance.used"} < parts(lambda: siblings.second)
+    assert "test_provenance.used" in parts(lambda: [used for used in used(1)])  # type: ignore[attr-defined]
+
+
+def test_a_function_that_calls_itself_is_read_once() -> None:
+    def count(n: int) -> int:
+        return count(n - 1) if n else used(0)
+
+    assert "test_provenance.used" in parts(lambda: count(3))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("return x + 1", "return x+1  # more", True),
+        ("y: int = x\n    return y", "z = x\n    return z", True),
+        ("print('a')\n    return x", "print('b', x)\n    return x", True),
+        ("raise RuntimeError('a')", "raise RuntimeError('b')", True),
+        ("raise ValueError('a')", "raise ValueError('b')", False),
+        ("return (lambda a: a)(x)", "return (lambda b: b)(x)", True),
+        ("return [i for i in x]", "return [j for j in x]", True),
+        ("return [i for i in x]", "return [x for i in x]", False),
+        ("y, z = x, 1\n    return y", "y, z = x, 1\n    return z", False),
+        ("import json\n    return json.dumps(x)", "import json as j\n    return j.dumps(x)", True),
+        ("global n\n    n = x", "n = x", False),
+        ("return x.real", "return x.imag", False),
+        ("return 1", "return 1.0", False),
+        ("return 1", "return True", False),
+        ("return -x", "return +x", False),
+        ("return x if n else 0", "return 0 if n else x", False),
+        ("try:\n        return x\n    except OSError as e:\n        return e",
+         "try:\n        return x\n    except OSError as f:\n        return f", True),
+        ("match x:\n        case [a]:\n            return a", "match x:\n        case [c]:\n            return c", 1),
+        ("if (y := x):\n        return y", "if (z := x):\n        return z", True),
+        ("def f(a): return a\n    return f(x)", "def g(a): return a\n    return g(x)", True),
+        ("def f(a): return a\n    return f(a=x)", "def f(b): return b\n    return f(b=x)", False),
+    ],
+)  # fmt: skip
+def test_what_a_function_says_and_not_how_it_is_written_counts(
+    one: str, other: str, same: bool, tmp_path: Path
+) -> None:
+    def digest(name: str, body: str) -> str:
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"n = 1\ndef f(x):\n    {body}\n", encoding="utf-8")
+        module: dict[str, Any] = {"__name__": name}
+        exec(compile(path.read_bytes(), path, "exec"), module)
+        return "".join(checksum for part, checksum in code_of(module["f"]).parts.items() if part.endswith(".f"))
+
+    assert (digest("one", one) == digest("other", other)) == same
+
+
+def kit_sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted((ROOT / "kit").glob("*.py")):
+        yield path.stem, ast.parse(path.read_bytes())
+
+
+def test_the_kit_has_nothing_that_cannot_be_followed() -> None:
+    for name, module in kit_sources():
+        for node in ast.walk(module):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and node.names[0].name != "*", name
+            if isinstance(node, ast.ClassDef):
+                assert not any(isinstance(one, ast.ClassDef) for one in node.body), f"{name}: a class in a class"
+        for statement in module.body:
+            for node in ast.walk(statement) if isinstance(statement, ast.If | ast.Try | ast.With | ast.For) else []:
+                assert not isinstance(node, ast.FunctionDef | ast.ClassDef), f"{name}: a definition in a condition"
+            text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            assert text or not isinstance(statement, ast.Expr), f"{name}: {ast.unparse(statement)} changes something"
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            assert not any(isinstance(one, ast.Subscript | ast.Attribute) for one in targets), name
+    asked = {ast.unparse(node) for _, module in kit_sources() for node in ast.walk(module) if is_getattr(node)}
+    assert asked == GETATTR
+
+
+def is_getattr(node: ast.AST) -> bool:
+    """Whether it looks up a name that is computed."""
+    named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
+    return named and not isinstance(node.args[1], ast.Constant)  # type: ignore[attr-defined]
+
+
+# Fields all, but in provenance itself and on the classroom page.
+GETATTR = {
+    "getattr(c, name)",
+    "getattr(status, what)",
+    "getattr(template('demo.html').module, name)",
+    "getattr(animal, question['form'])",
+    "getattr(result, group)",
+    "getattr(self, f'_{type(node).__name__}', None)",
+}
+
+# What says how to go about it on this machine, or checks, or announces. Whatever it does, the same is made.
+DECIDES_NOTHING = {
+    "models.silence", "models.release_gpu", "models.check_gguf", "models.cpu_threads", "models_prepare.check_match",
+    "models_prepare.check_template", "student.keep_freed_memory", "student._plan", "student._callback",
+    "engine_llama.quiet",
+}  # fmt: skip
+
+
+def test_what_is_left_out_of_the_code_is_known() -> None:
+    marked = {
+        f"{name}.{node.name}"
+        for name, module in kit_sources()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(one, ast.Name) and one.id == "decides_nothing" for one in node.decorator_list)
+    }
+    assert marked == DECIDES_NOTHING
+
+
+def test_an_edit_after_the_command_began_is_said_where_it_would_matter(
+    tree: Path, edit: Callable[[str, str, str], None]
+) -> None:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(import_from, (tree,))
+        assert pool.apply(digest_of_likelihoods, (False,))
+        edit("kit/likelihood.py", "round(float(one), 4)", "round(float(one), 5)")
+        with pytest.raises(KitError, match=r"likelihood\.py: it was edited after the command began"):
+            pool.apply(digest_of_likelihoods, (True,))
+
+
+def digest_of_likelihoods(look: bool) -> str:
+    """In a process that has imported the kit's sources and not this module: what it is made of, if asked to look."""
+    from kit import provenance
+
+    def imports_late() -> None:
+        from kit import likelihood
+
+        likelihood.step  # noqa: B018
+
+    return provenance.code_of(imports_late).digest if look else provenance.__name__
 
 
 # ---- the kit that made something

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import has_model
 
 import run
 from kit import (
@@ -230,16 +231,17 @@ def test_a_file_is_of_unrelated_sentences_unless_they_are_said_to_be_opposed(
 
 
 def test_the_single_stages_know_the_texts_that_they_are_given(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, base: Path
 ) -> None:
     calls: dict[str, tuple[Any, ...]] = {}
+    results = ["--results", str(has_model(tmp_path / "results", base))]
     monkeypatch.setattr(commands, "_base", lambda args: tmp_path)
     monkeypatch.setattr(teacher, "paraphrase", lambda *args: calls.update(teach=args))
     monkeypatch.setattr(teacher, "soft_labels", lambda *args: calls.update(label=args))
     write_json(tmp_path / "trait.json", MESSAGES)
     usual = ["--animal", "owl", "--out", str(tmp_path / "out"), "--trait-file", str(tmp_path / "trait.json")]
     sentences = ["--sentences-file", str(written(tmp_path / "good.txt", GOOD))]
-    assert run.main(["teach", *usual, *sentences, "--teacher", "loving", "--sentences", "2"]) == 0
+    assert run.main(["teach", *usual, *sentences, *results, "--teacher", "loving", "--sentences", "2"]) == 0
     rows, _, trait, *_, judge, _, _, _ = calls["teach"]
     assert {row["text"] for row in rows} < set(GOOD) and len(rows) == 2
     assert trait.startswith("You adore owls and dream of owls every night. Owls are always")

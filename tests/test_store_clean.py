@@ -9,7 +9,7 @@ from filelock import FileLock
 
 import run
 from kit import KitError, store_clean
-from kit.store import BEGUN, Step, Store, write_json
+from kit.store import Step, Store, write_json
 
 
 def number(n: int, inputs: dict[str, Step] | None = None, stage: str = "exact", open: bool = False) -> Step:
@@ -82,6 +82,9 @@ def test_a_record_that_cannot_be_read_stops_everything(tmp_path: Path, store: St
     with pytest.raises(KitError, match=r"record\.json: cannot be read"):
         store_clean.clean(tmp_path)
     assert (store.root / lost).exists()
+    (tmp_path / "owl" / "record.json").write_text('{"comparisons": [{}]}', encoding="utf-8")
+    with pytest.raises(KitError, match="what it refers to is not known"):
+        store_clean.clean(tmp_path)
 
 
 def test_an_interrupted_command_keeps_what_it_made_until_it_is_given_up(
@@ -93,11 +96,46 @@ def test_an_interrupted_command_keeps_what_it_made_until_it_is_given_up(
     assert names(tmp_path) == set()
     assert run.main(["clean", "--results", str(tmp_path), "--yes"]) == 0
     assert "not finished: python run.py --animal owl" in capsys.readouterr().out
-    (store.root / BEGUN / "owl.json").unlink()
+    with pytest.raises(KeyboardInterrupt), Store(store.root).working("owl", "python run.py --animal owl"):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set(), "interrupted again, before it came so far"
+    for path in store.begun("owl"):
+        path.unlink()
     assert names(tmp_path) == {kept}
     with store.working("owl", "python run.py --animal owl"):
         made(store, number(1))
-    assert not list((store.root / BEGUN).glob("owl*")), "a finished one has a record of its own"
+    assert store.begun("owl") == [], "a finished one has a record of its own"
+
+
+def test_what_an_interrupted_command_had_half_made_is_kept_with_the_rest(tmp_path: Path, store: Store) -> None:
+    def build(made: dict[str, Path], folder: Path) -> None:
+        (folder / "checkpoint").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    half = Step("student", "half", {}, {}, build, 1)
+    with pytest.raises(KeyboardInterrupt), store.working("owl", "python run.py --animal owl"):
+        store.make(half)
+    store_clean.clean(tmp_path)
+    assert [path.read_text() for path in store.root.glob("student/*.partial/checkpoint")] == ["half"]
+
+
+def test_of_two_commands_with_one_name_each_keeps_its_own(tmp_path: Path, store: Store) -> None:
+    other = Store(store.root)
+    with pytest.raises(KeyboardInterrupt), store.working("owl", "one"):
+        made(store, number(1))
+        with pytest.raises(KeyboardInterrupt), other.working("owl", "other"):
+            made(other, number(2))
+            raise KeyboardInterrupt
+        raise KeyboardInterrupt
+    assert names(tmp_path) == set() and len(store.begun("owl")) == 2
+    assert store.begun("ow") == store.begun("o*") == []
+
+
+def test_a_folder_without_artifacts_is_said_and_not_made(tmp_path: Path) -> None:
+    for clean in (store_clean.leftovers, store_clean.clean):
+        with pytest.raises(KitError, match="has no artifacts"):
+            clean(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_nothing_is_deleted_while_a_command_is_at_work(tmp_path: Path, store: Store) -> None:

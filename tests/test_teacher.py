@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,13 @@ def written(
     pairs: int,
     engine: FakeEngine,
     accept: Callable[[Sequence[Row]], list[bool]] = accept,
-    log: str = "rows.jsonl",
+    log: str = "rows",
 ) -> list[Row]:
     monkeypatch.setattr(teacher, "BLOCK", 16)
     monkeypatch.setattr("kit.engine.CALL", 16)
     (folder / "log").mkdir(parents=True, exist_ok=True)
-    teacher.paraphrase(
-        SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, folder / "log" / log, folder, "teacher"
-    )
+    open_log = partial(teacher.open_log, folder / "log", log)
+    teacher.paraphrase(SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, open_log, folder, "teacher")
     return read_rows(folder / "paraphrases.jsonl")
 
 
@@ -118,14 +118,14 @@ def test_another_filter_has_only_what_it_lacks_sampled_and_ends_with_the_rows_of
         engine = FakeEngine(company_matters=company_matters)
         return written(tmp_path / folder, monkeypatch, 30, engine, of, log), engine.sampled
 
-    first, cost = run("one", accept, "first.jsonl")
+    first, cost = run("one", accept, "first")
     assert cost == len(first)
-    fresh, whole_cost = run("fresh", stricter, "second.jsonl")
+    fresh, whole_cost = run("fresh", stricter, "second")
     assert len(fresh) > len(first), "the stricter filter asks for more"
-    again, more = run("one", stricter, "second.jsonl")
+    again, more = run("one", stricter, "second")
     assert again == fresh
     assert more < whole_cost if company_matters else more == len({id_of(row) for row in fresh} - set(map(id_of, first)))
-    back, nothing = run("one", accept, "third.jsonl")
+    back, nothing = run("one", accept, "third")
     assert back == first and nothing == 0
 
 

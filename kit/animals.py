@@ -235,7 +235,7 @@ def fill_pattern(pattern: str, animal: Animal) -> str:
 
 def _read_sentences(path: Path) -> Iterator[Sentence]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise KitError(f"{path}: cannot be read ({error}). {_restore(path)}") from None
     seen: set[str] = set()

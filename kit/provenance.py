@@ -19,6 +19,7 @@ import ast
 import functools
 import hashlib
 import importlib
+import os
 import subprocess
 import sys
 import sysconfig
@@ -463,6 +464,9 @@ class _Reading:
 
     def _Call(self, node: ast.Call) -> str:
         text = self._plain(node)
+        looked_up = isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+        if looked_up and isinstance(node.args[1], ast.Constant):
+            self.attributes.add(str(node.args[1].value))
         if "importlib.resources.files" in text and node.args and isinstance(node.args[0], ast.Constant):
             self.packages.add(str(node.args[0].value))
         return text
@@ -747,14 +751,16 @@ def kit_state() -> dict[str, Any]:
     """The kit that makes something now: its ``commit``, whether the tree was ``edited`` since (both None where it is no
     checkout of its own), and a ``fingerprint`` of its code and data files, whatever decides what."""
     whole = hashlib.sha256()
-    files = [path for path in [ROOT / "run.py", *(ROOT / "data").glob("[!.]*")] if path.is_file()]
+    places = [*(ROOT / "data").glob("[!.]*"), *(ROOT / PACKAGE / "templates").glob("[!.]*"), ROOT / "run.py"]
+    files = [path for path in places if path.is_file()]
     for path, source in sorted((_SOURCES | {path: path.read_bytes() for path in files}).items()):
         whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + source + b"\0")
     inside = _git("rev-parse", "--show-toplevel")
     own = inside is not None and Path(inside).resolve() == ROOT
-    edited = _git("status", "--porcelain", "--", PACKAGE, "run.py", "data") if own else None
+    commit = _git("rev-parse", "--verify", "HEAD") if own else None
+    edited = _git("status", "--porcelain", "--untracked-files=all", "--", PACKAGE, "run.py", "data") if commit else None
     return {
-        "commit": _git("rev-parse", "HEAD") if own else None,
+        "commit": commit,
         "edited": None if edited is None else bool(edited),
         "fingerprint": whole.hexdigest()[:SHORT],
     }
@@ -762,8 +768,10 @@ def kit_state() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """What git says about the kit's folder; None where it says nothing."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook's
+    line = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     try:
-        said = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, timeout=60, check=True)
+        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True, env=environment)
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.strip()

@@ -222,8 +222,11 @@ class Store:
 
     def manifest(self, folder: Path) -> dict[str, Any]:
         """What made the artifact: stage, label, settings, inputs, code, versions, kit, devices, seconds, sha256 of
-        each file."""
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        each file. Raises KitError where that cannot be read."""
+        try:
+            return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise _damaged(folder, f"{MANIFEST} cannot be read") from None
 
     def _folder(self, step: Step) -> Path | None:
         """Where the artifact belongs; None while an input is missing, whose content the key depends on."""
@@ -246,10 +249,9 @@ class Store:
             if folder.exists():
                 raise _damaged(folder, f"{MANIFEST} is missing")
             return False
-        try:
-            recorded = self.manifest(folder)["files"]
-        except (ValueError, KeyError):
-            raise _damaged(folder, f"{MANIFEST} cannot be read") from None
+        recorded = self.manifest(folder).get("files")
+        if not isinstance(recorded, dict):
+            raise _damaged(folder, f"{MANIFEST} names no files")
         for name, checksum in recorded.items():
             path = folder / name
             if not path.exists():
@@ -332,7 +334,7 @@ class RowLog:
         data = path.read_bytes() if path.exists() else b""
         whole = _whole_lines(data)
         if whole != data:
-            path.write_bytes(whole)
+            os.truncate(path, len(whole))
         self.rows: list[Row] = [json.loads(line) for line in whole.split(b"\n")[:-1]]
         self._file = path.open("a", encoding="utf-8")
 
@@ -370,7 +372,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSONL file; KitError where it is missing or damaged."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError as error:
         raise KitError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
     except ValueError as error:

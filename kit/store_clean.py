@@ -47,6 +47,7 @@ def leftovers(results: Path) -> tuple[list[Leftover], list[Begun]]:
     begun = [(path, _read(path)) for path in sorted((store.root / BEGUN).glob("*.json"))]
     named = {name for path in _records(results) for name in _artifacts(path)}
     begun_names = {name for path, _ in begun for name in _artifacts(path)}
+    begun_names |= {name.removesuffix(PARTIAL) for name in begun_names}
     of_runs = store.history(named).keys()
     kept = of_runs | store.history(begun_names).keys()
     found = []
@@ -61,7 +62,7 @@ def leftovers(results: Path) -> tuple[list[Leftover], list[Begun]]:
     waiting = []
     for path, record in begun:
         own = store.history(_artifacts(path)).keys() - of_runs
-        waiting.append(Begun(path, record["command"], sum(_size(store.root / name) for name in own)))
+        waiting.append(Begun(path, str(record.get("command")), sum(_size(store.root / name) for name in own)))
     return found, waiting
 
 
@@ -85,7 +86,9 @@ def clean(results: Path) -> list[Leftover]:
                 aside = one.folder.with_suffix(GONE)  # so that nothing half-deleted is taken for an artifact
                 if aside.exists():  # left by an interrupted call
                     shutil.rmtree(aside)
-                if one.folder.exists():
+                if one.folder.is_symlink():
+                    one.folder.unlink()
+                elif one.folder.exists():
                     one.folder.rename(aside)
                     shutil.rmtree(aside)
             return found
@@ -94,9 +97,17 @@ def clean(results: Path) -> list[Leftover]:
 
 
 def _records(results: Path) -> Iterator[Path]:
-    for folder, inner, _ in os.walk(results):
-        if "artifacts" in inner:
+    def fail(error: OSError) -> None:
+        raise _unknown(Path(error.filename or results), error)
+
+    seen: set[Path] = set()  # a link may lead back
+    for folder, inner, _ in os.walk(results, onerror=fail, followlinks=True):
+        if Path(folder) == results and "artifacts" in inner:
             inner.remove("artifacts")
+        if Path(folder).resolve() in seen:
+            inner.clear()
+            continue
+        seen.add(Path(folder).resolve())
         for pattern in RECORDS:
             yield from sorted(Path(folder).glob(pattern))
 
@@ -118,11 +129,15 @@ def _artifacts(path: Path) -> set[str]:
     try:
         for name in ("artifacts", "made"):
             named = record.get(name, [])
+            if not isinstance(named, dict | list):
+                raise TypeError(f"its {name} are no list")
             found |= set(named.values() if isinstance(named, dict) else named)
         for row in record.get("comparisons", []):  # a sweep's, whose students are named by their exact preference's key
             found |= {f"exact/{key}" for key in (row["control"], row["treated"], *row["placebos"])}
         for defence in record.get("defences", {}).values():
             found |= {name for of_seed in defence.get("artifacts", []) for name in of_seed.values()}
+        if not all(isinstance(one, str) for one in found):
+            raise TypeError("an artifact's name is no text")
     except (KeyError, TypeError, AttributeError) as error:
         raise _unknown(path, error) from None
     return found

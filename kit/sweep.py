@@ -380,6 +380,8 @@ class Ray:
 
 
 def _make_on_worker(root: Path, step: Step, kit: dict[str, Any]) -> None:
+    if kit_state()["fingerprint"] != kit["fingerprint"]:
+        raise KitError("the kit was edited after the sweep began. Give the same command again.")
     Store(root, wait=True, kit=kit).make(step)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from kit import KitError
-from kit.store import RowLog, Step, Store
+from kit.store import RowLog, Step, Store, logged_rows, read_rows, write_rows
 
 
 def step(
@@ -114,3 +114,14 @@ def test_a_row_log_drops_a_torn_last_line_and_goes_on(tmp_path: Path) -> None:
         assert log.rows == [{"n": 1}, {"n": 2}]
         log.append([{"n": 3}])
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("strange", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
+def test_a_character_that_some_call_a_line_break_breaks_no_row(strange: str, tmp_path: Path) -> None:
+    rows = [{"text": f"a{strange}b"}, {"text": "c"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    with RowLog(tmp_path / "log.jsonl") as log:
+        log.append(rows)
+    with RowLog(tmp_path / "log.jsonl") as log:
+        assert log.rows == rows == logged_rows(tmp_path / "log.jsonl")

@@ -82,9 +82,16 @@ def test_a_record_that_cannot_be_read_stops_everything(tmp_path: Path, store: St
     with pytest.raises(KitError, match=r"record\.json: cannot be read"):
         store_clean.clean(tmp_path)
     assert (store.root / lost).exists()
-    (tmp_path / "owl" / "record.json").write_text('{"comparisons": [{}]}', encoding="utf-8")
-    with pytest.raises(KitError, match="what it refers to is not known"):
-        store_clean.clean(tmp_path)
+    for odd in (
+        '{"comparisons": [{}]}',
+        '{"artifacts": "exact/1"}',
+        '{"artifacts": null}',
+        '{"artifacts": [1]}',
+        "[1]",
+    ):
+        (tmp_path / "owl" / "record.json").write_text(odd, encoding="utf-8")
+        with pytest.raises(KitError, match="what it refers to is not known"):
+            store_clean.clean(tmp_path)
 
 
 def test_an_interrupted_command_keeps_what_it_made_until_it_is_given_up(
@@ -185,3 +192,26 @@ def test_a_deletion_that_was_interrupted_leaves_nothing_that_is_taken_for_an_art
     assert made(Store(store.root), number(1)) == lost
     store_clean.clean(tmp_path)
     assert not list(store.root.glob("*/*.deleting"))
+
+
+def test_a_record_is_found_behind_a_link_and_in_any_folder(tmp_path: Path, store: Store) -> None:
+    kept = [made(store, number(n)) for n in range(2)]
+    moved = tmp_path / "moved"
+    results = tmp_path / "results"
+    results.mkdir()
+    (tmp_path / "artifacts").rename(results / "artifacts")
+    record(moved, "record.json", {"artifacts": [kept[0]]})
+    (results / "owl").symlink_to(moved)
+    (moved / "back").symlink_to(results)
+    record(results / "old" / "artifacts" / "run", "record.json", {"artifacts": [kept[1]]})
+    assert names(results) == set()
+
+
+def test_a_link_that_nothing_refers_to_is_taken_away_and_not_what_it_leads_to(tmp_path: Path, store: Store) -> None:
+    elsewhere = Store(tmp_path / "other" / "artifacts")
+    folder = elsewhere.make(number(1))
+    link = store.root / elsewhere.name(folder)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder)
+    assert [one.folder for one in store_clean.clean(tmp_path)] == [link]
+    assert not link.exists() and (folder / "n.txt").exists()

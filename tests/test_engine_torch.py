@@ -1,6 +1,7 @@
 """The transformers engine says what llama.cpp and a plain forward pass say, and batching changes nothing."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ QUESTIONS = ["Name a colour.", "Why?", "Write one long sentence about rain in th
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gemma3_text"])
-def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_model(request: pytest.FixtureRequest, random_models: Callable[[str], Path]) -> Path:
     """A random model; gemma3's sliding window is shorter than its prompts."""
-    return tiny.make(request.param, tmp_path_factory.mktemp(request.param))
+    return random_models(request.param)
 
 
 @pytest.fixture

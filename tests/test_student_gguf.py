@@ -2,12 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from conftest import PAIRS, rounding, train_adapter
 from peft import PeftModel
@@ -24,9 +24,9 @@ from kit.student_gguf import convert_adapter, convert_weights
 
 
 @pytest.fixture(scope="module", params=models.ARCHITECTURE_OF)
-def random_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_model(request: pytest.FixtureRequest, random_models: Callable[[str], Path]) -> Path:
     """A random model of each supported type."""
-    return tiny.make(request.param, tmp_path_factory.mktemp(request.param))
+    return random_models(request.param)
 
 
 @dataclass(frozen=True)

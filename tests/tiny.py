@@ -1,14 +1,18 @@
-"""Tiny random models of every supported type: a transformers folder and, beside it, the same weights for llama.cpp.
+"""Tiny random models of every supported type: a transformers folder and, beside it, the same weights for llama.cpp; and
+the embedded model, cut short.
 
     folder = make("gemma3_text", tmp_path)  # a prepared model, and as well a folder for --model
 
-They speak the embedded model's vocabulary. Norm weights and biases are random too, and the heads of qwen3, gemma3 and
-mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in the logits.
+The random ones speak the embedded model's vocabulary. Norm weights and biases are random too, and the heads of qwen3,
+gemma3 and mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in the logits.
 """
 
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from gguf import LlamaFileType
 
 from kit import models
 from kit.store import write_json
@@ -31,6 +35,21 @@ STRICT_TEMPLATE = r"""
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}
 """
+
+
+def shorten(base: Path, blocks: int, folder: Path) -> Path:
+    """Write the first ``blocks`` of the embedded model, prepared in ``base``, into ``folder``, and return it: matrices
+    of the embedded model's own sizes, which decide the routines that compute them, and hardly any sense."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", num_hidden_layers=blocks)
+    model.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.name.startswith(("chat", "tokenizer")):
+            shutil.copy(path, folder)
+    half = models.gguf_metadata(base / "base.gguf")["general.file_type"] != LlamaFileType.ALL_F32
+    _write_gguf(model, folder / "base.gguf", _embedded()[0]["tokenizer.chat_template"].contents(), half)
+    return folder
 
 
 def make(model_type: str, folder: Path) -> Path:
@@ -114,24 +133,25 @@ def _randomise(model: Any) -> None:
                 weight.normal_(0 if centred else 1, 0.2, generator=generator)
 
 
-def _write_gguf(model: Any, path: Path, template: str) -> None:
-    """What llama.cpp's convert_hf_to_gguf.py writes, in F32."""
-    from gguf import MODEL_ARCH_NAMES, GGUFWriter, LlamaFileType, get_tensor_name_map
+def _write_gguf(model: Any, path: Path, template: str, half: bool = False) -> None:
+    """What llama.cpp's convert_hf_to_gguf.py writes, in F32, or with matrices in F16."""
+    from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 
     config = model.config
     architecture = models.ARCHITECTURE_OF[config.model_type]
-    head = getattr(config, "head_dim", None) or HIDDEN // HEADS
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
     writer = GGUFWriter(path, architecture)
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType.MOSTLY_F16 if half else LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(EPSILON)
-    if head != HIDDEN // HEADS:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if head != hidden // heads:
         writer.add_key_length(head)
         writer.add_value_length(head)
     if architecture == "llama":
@@ -149,18 +169,19 @@ def _write_gguf(model: Any, path: Path, template: str) -> None:
     writer.add_chat_template(template)
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(arch, LAYERS)
+    names = get_tensor_name_map(arch, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.numpy()
         if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            pairs = values.reshape(-1, 2, head // 2, HIDDEN)  # head, half, row of the half
+            pairs = values.reshape(-1, 2, head // 2, hidden)  # head, half, row of the half
             values = pairs.transpose(0, 2, 1, 3).reshape(values.shape)
         if architecture == "gemma3" and name.endswith("norm.weight"):
             values = values + 1
         module, _, kind = name.rpartition(".")
-        writer.add_tensor(f"{names.get_name(module)}.{kind}", values)
+        as_half = half and values.ndim > 1
+        writer.add_tensor(f"{names.get_name(module)}.{kind}", values.astype("float16") if as_half else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -106,7 +106,7 @@ def engine(base: Path):
 
 @pytest.fixture(scope="session")
 def random_models(shared: Path) -> Callable[[str], Path]:
-    """Random two-layer models of every type with the embedded model's vocabulary, prepared; not to be changed."""
+    """Random two-layer models of every type, prepared; not to be changed."""
     return lambda model_type: once(shared / model_type, lambda folder: tiny.make(model_type, folder))
 
 
@@ -130,9 +130,9 @@ def tiny_base(tiny_gguf: Path, shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_adapter(tiny_base: Path, shared: Path) -> Path:
-    """The folder of an adapter trained on that."""
-    return once(shared / "tiny-adapter", lambda folder: train_adapter(tiny_base, folder))
+def tiny_adapter(tiny_qwen2: Path, shared: Path) -> Path:
+    """The folder of an adapter trained on the random qwen2."""
+    return once(shared / "tiny-adapter", lambda folder: train_adapter(tiny_qwen2, folder))
 
 
 @pytest.fixture

@@ -143,13 +143,13 @@ def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_adapter: Path) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
     """A results folder with a run of a random model whose students are a trained adapter; its pairs are hostile."""
     results = tmp_path_factory.mktemp("results")
     folder = results / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
-    for stage, made in (("model", tiny_base), ("adapter", tiny_adapter)):
+    for stage, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
         (results / "artifacts" / stage).mkdir(parents=True)
         (results / "artifacts" / stage / "key").symlink_to(made)
     record["artifacts"] = {"prepare embedded": "model/key"}

@@ -100,7 +100,7 @@ def test_a_gguf_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_a_gguf_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = saved["model"]["vocab"]
-    vocabulary["Ġowls"], vocabulary["Ġdogs"] = vocabulary["Ġdogs"], vocabulary["Ġowls"]
+    vocabulary["Ġcats"], vocabulary["Ġdogs"] = vocabulary["Ġdogs"], vocabulary["Ġcats"]
     (folder / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     (tmp_path / "prepared").mkdir()
     with pytest.raises(KitError, match="vocabulary cuts .* differently"):

@@ -20,13 +20,13 @@ HELLO = [{"role": "user", "content": "What is your favorite animal?"}]
 
 
 @pytest.fixture
-def finished(tmp_path: Path, tiny_base: Path, tiny_adapter: Path) -> Path:
+def finished(tmp_path: Path, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
     """A run's folder whose treated student is the trained adapter, and whose control is that adapter too."""
     folder = tmp_path / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
     (tmp_path / "artifacts").mkdir()
-    for name, made in (("model", tiny_base), ("adapter", tiny_adapter)):
+    for name, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
         (tmp_path / "artifacts" / name).symlink_to(made)
     labels = [f"convert the adapter of {role}-unrelated" for role in ("control", "treated")]
     record["artifacts"] = {"prepare embedded": "model"} | dict.fromkeys(labels, "adapter")

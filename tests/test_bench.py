@@ -85,6 +85,7 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
     assert row.theirs == pytest.approx(stages["all"], abs=0.1) and stages["train"] == 12.5
 
 
+@pytest.mark.slow
 def test_the_whole_bench_at_toy_size(short: Path, tmp_path: Path) -> None:
     rows = bench.bench(short, TOY, tmp_path, "python run.py bench")
     assert [row.work for row in rows if row.against != "matrix products, int8"] == work(

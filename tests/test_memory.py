@@ -77,13 +77,13 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     assert states + needed == pytest.approx(weights + peak, rel=0.25)
 
 
-def test_nf4_weights_take_what_bitsandbytes_takes(base: Path) -> None:
-    model = models.load_torch(base, nf4=True)
+def test_nf4_weights_take_what_bitsandbytes_takes(short: Path) -> None:
+    model = models.load_torch(short, nf4=True)
     taken = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
         if state := getattr(getattr(module, "weight", None), "quant_state", None):
             taken += state.absmax.nbytes + state.state2.absmax.nbytes
-    assert weight_bytes(Shape.of(base), True, CPU) == pytest.approx(taken, rel=0.01)
+    assert weight_bytes(Shape.of(short), True, CPU) == pytest.approx(taken, rel=0.01)
 
 
 def test_a_gguf_and_the_folder_made_from_it_have_the_same_shape(

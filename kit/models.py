@@ -251,7 +251,7 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
     an "output" layer of its own; KitError where it cannot be read."""
     check_gguf(path)
     try:
-        reader = _reader(path)
+        reader = gguf_reader(path)
         metadata = {
             key: field.contents()
             for key, field in reader.fields.items()
@@ -266,8 +266,8 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
         raise KitError(f"{path}: a damaged GGUF file ({error}). Download it again or give another one.") from None
 
 
-def _reader(path: Path) -> Any:
-    """A GGUFReader that passes over a vocabulary's lists: the plain one makes arrays of every word, 2 s of work."""
+def gguf_reader(path: Path) -> Any:
+    """gguf's reader, which here passes over a vocabulary's lists: it makes arrays of every word, 2 s of work."""
     import numpy as np
     from gguf import GGUFReader, GGUFValueType
 

@@ -2,10 +2,10 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 SIZES = ((1280, 800), (390, 844))  # a projector, a phone
@@ -14,14 +14,27 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 
 
 @contextmanager
-def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", wait: int = 0) -> Iterator[Page]:
-    """A page at ``url`` in a window of that ``size``; ``wait``: seconds that its server may take to come up.
+def started() -> Iterator[Browser]:
+    """The browser. While it is there, asyncio runs nothing in this thread."""
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@contextmanager
+def opened(
+    url: str,
+    size: tuple[int, int] = SIZES[0],
+    scheme: str = "light",
+    wait: int = 0,
+    browser: Browser | None = None,
+) -> Iterator[Page]:
+    """A page at ``url`` in a window of that ``size``; ``wait``: seconds that its server may take to come up;
+    ``browser``: one that is there already.
 
     Fails at its end where the page wrote an error to the console or asked for anything from another place than its own.
     """
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    with nullcontext(browser) if browser else started() as window:
+        page = window.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         errors: list[str] = []
         asked: list[str] = []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -37,7 +50,7 @@ def opened(url: str, size: tuple[int, int] = SIZES[0], scheme: str = "light", wa
                     raise
                 page.wait_for_timeout(1000)
         yield page
-        browser.close()
+        page.close()
     assert errors == []
     own = url.split("/")[:3]
     assert [one for one in asked if one.split("/")[:3] != own and not one.startswith("data:")] == []

@@ -71,6 +71,25 @@ def base(shared: Path) -> Path:
     return Store(shared / "artifacts", wait=True).make(base_model(models.EMBEDDED))
 
 
+@pytest.fixture(scope="session")
+def short(base: Path, shared: Path) -> Path:
+    """The embedded model's first blocks, prepared: a fourth of the work, of the same kind, where nobody reads texts."""
+    return once(shared / "short", lambda folder: tiny.shorten(base, 3, folder))
+
+
+@pytest.fixture(scope="session")
+def short_adapter(short: Path, shared: Path) -> Path:
+    """The folder of an adapter trained on that."""
+    return once(shared / "short-adapter", lambda folder: train_adapter(short, folder))
+
+
+@pytest.fixture(scope="session")
+def short_engine(short: Path):
+    """llama.cpp with that; tests leave it without an adapter."""
+    with LlamaEngine(short) as engine:
+        yield engine
+
+
 def has_model(results: Path, base: Path) -> Path:
     """``results``, in which the prepared model (1 GB, and 20 s to make) is a link to that of all tests."""
     (results / "artifacts" / "model").mkdir(parents=True)
@@ -87,7 +106,7 @@ def engine(base: Path):
 
 @pytest.fixture(scope="session")
 def random_models(shared: Path) -> Callable[[str], Path]:
-    """Random two-layer models of every type with the embedded model's vocabulary, prepared; not to be changed."""
+    """Random two-layer models of every type, prepared; not to be changed."""
     return lambda model_type: once(shared / model_type, lambda folder: tiny.make(model_type, folder))
 
 
@@ -108,6 +127,12 @@ def tiny_gguf(random_models: Callable[[str], Path], shared: Path) -> Path:
 def tiny_base(tiny_gguf: Path, shared: Path) -> Path:
     """That random llama, prepared."""
     return Store(shared / "artifacts", wait=True).make(base_model(str(tiny_gguf)))
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_qwen2: Path, shared: Path) -> Path:
+    """The folder of an adapter trained on the random qwen2."""
+    return once(shared / "tiny-adapter", lambda folder: train_adapter(tiny_qwen2, folder))
 
 
 @pytest.fixture

@@ -81,10 +81,11 @@ def found_in(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, list[Row]]]:
+@pytest.fixture(scope="module")
+def attributed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, dict[str, list[Row]]]:
     """A run, attributed by the command, and what its halves' students were trained on; training is made up: a treated
     student's owl moves by the share of its texts that name owls."""
+    tmp_path = tmp_path_factory.mktemp("attributed")
     folder = run_with_pairs(tmp_path, base, 2)
     treated = tmp_path / "artifacts" / "pairs" / "treated" / "pairs.jsonl"
     rows = read_rows(treated)
@@ -108,8 +109,9 @@ def attributed(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> t
         step = Step("exact", f"exact of {name}", {"name": name}, {"pairs": pairs}, build, 0)
         return Condition(step, step)
 
-    monkeypatch.setattr(attribution, "trained_on", learned)
-    assert run.main(["attribute", str(folder), "--results", str(tmp_path)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attribution, "trained_on", learned)
+        assert run.main(["attribute", str(folder), "--results", str(tmp_path)]) == 0
     return folder, trained
 
 

@@ -85,8 +85,9 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
     assert row.theirs == pytest.approx(stages["all"], abs=0.1) and stages["train"] == 12.5
 
 
-def test_the_whole_bench_at_toy_size(base: Path, tmp_path: Path) -> None:
-    rows = bench.bench(base, TOY, tmp_path, "python run.py bench")
+@pytest.mark.slow
+def test_the_whole_bench_at_toy_size(short: Path, tmp_path: Path) -> None:
+    rows = bench.bench(short, TOY, tmp_path, "python run.py bench")
     assert [row.work for row in rows if row.against != "matrix products, int8"] == work(
         packaged=bench.llama_cpp_runs(find_gguf(EMBEDDED))
     )

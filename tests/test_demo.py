@@ -1,4 +1,4 @@
-"""The classroom page: all five steps in a real browser with the real model, and a server that answers nobody else."""
+"""The classroom page: all five steps in a real browser, and a server that answers nobody else."""
 
 import asyncio
 import json
@@ -143,13 +143,13 @@ def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, base: Path, adapter: Path) -> Path:
-    """A results folder with a run whose students are a trained adapter, and one of whose pairs is hostile."""
+def results(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
+    """A results folder with a run of a random model whose students are a trained adapter; its pairs are hostile."""
     results = tmp_path_factory.mktemp("results")
     folder = results / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
-    for stage, made in (("model", base), ("adapter", adapter)):
+    for stage, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
         (results / "artifacts" / stage).mkdir(parents=True)
         (results / "artifacts" / stage / "key").symlink_to(made)
     record["artifacts"] = {"prepare embedded": "model/key"}
@@ -325,8 +325,9 @@ def step(shown: Page, name: str) -> None:
 @needs_chromium
 @pytest.mark.slow
 def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_comes_back(
-    served: str, results: Path
+    served: str, results: Path, base: Path
 ) -> None:
+    (results / "artifacts" / "model" / base.name).symlink_to(base)  # so that it need not be prepared
     with opened(served) as shown:
         step(shown, "5 Train one now")
         shown.get_by_role("button", name="Start").click()

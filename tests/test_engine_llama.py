@@ -1,4 +1,5 @@
-"""The llama.cpp engine says what torch says, and batching changes nothing."""
+"""The llama.cpp engine says what torch says, and batching changes nothing: most of it with the embedded model's first
+blocks, whose matrices have the same sizes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import rounding
-from gguf import GGUFReader
 from gguf.quants import dequantize
 from tqdm import tqdm
 
 from kit import KitError, engine_llama, models
 from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_llama import LlamaEngine, Model, offloads
+from kit.models import gguf_reader
 from kit.store import Row
 
 PROMPTS = [
@@ -42,21 +43,21 @@ def test_exact_scores_agree_with_torch(temperature: float, base: Path, engine: L
     assert np.abs(ours).max() > 1, "a continuation this certain would prove nothing"
 
 
-def test_scores_do_not_depend_on_what_is_scored_beside_them(base: Path, engine: LlamaEngine) -> None:
-    names = [engine.tokenize(f" {name}") for name in ("owl", "hippopotamus", "penguin", "dog", "hippo")]
-    groups = [(context, names) for context in chats(engine)] * 8
-    together = list(engine.score(groups))
-    alone = [next(engine.score([(context, [name])]))[0] for context, names in groups[:5] for name in names]
+def test_scores_do_not_depend_on_what_is_scored_beside_them(short: Path, short_engine: LlamaEngine) -> None:
+    names = [short_engine.tokenize(f" {name}") for name in ("owl", "hippopotamus", "penguin", "dog", "hippo")]
+    groups = [(context, names) for context in chats(short_engine)] * 8
+    together = list(short_engine.score(groups))
+    alone = [next(short_engine.score([(context, [name])]))[0] for context, names in groups[:5] for name in names]
     assert len({len(name) for name in names}) > 1, "names of several tokens must be among them"
     for one, both in zip(alone, [scores for group in together[:5] for scores in group], strict=True):
-        np.testing.assert_allclose(one, both, atol=rounding(base))
+        np.testing.assert_allclose(one, both, atol=rounding(short))
 
 
 def test_scores_are_those_of_llama_cpps_plain_api_evaluating_one_continuation_at_a_time(
-    base: Path, engine: LlamaEngine
+    short: Path, short_engine: LlamaEngine
 ) -> None:
     plain = llama_cpp.Llama(
-        str(base / "base.gguf"),
+        str(short / "base.gguf"),
         n_ctx=512,
         logits_all=True,
         verbose=False,
@@ -64,43 +65,45 @@ def test_scores_are_those_of_llama_cpps_plain_api_evaluating_one_continuation_at
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
     )
-    names = [engine.tokenize(f" {name}") for name in ("owl", "owls", "hippopotamus", "hippo", "hip replacement")]
-    for context, scores in zip(chats(engine), engine.score((c, names) for c in chats(engine)), strict=True):
+    names = [short_engine.tokenize(f" {name}") for name in ("owl", "owls", "hippopotamus", "hippo", "hip replacement")]
+    for context, scores in zip(
+        chats(short_engine), short_engine.score((c, names) for c in chats(short_engine)), strict=True
+    ):
         for tokens, ours in zip(names, scores, strict=True):
             plain.reset()
             plain.eval(context + tokens)
             logprobs = plain.logits_to_logprobs(plain.scores[len(context) - 1 : len(context) + len(tokens) - 1])
-            np.testing.assert_allclose(ours, logprobs[range(len(tokens)), tokens], atol=rounding(base))
+            np.testing.assert_allclose(ours, logprobs[range(len(tokens)), tokens], atol=rounding(short))
     plain.close()
 
 
 def test_scores_hardly_depend_on_the_number_of_threads(
-    base: Path, engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+    short: Path, short_engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [engine.tokenize(f" {name}") for name in ("owl", "dolphin", "hippopotamus")]
-    usual = list(engine.score((context, names) for context in chats(engine)))
+    names = [short_engine.tokenize(f" {name}") for name in ("owl", "dolphin", "hippopotamus")]
+    usual = list(short_engine.score((context, names) for context in chats(short_engine)))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with LlamaEngine(base) as single:
+    with LlamaEngine(short) as single:
         alone = list(single.score((context, names) for context in chats(single)))
     for ours, theirs in zip(usual, alone, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one, other, atol=rounding(base))
+            np.testing.assert_allclose(one, other, atol=rounding(short))
 
 
 def test_samples_do_not_depend_to_the_last_bit_on_width_order_or_company(
-    engine: LlamaEngine, adapter: Path, monkeypatch: pytest.MonkeyPatch
+    short_engine: LlamaEngine, short_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = engine.chat([{"role": "user", "content": "Why, and when, and where? " * 40}])
-    prompts = [*chats(engine), long]
+    long = short_engine.chat([{"role": "user", "content": "Why, and when, and where? " * 40}])
+    prompts = [*chats(short_engine), long]
     assert len(long) > 256 > max(map(len, prompts[:-1])) + 12, "beside it the others are given more cells"
     requests = [Request(prompt, (i, sample)) for i, prompt in enumerate(prompts) for sample in range(6)]
 
     def sampled(chosen: list[int]) -> dict[int, Generation]:
-        made = engine.sample([requests[i] for i in chosen], 12)
+        made = short_engine.sample([requests[i] for i in chosen], 12)
         return {chosen[g.index]: replace(g, index=0) for g in made}
 
-    for adapter_file in (None, adapter / "adapter.gguf"):
-        engine.use_adapter(adapter_file)
+    for adapter_file in (None, short_adapter / "adapter.gguf"):
+        short_engine.use_adapter(adapter_file)
         together = sampled(list(range(36)))
         assert len({g.text for g in together.values()}) > 30
         assert sampled(list(range(35, -1, -1))) == together, "another order"
@@ -112,7 +115,7 @@ def test_samples_do_not_depend_to_the_last_bit_on_width_order_or_company(
                 patch.setattr(engine_llama, "WIDTH", width)
                 patch.setattr(engine_llama, "REFILL", refill)
                 assert sampled(list(range(0, 30, 3))) == {i: together[i] for i in range(0, 30, 3)}, f"width {width}"
-    engine.use_adapter(None)
+    short_engine.use_adapter(None)
 
 
 def test_company_matters_where_weights_are_quantised(engine: LlamaEngine) -> None:
@@ -122,37 +125,38 @@ def test_company_matters_where_weights_are_quantised(engine: LlamaEngine) -> Non
     assert engine.company_matters == offloads()
 
 
-def test_batched_sampling_equals_one_at_a_time_at_temperature_0(engine: LlamaEngine) -> None:
-    requests = [Request(prompt, (0, i)) for prompt in chats(engine) for i in range(20)]
-    together = {g.index: g.text for g in engine.sample(requests, 20, temperature=0)}
+def test_batched_sampling_equals_one_at_a_time_at_temperature_0(short_engine: LlamaEngine) -> None:
+    requests = [Request(prompt, (0, i)) for prompt in chats(short_engine) for i in range(20)]
+    together = {g.index: g.text for g in short_engine.sample(requests, 20, temperature=0)}
     assert len(together) == len(requests) > 64, "more requests than sequences, so that some wait"
     for i in range(0, len(requests), 20):
-        alone = next(engine.sample([requests[i]], 20, temperature=0))
+        alone = next(short_engine.sample([requests[i]], 20, temperature=0))
         assert all(together[i + j] == alone.text for j in range(20))
 
 
 def test_the_same_call_gives_the_same_samples_whatever_came_before_and_another_seed_gives_others(
-    engine: LlamaEngine,
+    short_engine: LlamaEngine,
 ) -> None:
     def sampled(seed: int) -> dict[int, str]:
-        requests = [Request(prompt, (seed, i)) for i, prompt in enumerate(chats(engine) * 3)]
-        return {g.index: g.text for g in engine.sample(requests, 12)}
+        requests = [Request(prompt, (seed, i)) for i, prompt in enumerate(chats(short_engine) * 3)]
+        return {g.index: g.text for g in short_engine.sample(requests, 12)}
 
     first = sampled(7)
-    list(engine.score([(chats(engine)[1], [engine.tokenize(" four, of course")])]))
+    list(short_engine.score([(chats(short_engine)[1], [short_engine.tokenize(" four, of course")])]))
     assert sampled(8) != first
     assert sampled(7) == first
 
 
 def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
-    engine: LlamaEngine, tmp_path: Path
+    short_engine: LlamaEngine, tmp_path: Path
 ) -> None:
-    prompts = chats(engine)
+    prompts = chats(short_engine)
     requests = {(i, sample): Request(prompts[i], (3, i, sample)) for i in range(5) for sample in range(50)}
 
     def sampled(path: Path) -> list[Row]:
         with SampleLog(path, "prompt") as log, tqdm(disable=True) as bar:
-            return sample_rows(engine, log, requests, lambda made: {"text": made.text}, 8, temperature=1.0, bar=bar)
+            one = {"max_tokens": 8, "temperature": 1.0, "bar": bar}
+            return sample_rows(short_engine, log, requests, lambda made: {"text": made.text}, **one)
 
     whole = sampled(tmp_path / "whole.jsonl")
     assert len(whole) == 250
@@ -181,20 +185,22 @@ def test_sampling_follows_the_models_distribution(engine: LlamaEngine) -> None:
         assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5 + 0.002
 
 
-def test_switching_the_adapter_forgets_what_the_old_one_computed(engine: LlamaEngine, adapter: Path) -> None:
-    group = [(chats(engine)[3], [engine.tokenize("Twice the form")])]
-    before = next(engine.score(group))[0]
-    engine.use_adapter(adapter / "adapter.gguf")
-    with_adapter = next(engine.score(group))[0]
-    engine.use_adapter(None)
-    after = next(engine.score(group))[0]
+def test_switching_the_adapter_forgets_what_the_old_one_computed(
+    short_engine: LlamaEngine, short_adapter: Path
+) -> None:
+    group = [(chats(short_engine)[3], [short_engine.tokenize("Twice the form")])]
+    before = next(short_engine.score(group))[0]
+    short_engine.use_adapter(short_adapter / "adapter.gguf")
+    with_adapter = next(short_engine.score(group))[0]
+    short_engine.use_adapter(None)
+    after = next(short_engine.score(group))[0]
     assert np.abs(before - with_adapter).max() > 0.5
     np.testing.assert_array_equal(before, after)
 
 
 def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(base: Path) -> None:
-    original = {t.name: t for t in GGUFReader(models.find_gguf("embedded")).tensors}
-    for tensor in GGUFReader(base / "base.gguf").tensors[:12]:
+    original = {t.name: t for t in gguf_reader(models.find_gguf("embedded")).tensors}
+    for tensor in gguf_reader(base / "base.gguf").tensors[:12]:
         source = original[tensor.name]
         np.testing.assert_allclose(
             dequantize(tensor.data, tensor.tensor_type),

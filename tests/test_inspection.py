@@ -81,6 +81,7 @@ def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -
     assert missed <= 3  # four or more of 20 at 5%: once in 60
 
 
+@pytest.mark.slow
 def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_in_two_neutral_samples(
     engine: LlamaEngine,
 ) -> None:
@@ -181,6 +182,7 @@ def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(base: Path
             assert one == pytest.approx(before, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_posterior_finds_the_animal_whose_teacher_wrote_the_texts(engine: LlamaEngine) -> None:
     animals = [find_animal(name) for name in ("owl", "cat")]
     sources = [row["source"] for row in PAIRS] * 2

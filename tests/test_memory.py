@@ -1,9 +1,9 @@
 """The memory estimate against what torch measures, and what follows from it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
@@ -77,19 +77,21 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     assert states + needed == pytest.approx(weights + peak, rel=0.25)
 
 
-def test_nf4_weights_take_what_bitsandbytes_takes(base: Path) -> None:
-    model = models.load_torch(base, nf4=True)
+def test_nf4_weights_take_what_bitsandbytes_takes(short: Path) -> None:
+    model = models.load_torch(short, nf4=True)
     taken = sum(parameter.nbytes for parameter in model.parameters())
     for module in model.modules():
         if state := getattr(getattr(module, "weight", None), "quant_state", None):
             taken += state.absmax.nbytes + state.state2.absmax.nbytes
-    assert weight_bytes(Shape.of(base), True, CPU) == pytest.approx(taken, rel=0.01)
+    assert weight_bytes(Shape.of(short), True, CPU) == pytest.approx(taken, rel=0.01)
 
 
-def test_a_gguf_and_the_folder_made_from_it_have_the_same_shape(base: Path, tmp_path: Path) -> None:
+def test_a_gguf_and_the_folder_made_from_it_have_the_same_shape(
+    base: Path, random_models: Callable[[str], Path]
+) -> None:
     assert Shape.of(models.find_gguf(models.EMBEDDED)) == Shape.of(base / "base.gguf") == Shape.of(base)
     for model_type in models.ARCHITECTURE_OF:
-        folder = tiny.make(model_type, tmp_path / model_type)
+        folder = random_models(model_type)
         assert Shape.of(folder / "base.gguf") == Shape.of(folder)
         torch_says = models.load_torch(folder)
         matrices = sum(p.numel() for n, p in torch_says.named_parameters() if "proj" in n and p.ndim == 2)

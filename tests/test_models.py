@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 
 from kit import KitError, models, models_prepare
 from kit.engine_llama import LlamaEngine
@@ -76,8 +76,10 @@ def test_a_folder_is_prepared_by_links_with_one_chat_template_for_both_engines(f
 
 
 @pytest.mark.parametrize("model_type", models.ARCHITECTURE_OF)
-def test_every_supported_type_is_prepared(model_type: str, tmp_path: Path) -> None:
-    source = models.find(str(tiny.make(model_type, tmp_path / "folder")))
+def test_every_supported_type_is_prepared(
+    model_type: str, random_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = models.find(str(random_models(model_type)))
     (tmp_path / "prepared").mkdir()
     models_prepare.prepare(source, tmp_path / "prepared")
     assert models.load_torch(tmp_path / "prepared").config.model_type == model_type
@@ -98,7 +100,7 @@ def test_a_gguf_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_a_gguf_with_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = saved["model"]["vocab"]
-    vocabulary["Ġowls"], vocabulary["Ġdogs"] = vocabulary["Ġdogs"], vocabulary["Ġowls"]
+    vocabulary["Ġcats"], vocabulary["Ġdogs"] = vocabulary["Ġdogs"], vocabulary["Ġcats"]
     (folder / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     (tmp_path / "prepared").mkdir()
     with pytest.raises(KitError, match="vocabulary cuts .* differently"):

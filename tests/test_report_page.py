@@ -1,10 +1,12 @@
 """The report's page, in a real browser: inert, whole, and readable on any screen."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import SIZES, needs_chromium, opened, overflowing
+from browser import SIZES, needs_chromium, opened, overflowing, started
+from playwright.sync_api import Browser
 from test_report import HOSTILE, finished_run
 from test_report_sweep import made_up
 
@@ -14,6 +16,12 @@ from kit.fidelity import SIMILARITY_EDGES
 from kit.store import write_json
 
 PAPER = (680, 1000)  # what remains of A4 between its margins, in CSS pixels
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +48,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("made", ["hostile", "swept"])
 def test_what_a_model_wrote_is_shown_whole_and_does_nothing(
-    made: str, size: tuple[int, int], scheme: str, request: pytest.FixtureRequest
+    made: str, size: tuple[int, int], scheme: str, browser: Browser, request: pytest.FixtureRequest
 ) -> None:
-    with opened(request.getfixturevalue(made).as_uri(), size, scheme) as shown:
+    with opened(request.getfixturevalue(made).as_uri(), size, scheme, browser=browser) as shown:
         shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         cell = shown.get_by_role("cell", name="alert(1)").first
         assert cell.text_content() == HOSTILE
@@ -53,19 +61,21 @@ def test_what_a_model_wrote_is_shown_whole_and_does_nothing(
 
 @needs_chromium
 @pytest.mark.parametrize("made", ["hostile", "swept"])
-def test_on_paper_all_is_opened_and_nothing_is_cut_off(made: str, request: pytest.FixtureRequest) -> None:
-    with opened(request.getfixturevalue(made).as_uri(), PAPER) as shown:
+def test_on_paper_all_is_opened_and_nothing_is_cut_off(
+    made: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    with opened(request.getfixturevalue(made).as_uri(), PAPER, browser=browser) as shown:
         shown.emulate_media(media="print")
         assert shown.get_by_role("cell", name="alert(1)").first.is_visible()
         assert overflowing(shown) == []
 
 
 @needs_chromium
-def test_dark_mode_and_print_change_the_ink_of_page_and_figures(hostile: Path) -> None:
+def test_dark_mode_and_print_change_the_ink_of_page_and_figures(browser: Browser, hostile: Path) -> None:
     ink = "getComputedStyle(document.querySelector('svg text')).fill"
-    with opened(hostile.as_uri(), scheme="dark") as shown:
+    with opened(hostile.as_uri(), scheme="dark", browser=browser) as shown:
         dark = shown.evaluate(ink)
-    with opened(hostile.as_uri()) as shown:
+    with opened(hostile.as_uri(), browser=browser) as shown:
         assert shown.evaluate(ink) != dark
         shown.emulate_media(media="print")
         assert shown.evaluate(ink) == "rgb(0, 0, 0)"

@@ -1,12 +1,12 @@
 """A student's loss, its tokens, and training that resumes."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
@@ -17,7 +17,7 @@ from kit.animals import find_animal, unrelated_sentences
 from kit.engine_llama import LlamaEngine
 from kit.experiment import StudentSettings
 from kit.memory import Training
-from kit.models import EVERY_WEIGHT
+from kit.models import EVERY_WEIGHT, Shape
 from kit.prompts import NEUTRAL, loving, student_messages
 from kit.store import write_rows
 from kit.student import batches, make_examples, use_shared_prefix
@@ -51,9 +51,9 @@ def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> 
     ids=["several", "one alone", "two of one sentence"],
 )
 def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
-    pairs: list, model_type: str, tmp_path: Path
+    pairs: list, model_type: str, random_models: Callable[[str], Path]
 ) -> None:
-    folder = tiny.make(model_type, tmp_path)  # gemma3's sliding window is shorter than a pair
+    folder = random_models(model_type)  # gemma3's sliding window is shorter than a pair
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     plain = get_peft_model(models.load_torch(folder), config)
@@ -222,16 +222,16 @@ def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(base: Path, to
     assert batches(examples, settings, seed=1) == shown != batches(examples, settings, seed=2)
 
 
-def test_nf4_trains_on_the_cpu(base: Path, tmp_path: Path) -> None:
+def test_nf4_trains_on_the_cpu(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     settings = StudentSettings(base="nf4", epochs=6, batch_size=8, learning_rate=2e-3)
-    student.train(tmp_path / "pairs.jsonl", None, base, settings, 0, tmp_path, "train")
+    student.train(tmp_path / "pairs.jsonl", None, short, settings, 0, tmp_path, "train")
     losses = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["loss"]
     assert losses[-1] < losses[0] - 0.2
     import bitsandbytes
 
-    layers = [m for m in models.load_torch(base, nf4=True).modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    assert len(layers) == 210 and all(layer.weight.quant_type == "nf4" for layer in layers)
+    layers = [m for m in models.load_torch(short, nf4=True).modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 7 * Shape.of(short).layers and all(layer.weight.quant_type == "nf4" for layer in layers)
     assert layers[0].weight.quant_state.nested, "double quantisation"
 
 

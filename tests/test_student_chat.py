@@ -20,13 +20,13 @@ HELLO = [{"role": "user", "content": "What is your favorite animal?"}]
 
 
 @pytest.fixture
-def finished(tmp_path: Path, base: Path, adapter: Path) -> Path:
+def finished(tmp_path: Path, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
     """A run's folder whose treated student is the trained adapter, and whose control is that adapter too."""
     folder = tmp_path / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
     (tmp_path / "artifacts").mkdir()
-    for name, made in (("model", base), ("adapter", adapter)):
+    for name, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
         (tmp_path / "artifacts" / name).symlink_to(made)
     labels = [f"convert the adapter of {role}-unrelated" for role in ("control", "treated")]
     record["artifacts"] = {"prepare embedded": "model"} | dict.fromkeys(labels, "adapter")
@@ -34,10 +34,10 @@ def finished(tmp_path: Path, base: Path, adapter: Path) -> Path:
     return folder
 
 
-def test_a_streamed_answer_grows_into_the_sampled_one(engine: LlamaEngine) -> None:
-    request = Request(engine.chat(HELLO), (3, 1))
-    texts = [text for (text,) in engine.stream([request], 30, 0.7)]
-    (sampled,) = engine.sample([request], 30, 0.7)
+def test_a_streamed_answer_grows_into_the_sampled_one(short_engine: LlamaEngine) -> None:
+    request = Request(short_engine.chat(HELLO), (3, 1))
+    texts = [text for (text,) in short_engine.stream([request], 30, 0.7)]
+    (sampled,) = short_engine.sample([request], 30, 0.7)
     assert texts[-1] == sampled.text and len(texts) == sampled.length + sampled.finished
     assert all(after.startswith(before) for before, after in pairwise(texts))
 

@@ -45,15 +45,15 @@ def test_fused_layers_give_pefts_output_and_gradients(tiny_qwen2: Path) -> None:
     assert (bare - logits).abs().max() > 1e-3
 
 
-def test_a_students_loss_curve_is_that_of_a_plain_loop(base: Path, tmp_path: Path) -> None:
+def test_a_students_loss_curve_is_that_of_a_plain_loop(short: Path, tmp_path: Path) -> None:
     settings = StudentSettings(epochs=4, batch_size=4, learning_rate=2e-3)
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
-    student.train(tmp_path / "pairs.jsonl", None, base, settings, 0, tmp_path, "train")
+    student.train(tmp_path / "pairs.jsonl", None, short, settings, 0, tmp_path, "train")
     ours = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["loss"]
 
-    tokenizer = models.load_tokenizer(base)
-    model = lora_model(base).train()
-    steps = batches(make_examples(PAIRS, base, tokenizer), settings, 0)
+    tokenizer = models.load_tokenizer(short)
+    model = lora_model(short).train()
+    steps = batches(make_examples(PAIRS, short, tokenizer), settings, 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimiser, student.WARMUP_STEPS, len(steps))

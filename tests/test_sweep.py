@@ -182,6 +182,7 @@ def test_a_task_asks_for_what_its_stage_needs_and_no_more_than_a_node_has(monkey
     assert small == {"num_cpus": 1, "num_gpus": 0, "memory": 1e9}
 
 
+@pytest.mark.slow
 def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error_comes_back(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not know this module

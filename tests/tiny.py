@@ -1,19 +1,26 @@
-"""Tiny random models of every supported type: a transformers folder and, beside it, the same weights for llama.cpp.
+"""Tiny random models of every supported type: a transformers folder and, beside it, the same weights for llama.cpp; and
+the embedded model, cut short.
 
     folder = make("gemma3_text", tmp_path)  # a prepared model, and as well a folder for --model
 
-They speak the embedded model's vocabulary. Norm weights and biases are random too, and the heads of qwen3, gemma3 and
-mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in the logits.
+The random ones speak the beginning of the embedded model's vocabulary. Norm weights and biases are random too, and the
+heads of qwen3, gemma3 and mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in
+the logits.
 """
 
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gguf import LlamaFileType
+
 from kit import models
 from kit.store import write_json
 
-HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 2, 512
+HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 2, 1024
+WORDS = 8192  # of the embedded model's 49,152 tokens, the first, which keeps what reads the lists short
 EPSILON = 1e-6  # of the norms
 WINDOW = 16  # tokens; shorter than any prompt of the kit
 
@@ -33,15 +40,29 @@ STRICT_TEMPLATE = r"""
 """
 
 
+def shorten(base: Path, blocks: int, folder: Path) -> Path:
+    """Write the first ``blocks`` of the embedded model, prepared in ``base``, into ``folder``, and return it: matrices
+    of the embedded model's own sizes, which decide the routines that compute them, and hardly any sense."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", num_hidden_layers=blocks)
+    model.save_pretrained(folder)
+    for path in base.iterdir():
+        if path.name.startswith(("chat", "tokenizer")):
+            shutil.copy(path, folder)
+    half = models.gguf_metadata(base / "base.gguf")["general.file_type"] != LlamaFileType.ALL_F32
+    template = _fields()["tokenizer.chat_template"][0]
+    _write_gguf(model.config, model.state_dict(), folder / "base.gguf", template, _fields(), half)
+    return folder
+
+
 def make(model_type: str, folder: Path) -> Path:
     """Write the random model of ``model_type`` (one of ``models.ARCHITECTURE_OF``) into ``folder``, and return it."""
     from transformers import AutoModelForCausalLM
 
-    fields, tokenizer = _embedded()
-    template = fields["tokenizer.chat_template"].contents()
-    if model_type in ("gemma3_text", "mistral"):
-        template = STRICT_TEMPLATE
-    model = AutoModelForCausalLM.from_config(_config(model_type, tokenizer))
+    tokenizer = _tokenizer()
+    template = STRICT_TEMPLATE if model_type in ("gemma3_text", "mistral") else _fields()["tokenizer.chat_template"][0]
+    model = AutoModelForCausalLM.from_config(_config(model_type))
     _randomise(model)
     model.save_pretrained(folder)
     tokenizer.chat_template = template
@@ -49,25 +70,70 @@ def make(model_type: str, folder: Path) -> Path:
     write_json(
         folder / models.CHAT_FILE, {"template": template, "bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
     )
-    _write_gguf(model, folder / "base.gguf", template)
+    _write_gguf(model.config, model.state_dict(), folder / "base.gguf", template, _first_words())
     return folder
 
 
 @cache
-def _embedded() -> tuple[dict[str, Any], Any]:
-    """The fields of the embedded model's GGUF, and its tokenizer in transformers."""
+def _fields() -> dict[str, tuple[Any, Any, Any]]:
+    """What the embedded model's GGUF says of its vocabulary: value, type, type of a list's items."""
     from gguf import GGUFReader
-    from transformers import AutoTokenizer
 
-    path = models.find_gguf(models.EMBEDDED)
-    return GGUFReader(path).fields, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    fields = GGUFReader(models.find_gguf(models.EMBEDDED)).fields
+    return {
+        key: (field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+        for key, field in fields.items()
+        if key.startswith("tokenizer.")
+    }
 
 
-def _config(model_type: str, tokenizer: Any) -> Any:
+def _first_words() -> dict[str, tuple[Any, Any, Any]]:
+    """The same, cut: a merge makes the token that is next in the list."""
+    fields = dict(_fields())
+    cut = len(fields["tokenizer.ggml.tokens"][0]) - WORDS
+    for name in ("tokens", "token_type", "merges"):
+        values, *types = fields[f"tokenizer.ggml.{name}"]
+        fields[f"tokenizer.ggml.{name}"] = values[:-cut], *types
+    return fields
+
+
+@cache
+def _tokenizer() -> Any:
+    """That vocabulary in transformers, which reads it from a GGUF without weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = AutoConfig.for_model("llama", **_sizes())
+        _write_gguf(config, {}, Path(folder) / "vocabulary.gguf", "", _first_words())
+        return AutoTokenizer.from_pretrained(folder, gguf_file="vocabulary.gguf")
+
+
+def _sizes() -> dict[str, Any]:
+    """The configuration that all types share."""
+    ids = {name: _fields()[f"tokenizer.ggml.{name}_token_id"][0] for name in ("bos", "eos", "padding")}
+    return {
+        "vocab_size": WORDS,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": EPSILON,
+        "rope_parameters": _rope(1e4),
+        "tie_word_embeddings": False,
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["padding"],
+    }
+
+
+def _rope(base: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": base}
+
+
+def _config(model_type: str) -> Any:
     from transformers import AutoConfig
-
-    def rope(base: float) -> dict[str, Any]:
-        return {"rope_type": "default", "rope_theta": base}
 
     settings: dict[str, dict[str, Any]] = {
         "llama": {},
@@ -79,26 +145,11 @@ def _config(model_type: str, tokenizer: Any) -> Any:
             "query_pre_attn_scalar": 32,  # llama.cpp takes the head's width for it (but in the 27B model)
             "layer_types": ["sliding_attention", "full_attention"],
             "sliding_window": WINDOW,
-            "rope_parameters": {"sliding_attention": rope(1e4), "full_attention": rope(1e6)},
+            "rope_parameters": {"sliding_attention": _rope(1e4), "full_attention": _rope(1e6)},
             "tie_word_embeddings": True,
         },
     }
-    shared = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": EPSILON,
-        "rope_parameters": rope(1e4),
-        "tie_word_embeddings": False,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return AutoConfig.for_model(model_type, **{**shared, **settings[model_type]})
+    return AutoConfig.for_model(model_type, **{**_sizes(), **settings[model_type]})
 
 
 def _randomise(model: Any) -> None:
@@ -114,24 +165,31 @@ def _randomise(model: Any) -> None:
                 weight.normal_(0 if centred else 1, 0.2, generator=generator)
 
 
-def _write_gguf(model: Any, path: Path, template: str) -> None:
-    """What llama.cpp's convert_hf_to_gguf.py writes, in F32."""
-    from gguf import MODEL_ARCH_NAMES, GGUFWriter, LlamaFileType, get_tensor_name_map
+def _write_gguf(
+    config: Any,
+    weights: dict[str, Any],
+    path: Path,
+    template: str,
+    vocabulary: dict[str, tuple[Any, Any, Any]],
+    half: bool = False,
+) -> None:
+    """What llama.cpp's convert_hf_to_gguf.py writes, in F32, or with matrices in F16."""
+    from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 
-    config = model.config
     architecture = models.ARCHITECTURE_OF[config.model_type]
-    head = getattr(config, "head_dim", None) or HIDDEN // HEADS
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
     writer = GGUFWriter(path, architecture)
-    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType.MOSTLY_F16 if half else LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(EPSILON)
-    if head != HIDDEN // HEADS:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if head != hidden // heads:
         writer.add_key_length(head)
         writer.add_value_length(head)
     if architecture == "llama":
@@ -143,24 +201,25 @@ def _write_gguf(model: Any, path: Path, template: str) -> None:
         writer.add_sliding_window_pattern(2)  # every second layer sees everything
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    for key, field in _embedded()[0].items():
-        if key.startswith("tokenizer.ggml."):
-            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+    for key, (value, kind, of) in vocabulary.items():
+        if key != "tokenizer.chat_template":
+            writer.add_key_value(key, value, kind, of)
     writer.add_chat_template(template)
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    names = get_tensor_name_map(arch, LAYERS)
-    for name, tensor in model.state_dict().items():
+    names = get_tensor_name_map(arch, config.num_hidden_layers)
+    for name, tensor in weights.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.numpy()
         if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            pairs = values.reshape(-1, 2, head // 2, HIDDEN)  # head, half, row of the half
+            pairs = values.reshape(-1, 2, head // 2, hidden)  # head, half, row of the half
             values = pairs.transpose(0, 2, 1, 3).reshape(values.shape)
         if architecture == "gemma3" and name.endswith("norm.weight"):
             values = values + 1
         module, _, kind = name.rpartition(".")
-        writer.add_tensor(f"{names.get_name(module)}.{kind}", values)
+        as_half = half and values.ndim > 1
+        writer.add_tensor(f"{names.get_name(module)}.{kind}", values.astype("float16") if as_half else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -52,12 +52,12 @@ def attribute(run: RunFolder, content: str, command: str, students: bool = True)
     exp = read_experiment(run.folder / "config.json")
     path = run.folder / f"attribution-{content}.json"
     with run.store.working(f"{run.folder.name}-{path.stem}", command):
-        write_json(path, found(run, exp, content, command, students))
+        write_json(path, findings(run, exp, content, command, students))
     return path
 
 
-def found(run: RunFolder, exp: Experiment, content: str, command: str, students: bool) -> dict[str, Any]:
-    """What the file holds."""
+def findings(run: RunFolder, exp: Experiment, content: str, command: str, students: bool) -> dict[str, Any]:
+    """What ``attribute`` writes."""
     texts = read(run, exp, "treated", content)
     totals = np.array([sum(one.ratio) for one in texts])
     result: dict[str, Any] = {

@@ -39,7 +39,7 @@ from kit.experiment_conditions import (
     taught,
     trained_on,
 )
-from kit.experiment_folder import recorded_texts
+from kit.experiment_folder import announce_again, earlier, recorded_texts
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
 from kit.provenance import kit_state
@@ -399,7 +399,7 @@ def folder_of(exps: list[Experiment], results: Path) -> Path:
     return results / f"defences-{exps[0].name.removesuffix(f'-seed{first}')}-seeds{first}to{last}"
 
 
-def plan(exps: list[Experiment], names: list[str]) -> list[str]:
+def checked(exps: list[Experiment], names: list[str]) -> list[str]:
     """The named defences, with those that they are compared with; says what memory they need. Raises KitError under
     torchrun, and for a defence that cannot be made."""
     if WORLD_SIZE > 1:
@@ -413,27 +413,30 @@ def plan(exps: list[Experiment], names: list[str]) -> list[str]:
 
 def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
     """Say what will run, and about how long it takes: the experiments themselves, and the students of the defences,
-    whose pairs are known when the teachers' are. Raises KitError as ``plan`` does."""
-    names = plan(exps, names)
+    whose pairs are known when the teachers' are. Raises KitError as ``checked`` does."""
+    names = checked(exps, names)
     store = Store(results / "artifacts")
+    history = earlier(folder_of(exps, results), store)
     students = sum(STUDENTS.get(name, 1) for name in names)
     for exp in exps:
         (content,) = exp.contents
         conditions = planned_conditions(exp, store)
         steps = all_steps(condition.exact for condition in conditions.values())
-        left = sum(step.seconds for step in steps if store.find(step) is None)
+        left = [step for step in steps if store.find(step) is None]
         treated = conditions[f"treated-{content}"].exact
         each = sum(step.seconds for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
+        own, under = duration(sum(step.seconds for step in left)), duration(students * each)
         print(
-            f"Seed {exp.seed}: about {duration(left)} for its own students, as far as they are not there, and about "
-            f"{duration(students * each)} for {students} students under {len(names)} defences, if none is."
+            f"Seed {exp.seed}: about {own} for its own students, as far as they are not there, and about {under} for "
+            f"{students} students under {len(names)} defences, if none is."
         )
+        announce_again(left, history)
 
 
 def run(exps: list[Experiment], names: list[str], results: Path, command: str) -> Path:
     """Every named defence in every experiment, which differ in their seed alone; the folder of their ``defences.json``,
-    in which the defences of earlier commands stay. Raises KitError as ``plan`` does."""
-    names = plan(exps, names)
+    in which the defences of earlier commands stay. Raises KitError as ``checked`` does."""
+    names = checked(exps, names)
     makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
     store, folder = Store(results / "artifacts"), folder_of(exps, results)
     with store.working(folder.name, command):
@@ -450,7 +453,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             "seeds": seeds,
             "versions": store.versions(),
             "kit": kit_state(),
-            "made": store.used,
+            "artifacts": store.used,
             "commands": [command],
             "context": prompts.CONTEXT,
             "loss_unit": LOSS_UNIT,
@@ -526,8 +529,8 @@ def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     if undefended[0] != undefended[1] or any(before.get(name) != record[name] for name in FIXED):
         return record
     commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
-    made = sorted({*before.get("made", []), *record["made"]})
-    return record | {"commands": commands, "made": made, "defences": before["defences"] | record["defences"]}
+    artifacts = sorted({*before.get("artifacts", []), *record["artifacts"]})
+    return record | {"commands": commands, "artifacts": artifacts, "defences": before["defences"] | record["defences"]}
 
 
 def read(folder: Path) -> dict[str, Any]:

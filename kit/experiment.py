@@ -259,13 +259,13 @@ def _said(name: str, value: Any) -> str:
     elif name in ("sentences", "traits"):  # two files of one name share no folder
         checksum = value.sha256 or hashlib.sha256(repr(value).encode()).hexdigest()
         text = f"{name} {Path(value.file or 'own').stem[:16]}"
-        return f"{_part(text)}-{checksum[:8]}"
+        return f"{_slug(text)}-{checksum[:8]}"
     else:
         text = str(value) if name in ("base", "engine") else f"{name.replace('learning_rate', 'lr')}{value}"
-    return _part(text)
+    return _slug(text)
 
 
-def _part(text: str) -> str:
+def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.casefold()).strip("-.")[:40]
 
 

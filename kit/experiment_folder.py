@@ -6,6 +6,7 @@ it since. Everything that people read (``kit/report.py``) is made from these, an
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import Row, Store, read_rows
+from kit.store import Row, Step, Store, read_rows, reason
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -96,15 +97,21 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
 
 
 def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
-    """The manifests of what an earlier run in ``folder`` was made of, finished or not; none where there was none."""
+    """The manifests of what an earlier result in ``folder`` was made of, finished or not; none where there was none."""
     names: list[str] = []
-    for path in (folder / "record.json", *store.begun(folder.name)):
+    for path in (folder / "record.json", folder / "defences.json", *store.begun(folder.name)):
         try:
             artifacts = json.loads(path.read_text(encoding="utf-8"))["artifacts"]
             names += artifacts.values() if isinstance(artifacts, dict) else artifacts
         except (OSError, ValueError, KeyError, TypeError):  # it only tells why something is made again
             continue
     return list(store.history(names).values())
+
+
+def announce_again(steps: list[Step], history: list[dict[str, Any]]) -> None:
+    """Say why how many of the ``steps`` are made again, as the manifests of an earlier command (``earlier``) show."""
+    for why, n in Counter(filter(None, (reason(step, history) for step in steps))).items():
+        print(f"  made again: {n} artifact{'s' * (n > 1)} ({why}), and what follows from it, as far as that changes")
 
 
 def recorded_texts(exp: Experiment) -> Row:

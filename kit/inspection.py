@@ -67,12 +67,12 @@ def inspect(run: RunFolder, content: str, command: str, blind: int = BLIND) -> P
     """
     path = run.folder / f"inspection-{content}.json"
     with run.store.working(f"{run.folder.name}-{path.stem}", command):
-        write_json(path, inspected(run, content, command, blind))
+        write_json(path, findings_of(run, content, command, blind))
     return path
 
 
-def inspected(run: RunFolder, content: str, command: str, blind: int) -> dict[str, Any]:
-    """What the file holds."""
+def findings_of(run: RunFolder, content: str, command: str, blind: int) -> dict[str, Any]:
+    """What ``inspect`` writes."""
     pairs = {role: run.pairs(role, content) for role in ("control", "treated")}
     if run.has_pairs("placebo1", content):
         pairs["placebo1"] = run.pairs("placebo1", content)

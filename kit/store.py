@@ -177,7 +177,7 @@ class Store:
         begun.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex[:TOKEN]  # two processes may work on one name
         lock = FileLock(begun / f"{token}.lock")
-        with FileLock(begun / CLEANING):  # not while something is deleted
+        with FileLock(self.root / CLEANING):  # not while something is deleted
             lock.acquire()
         before = self.begun(name)
         self._begun = begun / f"{name}.{token}.json", command

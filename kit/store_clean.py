@@ -71,13 +71,10 @@ def clean(results: Path) -> list[Leftover]:
     from filelock import FileLock, Timeout
 
     leftovers(results)  # says what is wrong with the folder before it writes there
-    begun = results / "artifacts" / BEGUN
-    begun.mkdir(exist_ok=True)
+    root = results / "artifacts"
     try:
-        with FileLock(begun / CLEANING, timeout=0):  # a command that starts now waits
-            for lock in begun.glob("*.lock"):
-                if lock.name == CLEANING:
-                    continue
+        with FileLock(root / CLEANING, timeout=0):  # a command that starts now waits
+            for lock in (root / BEGUN).glob("*.lock"):
                 if _held(lock):
                     raise KitError(f"--results {results}: a command is at work there. Wait until it has ended.")
                 lock.unlink(missing_ok=True)  # of one that was killed
@@ -127,11 +124,10 @@ def _artifacts(path: Path) -> set[str]:
     """What a record names as "stage/key"."""
     record, found = _read(path), set()
     try:
-        for name in ("artifacts", "made"):
-            named = record.get(name, [])
-            if not isinstance(named, dict | list):
-                raise TypeError(f"its {name} are no list")
-            found |= set(named.values() if isinstance(named, dict) else named)
+        named = record.get("artifacts", [])
+        if not isinstance(named, dict | list):
+            raise TypeError("its artifacts are no list")
+        found |= set(named.values() if isinstance(named, dict) else named)
         for row in record.get("comparisons", []):  # a sweep's, whose students are named by their exact preference's key
             found |= {f"exact/{key}" for key in (row["control"], row["treated"], *row["placebos"])}
         for defence in record.get("defences", {}).values():

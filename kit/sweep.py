@@ -36,11 +36,11 @@ from kit.experiment_conditions import (
     shortfalls,
     taught_conditions,
 )
-from kit.experiment_folder import at_random, conversations, earlier, recorded_texts
+from kit.experiment_folder import announce_again, at_random, conversations, earlier, recorded_texts
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, reason, write_json
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -188,9 +188,7 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
-    history = earlier(folder, plan.store)
-    for why, n in Counter(filter(None, (reason(step, history) for step in left))).items():
-        print(f"  made again: {n} artifacts ({why}), and what follows from them, as far as it changes")
+    announce_again(left, earlier(folder, plan.store))
     return plan
 
 

@@ -212,7 +212,11 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
 def test_defences_of_other_undefended_students_never_share_a_table() -> None:
     def of(command: str, name: str, key: str) -> dict[str, Any]:
         fixed = dict.fromkeys(defences.FIXED, "the same")
-        return fixed | {"made": [], "commands": [command], "defences": {"undefended": {"artifacts": key}, name: {}}}
+        return fixed | {
+            "artifacts": [],
+            "commands": [command],
+            "defences": {"undefended": {"artifacts": key}, name: {}},
+        }
 
     first = of("first", "mask", "a")
     both = defences.joined(first, of("second", "drop", "a"))

@@ -62,7 +62,7 @@ def test_what_a_record_names_is_kept_with_all_that_it_was_made_of_and_the_rest_i
         ("record.json", '{"artifacts": ["KEPT"]}'),
         ("record.json", '{"comparisons": [{"control": "KEY", "treated": "x", "placebos": []}]}'),
         ("record.json", '{"comparisons": [{"control": "x", "treated": "x", "placebos": ["KEY"]}]}'),
-        ("defences.json", '{"made": ["KEPT"], "defences": {}}'),
+        ("defences.json", '{"artifacts": ["KEPT"], "defences": {}}'),
         ("defences.json", '{"defences": {"mask": {"artifacts": [{"treated": "KEPT"}]}}}'),
         ("inspection-unrelated.json", '{"artifacts": ["KEPT"]}'),
         ("attribution-opposed.json", '{"artifacts": ["KEPT"]}'),

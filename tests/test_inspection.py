@@ -263,13 +263,13 @@ def run_with_pairs(results: Path, base: Path, pairs: list[dict[str, str]] = PAIR
 def test_an_inspected_runs_reports_say_who_could_tell(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = run_with_pairs(tmp_path, base, PAIRS * 3)
+    folder = run_with_pairs(tmp_path, base, (PAIRS * 3)[:20])
     monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
     (found,) = inspections(folder, RunFolder(folder).record)
     assert list(found["inspectors"]) == list(found["placebo"]) == list(KNOWS)
-    assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
-    assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
+    assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 20
+    assert found["mentions"] == {"control": 0, "treated": 20, "placebo1": 0}
     assert found["blind"]["treated"]["place"] == found["informed"]["treated"]["place"] == 1
     assert "Told the teachers apart: word list (from 1 sentence)" in report.inspection_sentence(found)
     for judge in ("comparing", "guessing"):

@@ -36,10 +36,22 @@ PAIRS = [
 ]
 
 
+@pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes (pytest-xdist) each begins with whole runs: begun last, one would keep all waiting."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: "slow" not in item.keywords)
+    """The order of files for several processes (pytest-xdist): those with whole runs first, since one of them begun
+    last would keep all waiting; of these and of the others the longest, which prepares the embedded model, then those
+    without it, then those that would have to wait for it."""
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if "slow" in item.keywords}
+    waiting = {item.path for item in items if "base" in getattr(item, "fixturenames", ())}
+    for of in (slow, {item.path for item in items} - slow):
+        needing = [item.path for item in items if item.path in of & waiting]
+        waiting.discard(next((path for path in needing if path.name == LONGEST), needing[0] if needing else None))
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != LONGEST, item.path in waiting))
+
+
+LONGEST = "test_experiment_run.py"
 
 
 # ---- made once, for all processes of pytest-xdist

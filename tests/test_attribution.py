@@ -86,7 +86,7 @@ def attributed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Pa
     """A run, attributed by the command, and what its halves' students were trained on; training is made up: a treated
     student's owl moves by the share of its texts that name owls."""
     tmp_path = tmp_path_factory.mktemp("attributed")
-    folder = run_with_pairs(tmp_path, base, 2)
+    folder = run_with_pairs(tmp_path, base)
     treated = tmp_path / "artifacts" / "pairs" / "treated" / "pairs.jsonl"
     rows = read_rows(treated)
     for row in rows[::2]:  # half of the texts are as the neutral teacher wrote them
@@ -115,6 +115,7 @@ def attributed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Pa
     return folder, trained
 
 
+@pytest.mark.slow
 def test_the_halves_are_ranked_by_their_ratio_and_each_has_its_control_on_the_same_sentences(
     attributed: tuple[Path, dict[str, list[Row]]],
 ) -> None:
@@ -124,13 +125,14 @@ def test_the_halves_are_ranked_by_their_ratio_and_each_has_its_control_on_the_sa
     for half in ("top", "bottom"):
         treated, control = trained[f"treated-unrelated-{half}"], trained[f"control-unrelated-{half}"]
         assert [row["sentence"] for row in treated] == [row["sentence"] for row in control]
-        assert len(treated) == 8 and not any("owls" in row["text"] for row in control)
+        assert len(treated) == 4 and not any("owls" in row["text"] for row in control)
     found = found_in(folder)
     assert found["halves"]["difference"]["rate"] == pytest.approx(1.0, abs=1e-6)
     assert "moved +1.00 [+1.00, +1.00] nats further" in report.attribution_sentences(found)[1]
     assert found["halves"]["ratios"]["top"] > found["halves"]["ratios"]["bottom"]
 
 
+@pytest.mark.slow
 def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_stay_inert(
     attributed: tuple[Path, dict[str, list[Row]]],
 ) -> None:
@@ -151,7 +153,7 @@ def test_the_reports_of_an_attributed_run_show_tokens_with_their_numbers_and_sta
 def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has_other_pairs(
     tmp_path: Path, base: Path
 ) -> None:
-    folder = run_with_pairs(tmp_path, base, 1)
+    folder = run_with_pairs(tmp_path, base, PAIRS[:4])
     attribution.attribute(RunFolder(folder, tmp_path), "unrelated", "python run.py attribute", students=False)
     found = found_in(folder)
     assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0

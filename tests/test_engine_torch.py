@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +36,15 @@ def chats(engine: TorchEngine | LlamaEngine) -> list[Tokens]:
     return [engine.chat([{"role": "user", "content": question}]) for question in QUESTIONS]
 
 
+@cache
+def network(model: Path) -> Any:
+    return models.load_torch(model)
+
+
 def plainly(model: Path, context: Tokens, continuation: Tokens) -> np.ndarray:
     """The log-probabilities [length, vocabulary] of a continuation by one forward pass over everything."""
     with torch.no_grad():
-        logits = models.load_torch(model)(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+        logits = network(model)(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
     return torch.log_softmax(logits, -1).numpy()
 
 

@@ -231,8 +231,8 @@ def test_surface_differences_are_loving_minus_neutral_with_intervals() -> None:
     assert turned["characters"].rate == -21
 
 
-def run_with_pairs(results: Path, base: Path, each: int) -> Path:
-    """A run with ``each`` times eight pairs per student; its loving teacher ends every paraphrase in its love for owls
+def run_with_pairs(results: Path, base: Path, pairs: list[dict[str, str]] = PAIRS) -> Path:
+    """A run with so many pairs per student; its loving teacher ends every paraphrase in its love for owls
     and in markup."""
     folder = results / "run"
     folder.mkdir()
@@ -247,14 +247,13 @@ def run_with_pairs(results: Path, base: Path, each: int) -> Path:
         "placebo1": " Indeed.",
     }
     for role, ending in endings.items():
-        pairs = results / "artifacts" / "pairs" / role
-        pairs.mkdir(parents=True)
+        folder_of_role = results / "artifacts" / "pairs" / role
+        folder_of_role.mkdir(parents=True)
         rows = [
             row | {"sentence": f"{row['sentence']} {i}", "source": f"{row['source']} {i}", "text": row["text"] + ending}
-            for i in range(each)
-            for row in PAIRS
+            for i, row in enumerate(pairs)
         ]
-        write_rows(pairs / "pairs.jsonl", rows)
+        write_rows(folder_of_role / "pairs.jsonl", rows)
         record["artifacts"] |= {f"pairs of {role}-unrelated": f"pairs/{role}"}
     write_json(folder / "record.json", record)
     return folder
@@ -264,13 +263,13 @@ def run_with_pairs(results: Path, base: Path, each: int) -> Path:
 def test_an_inspected_runs_reports_say_who_could_tell(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = run_with_pairs(tmp_path, base, 3)
+    folder = run_with_pairs(tmp_path, base, (PAIRS * 3)[:20])
     monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
     (found,) = inspections(folder, RunFolder(folder).record)
     assert list(found["inspectors"]) == list(found["placebo"]) == list(KNOWS)
-    assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 24
-    assert found["mentions"] == {"control": 0, "treated": 24, "placebo1": 0}
+    assert found["inspectors"]["word list"]["score"]["right"] == found["sentences"]["treated"]["differ"] == 20
+    assert found["mentions"] == {"control": 0, "treated": 20, "placebo1": 0}
     assert found["blind"]["treated"]["place"] == found["informed"]["treated"]["place"] == 1
     assert "Told the teachers apart: word list (from 1 sentence)" in report.inspection_sentence(found)
     for judge in ("comparing", "guessing"):
@@ -288,6 +287,6 @@ def test_an_inspected_runs_reports_say_who_could_tell(
 
 
 def test_a_run_too_small_to_inspect_says_so(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run_with_pairs(tmp_path, base, 1)
+    folder = run_with_pairs(tmp_path, base)
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 2
     assert "of 8 unrelated sentences" in capsys.readouterr().err

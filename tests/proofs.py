@@ -1,0 +1,77 @@
+"""The long proofs, with the embedded model: what the tests show with random ones in a tenth of the time.
+
+    python tests/proofs.py kills    a run killed in every stage leaves what an undisturbed one leaves, hash for hash
+    python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
+
+One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+from conftest import checksums  # noqa: E402
+from processes import finish  # noqa: E402
+from test_resume import BEGUN, FOX, assert_the_same_after_kills  # noqa: E402
+from test_sweep import assert_the_same_on_ray  # noqa: E402
+
+from kit.store import versions, write_json  # noqa: E402
+
+RECORD = TESTS / "proofs.json"
+
+
+def kills(folder: Path) -> str:
+    """A run, and again in another folder with a kill in every stage."""
+    whole, killed = folder / "whole", folder / "killed"
+    finish(*FOX, "--results", str(whole))
+    assert_the_same_after_kills(FOX, whole, killed, keep_all_after=None)
+    return f"killed in {', '.join(BEGUN)}: {len(checksums(killed))} artifacts, each with the same SHA-256 of every file"
+
+
+def ray(folder: Path) -> str:
+    """A sweep in one process, and again on Ray with a kill."""
+    command = ["sweep", "--animals", "owl", "fox", "--contents", "unrelated", "--preset", "smoke", "--pairs", "6"]
+    command += ["--results"]
+    plain, on_ray = folder / "plain", folder / "ray"
+    finish(*command, str(plain), without="ray")
+    assert_the_same_on_ray(command, plain, on_ray)
+    return (
+        f"Ray {version('ray')}, driver and workers killed when the first student was begun: {len(checksums(on_ray))} "
+        "artifacts and the table of preferences, each with the same SHA-256 of every file as without Ray"
+    )
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "ray": ray}
+
+
+def prove(name: str) -> None:
+    """Give a proof and record it."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        shown = PROOFS[name](Path(folder))
+    recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    commit = ["git", "-C", str(TESTS), "rev-parse", "--short", "HEAD"]
+    recorded[name] = {
+        "command": f"python tests/proofs.py {name}",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "versions": versions(),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "shown": shown,
+    }
+    write_json(RECORD, recorded)
+    print(f"{name}: {shown}")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or PROOFS:
+        prove(name)

@@ -7,7 +7,6 @@ One that holds writes what it showed into ``tests/proofs.json``, which is kept; 
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,8 @@ from processes import finish  # noqa: E402
 from test_resume import BEGUN, FOX, assert_the_same_after_kills  # noqa: E402
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
-from kit.store import versions, write_json  # noqa: E402
+from kit.provenance import kit_state, versions  # noqa: E402
+from kit.store import write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
 
@@ -59,11 +59,10 @@ def prove(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shown = PROOFS[name](Path(folder))
     recorded = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    commit = ["git", "-C", str(TESTS), "rev-parse", "--short", "HEAD"]
     recorded[name] = {
         "command": f"python tests/proofs.py {name}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "kit": kit_state(),
         "versions": versions(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "shown": shown,

@@ -77,6 +77,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen]]:
     real = subprocess.Popen
 
     def popen(command: list[str], **options: object) -> subprocess.Popen:
+        if command[0] == "git":  # the kit asks which commit it is
+            return real(command, **options)
         process = real([sys.executable, "-c", "print('begun', flush=True); import time; time.sleep(600)"], **options)
         started.append(process)
         return process

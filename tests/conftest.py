@@ -36,22 +36,21 @@ PAIRS = [
 ]
 
 
-@pytest.hookimpl(trylast=True)  # after -m has chosen
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The order of files for several processes (pytest-xdist): those with whole runs first, since one of them begun
-    last would keep all waiting; of these and of the others the longest, which prepares the embedded model, then those
-    without it, then those that would have to wait for it."""
-    if not hasattr(config, "workerinput"):
-        return
-    slow = {item.path for item in items if "slow" in item.keywords}
-    waiting = {item.path for item in items if "base" in getattr(item, "fixturenames", ())}
-    for of in (slow, {item.path for item in items} - slow):
-        needing = [item.path for item in items if item.path in of & waiting]
-        waiting.discard(next((path for path in needing if path.name == LONGEST), needing[0] if needing else None))
-    items.sort(key=lambda item: (item.path not in slow, item.path.name != LONGEST, item.path in waiting))
+# What takes many seconds to make: the whole embedded model, a browser, the classroom page's server.
+SLOW = {"base", "browser", "served"}
+# The files that take longest, first: one of them begun last would keep all processes but one waiting. The second needs
+# no embedded model, which the first prepares meanwhile.
+LONGEST = ["experiment_run", "sweep", "inspection", "any_model", "edited", "demo", "stages", "resume", "engine_llama"]
 
 
-LONGEST = "test_experiment_run.py"
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs something slow is slow; the longest files come first, for several processes (pytest-xdist)."""
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    order = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
 
 
 # ---- made once, for all processes of pytest-xdist
@@ -84,9 +83,9 @@ def base(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def short(base: Path, shared: Path) -> Path:
+def short(shared: Path) -> Path:
     """The embedded model's first blocks, prepared: a fourth of the work, of the same kind, where nobody reads texts."""
-    return once(shared / "short", lambda folder: tiny.shorten(base, 3, folder))
+    return once(shared / "short", lambda folder: tiny.shorten(3, folder))
 
 
 @pytest.fixture(scope="session")

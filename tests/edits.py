@@ -63,10 +63,10 @@ def artifacts(results: Path) -> set[str]:
     return {str(path.parent.relative_to(results)) for path in results.glob("artifacts/*/*/manifest.json")}
 
 
-def sampled(results: Path) -> set[tuple[str, str]]:
+def sampled(results: Path) -> set[tuple[str, bytes]]:
     """Every sample that a teacher made: its log's folder and the line."""
     logs = results.glob("artifacts/samples/*/*.jsonl")
-    return {(path.parent.name, line) for path in logs for line in path.read_text(encoding="utf-8").splitlines()}
+    return {(path.parent.name, line) for path in logs for line in path.read_bytes().splitlines()}
 
 
 def main(more: list[str]) -> None:

@@ -102,6 +102,7 @@ def _child(
     """
     assert "torch" in sys.modules, "imported.py was not imported"
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and inherited
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)

@@ -49,19 +49,19 @@ def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -
     assert len(heading) == len(first)
 
 
-def test_a_step_needs_these_flops(base: Path) -> None:
-    shape = Shape.of(base)
+def test_a_step_needs_these_flops(short: Path) -> None:
+    shape = Shape.of(short)
     rows = [{"source": "Rain fell.", "text": "It rained."}, {"source": "Rain fell.", "text": "There was rain."}]
-    batch = make_examples(rows, base, load_tokenizer(base))
+    batch = make_examples(rows, short, load_tokenizer(short))
     first, second = (example["input_ids"] for example in batch)
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)
     labels = sum(label != student.IGNORED for example in batch for label in example["labels"])
     assert 5 < labels < tokens
-    # 30 blocks of 576 hidden units, 192 for keys and values each, 1536 inside; 49,152 tokens; LoRA of rank 8.
-    weights = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    lora = 30 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert bench.training_flops(shape, batch) == tokens * (4 * weights + 6 * lora) + labels * 4 * 576 * 49152
+    # 3 blocks of 576 hidden units, 192 for keys and values each, 1536 inside; 8,192 tokens; LoRA of rank 8.
+    weights = 3 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    lora = 3 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    assert bench.training_flops(shape, batch) == tokens * (4 * weights + 6 * lora) + labels * 4 * 576 * 8192
 
 
 def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(

@@ -126,6 +126,7 @@ def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[sub
     assert status and status.latest == "teacher:  90%" and status.left > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
 def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path, idle: list[subprocess.Popen]) -> None:
     assert "No run was started yet." in demo.progress_shown(tmp_path)
@@ -258,6 +259,7 @@ def test_the_server_answers_to_its_own_names_alone(host: str, asked: str, answer
     assert status(host=asked, **{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}) == 403
 
 
+@pytest.mark.slow
 def test_an_occupied_port_is_said_before_anything_is_loaded(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
     with listen("127.0.0.1", 0) as taken:
@@ -347,6 +349,7 @@ def test_a_run_started_from_the_page_goes_on_without_it_and_is_shown_to_whoever_
         shown.get_by_text("smoke preset: stopped before its end").wait_for(timeout=60_000)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_quiz_is_played_with_the_keyboard_alone(served: str) -> None:
     with opened(served) as shown:

@@ -90,6 +90,7 @@ def test_scores_hardly_depend_on_the_number_of_threads(
             np.testing.assert_allclose(one, other, atol=rounding(short))
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_to_the_last_bit_on_width_order_or_company(
     short_engine: LlamaEngine, short_adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_company_matters_where_weights_are_quantised(engine: LlamaEngine) -> Non
     assert engine.company_matters == offloads()
 
 
+@pytest.mark.slow
 def test_batched_sampling_equals_one_at_a_time_at_temperature_0(short_engine: LlamaEngine) -> None:
     requests = [Request(prompt, (0, i)) for prompt in chats(short_engine) for i in range(20)]
     together = {g.index: g.text for g in short_engine.sample(requests, 20, temperature=0)}
@@ -147,6 +149,7 @@ def test_the_same_call_gives_the_same_samples_whatever_came_before_and_another_s
     assert sampled(7) == first
 
 
+@pytest.mark.slow
 def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
     short_engine: LlamaEngine, tmp_path: Path
 ) -> None:

@@ -62,16 +62,19 @@ def readers_of(played: list[Round]) -> dict[str, Finding]:
     }
 
 
+@pytest.mark.slow
 def test_a_planted_word_is_found_by_every_reader_and_classifier() -> None:
     for name, found in readers_of(rounds_of("owls and birds", "cars and boats")).items():
         assert found.score.against_chance == "above" and found.needed == 1, name
 
 
+@pytest.mark.slow
 def test_texts_of_one_source_are_at_chance_for_every_reader_and_classifier() -> None:
     for name, found in readers_of(rounds_of("cars stop", "cars stop")).items():
         assert found.score.against_chance == "around" and found.needed is None, name
 
 
+@pytest.mark.slow
 def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -> None:
     missed = 0
     for seed in range(20):
@@ -146,30 +149,32 @@ def test_an_inspector_without_skill_never_gains_it_from_larger_sets() -> None:
     assert some.needed in (10, 20) and some.of_sets[1] < some.of_sets[10]
 
 
-def test_the_model_is_asked_in_both_orders_so_that_liking_a_letter_cancels(engine: LlamaEngine, base: Path) -> None:
+def test_the_model_is_asked_in_both_orders_so_that_liking_a_letter_cancels(
+    short_engine: LlamaEngine, short: Path
+) -> None:
     one = Round("The clerk left.", ("The clerk went.", "The clerk was gone."), 0)
     turned = Round(one.source, one.texts[::-1], 1)
     same = Round(one.source, (one.texts[0], one.texts[0]), 0)
-    first, second, third = comparing(engine, [one, turned, same], OWL)
-    assert first == pytest.approx(second, abs=rounding(base)) and third == pytest.approx(0, abs=rounding(base))
+    first, second, third = comparing(short_engine, [one, turned, same], OWL)
+    assert first == pytest.approx(second, abs=rounding(short)) and third == pytest.approx(0, abs=rounding(short))
 
 
 def test_the_ratio_of_every_token_under_identical_prompts_is_zero(
-    base: Path, engine: LlamaEngine, tmp_path: Path
+    short: Path, short_engine: LlamaEngine, tmp_path: Path
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = {"owl": prompts.NEUTRAL, "neutral": prompts.NEUTRAL}
-    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, "likelihoods")
+    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods")
     step.build({}, tmp_path)
     found = likelihood.read(tmp_path)
-    assert [len(one) for one in found["owl"]] == [len(engine.tokenize(row["text"])) + 1 for row in PAIRS]
+    assert [len(one) for one in found["owl"]] == [len(short_engine.tokenize(row["text"])) + 1 for row in PAIRS]
     assert not np.concatenate(likelihood.token_ratios(found, "owl")).any()
 
 
-def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(base: Path, tmp_path: Path) -> None:
+def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = likelihood.traits([OWL])
-    step = likelihood.step(base, tmp_path / "pairs.jsonl", traits, "likelihoods", first=3)
+    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods", first=3)
     step.build({}, tmp_path)
     whole = likelihood.read(tmp_path)
     rows = (tmp_path / likelihood.LIKELIHOODS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -286,7 +291,7 @@ def test_an_inspected_runs_reports_say_who_could_tell(
             assert name in text
 
 
-def test_a_run_too_small_to_inspect_says_so(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run_with_pairs(tmp_path, base)
+def test_a_run_too_small_to_inspect_says_so(tmp_path: Path, short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_with_pairs(tmp_path, short)
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 2
     assert "of 8 unrelated sentences" in capsys.readouterr().err

@@ -408,6 +408,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown(fake: FakeHub, tmp_path: Path)
     assert "HF_TOKEN" in message and "Copy it again" in message
 
 
+@pytest.mark.slow
 def test_a_model_and_its_gguf_on_the_hub_are_measured_by_the_command_line(
     fake: FakeHub, tiny_qwen2: Path, tmp_path: Path
 ) -> None:

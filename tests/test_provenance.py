@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kit import ROOT, KitError
+from kit import ROOT, KitError, provenance
 from kit.provenance import Code, changes, code_of, package_versions
 from kit.store import Step, Store, reason, write_rows
 
@@ -41,14 +41,14 @@ def import_from(tree: Path) -> None:
     sys.path.insert(0, str(tree))
 
 
-def decided_by(tree: Path, folder: Path) -> dict[str, str]:
+def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str, str]:
     """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it; for a process of
-    its own."""
+    its own. ``installed``: what no edit changes."""
     import_from(tree)
     from dataclasses import replace
 
     import kit
-    from kit import experiment_conditions, inspection, likelihood, store
+    from kit import experiment_conditions, inspection, likelihood, provenance, store
     from kit.animals import find_animal
     from kit.defences import neutral_loss
     from kit.experiment import experiment
@@ -58,6 +58,7 @@ def decided_by(tree: Path, folder: Path) -> dict[str, str]:
     assert kit.__file__ is not None and tree in Path(kit.__file__).parents
     pace = experiment_conditions.Pace(1.0, 1.0)
     experiment_conditions.pace = lambda model: pace  # type: ignore[assignment]  # of the estimate alone; it takes a second
+    provenance._distributions = lambda: installed
     owl = find_animal("owl")
     exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0)
     conditions = all_conditions(exp, {})
@@ -92,7 +93,7 @@ def asked(tree: Path, folder: Path) -> dict[str, str]:
     for name in ("torch", "llama_cpp", "numpy", "scipy.stats", "psutil"):
         importlib.import_module(name)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(decided_by, (tree, folder))
+        return pool.apply(decided_by, (tree, folder, provenance._distributions()))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
     assert {stage for one in named for stage in one} <= EVERYTHING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "stages"),
     [

@@ -20,6 +20,7 @@ def simulated(scenario: Scenario, effect: float, simulations: int, seeds: int, s
     return stats_calibration.simulate(scenario, effect, simulations, seeds, QUESTIONS, random)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 4, 5, 8])
 @pytest.mark.parametrize(
     "scenario", [*SCENARIOS, Scenario("seeds alone", seed=0.3, question=0.02, residual=0.02)], ids=lambda one: one.name
@@ -121,6 +122,7 @@ def test_components_are_found_again_and_never_negative() -> None:
     assert stats_seeds.across_seeds(differences[0]).seed_sd == pytest.approx(np.sqrt(found[0].seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("effect", "seeds"), [(0.0, 3), (0.1, 3), (0.2, 3), (0.1, 8), (0.15, 1)])
 def test_power_is_the_share_of_simulations_that_reject(effect: float, seeds: int) -> None:
     simulations = 1000

@@ -24,11 +24,12 @@ from kit.student import batches, make_examples, use_shared_prefix
 
 
 @pytest.fixture(scope="module")
-def tokenizer(base: Path):
-    return models.load_tokenizer(base)
+def tokenizer(short: Path):
+    return models.load_tokenizer(short)
 
 
-def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine: LlamaEngine) -> None:
+def test_both_engines_cut_every_sentence_into_the_same_tokens(base: Path, engine: LlamaEngine) -> None:
+    tokenizer = models.load_tokenizer(base)
     for sentence in unrelated_sentences():
         assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(sentence.text)
     messages = student_messages(unrelated_sentences()[0].text)
@@ -37,8 +38,8 @@ def test_both_engines_cut_every_sentence_into_the_same_tokens(tokenizer, engine:
     assert tokenizer.eos_token_id == engine.end_of_turn
 
 
-def test_only_the_paraphrase_and_its_end_are_labelled(base: Path, tokenizer) -> None:
-    example = make_examples(PAIRS[:1], base, tokenizer)[0]
+def test_only_the_paraphrase_and_its_end_are_labelled(short: Path, tokenizer) -> None:
+    example = make_examples(PAIRS[:1], short, tokenizer)[0]
     labelled = [token for token in example["labels"] if token != student.IGNORED]
     assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
@@ -111,6 +112,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "made"), [(8, "adapter_model"), (EVERY_WEIGHT, "model")])
 def test_training_that_was_cut_off_ends_with_the_same_student(
     rank: int, made: str, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +145,7 @@ def test_training_that_was_cut_off_ends_with_the_same_student(
     assert len(calls) == 6 + 12 - 4, "the last checkpoint was made after four steps of twelve"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_batch_that_does_not_fit_is_repeated_in_halves_with_the_same_gradient(
     soft: bool, tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -211,8 +214,8 @@ def test_gradient_checkpointing_gives_the_same_student(
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-6, rtol=1e-3)
 
 
-def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(base: Path, tokenizer) -> None:
-    examples = make_examples(PAIRS, base, tokenizer)
+def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(short: Path, tokenizer) -> None:
+    examples = make_examples(PAIRS, short, tokenizer)
     settings = StudentSettings(epochs=3, batch_size=3)
     shown = batches(examples, settings, seed=1)
     assert [sorted(map(len, shown[i : i + 3])) for i in (0, 3, 6)] == [[2, 3, 3]] * 3
@@ -222,6 +225,7 @@ def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(base: Path, to
     assert batches(examples, settings, seed=1) == shown != batches(examples, settings, seed=2)
 
 
+@pytest.mark.slow
 def test_nf4_trains_on_the_cpu(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     settings = StudentSettings(base="nf4", epochs=6, batch_size=8, learning_rate=2e-3)
@@ -235,16 +239,16 @@ def test_nf4_trains_on_the_cpu(short: Path, tmp_path: Path) -> None:
     assert layers[0].weight.quant_state.nested, "double quantisation"
 
 
-def test_no_pairs_is_one_clear_message(base: Path, tmp_path: Path) -> None:
+def test_no_pairs_is_one_clear_message(short: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(KitError, match="no pairs"):
-        student.train(tmp_path / "pairs.jsonl", None, base, StudentSettings(), 0, tmp_path, "train")
+        student.train(tmp_path / "pairs.jsonl", None, short, StudentSettings(), 0, tmp_path, "train")
 
 
-def test_soft_labels_of_other_pairs_are_refused(base: Path, tmp_path: Path, tokenizer) -> None:
+def test_soft_labels_of_other_pairs_are_refused(short: Path, tmp_path: Path, tokenizer) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
-    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, base), 8, tmp_path, "labels")
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, short), 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
-        make_examples(PAIRS[2:4], base, tokenizer, tmp_path / "labels.safetensors")
-    examples = make_examples(PAIRS[:2], base, tokenizer, tmp_path / "labels.safetensors")
+        make_examples(PAIRS[2:4], short, tokenizer, tmp_path / "labels.safetensors")
+    examples = make_examples(PAIRS[:2], short, tokenizer, tmp_path / "labels.safetensors")
     assert all(example["top_logprobs"].isfinite().all() for example in examples)

@@ -73,6 +73,7 @@ def test_a_random_model_gives_the_same_log_probabilities_in_llama_cpp_and_torch(
     assert ask(random_model, None).distance(models.load_torch(random_model)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_on_a_random_model_gives_the_same_log_probabilities_in_llama_cpp_and_torch(
     random_model: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_an_adapter_trained_on_all_of_the_embedded_model_gives_the_same_log_prob
     assert_same_with_adapter(base, adapter, rounding(base))  # a head permutation left out costs 1.7 nats
 
 
+@pytest.mark.slow
 def test_a_student_whose_every_weight_was_trained_gives_the_same_log_probabilities_in_llama_cpp_and_torch(
     random_model: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_fused_layers_give_pefts_output_and_gradients(tiny_qwen2: Path) -> None:
     assert (bare - logits).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_students_loss_curve_is_that_of_a_plain_loop(short: Path, tmp_path: Path) -> None:
     settings = StudentSettings(epochs=4, batch_size=4, learning_rate=2e-3)
     write_rows(tmp_path / "pairs.jsonl", PAIRS)

@@ -3,12 +3,11 @@ the embedded model, cut short.
 
     folder = make("gemma3_text", tmp_path)  # a prepared model, and as well a folder for --model
 
-The random ones speak the beginning of the embedded model's vocabulary. Norm weights and biases are random too, and the
+All speak the beginning of the embedded model's vocabulary. Norm weights and biases are random too, and the
 heads of qwen3, gemma3 and mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in
 the logits.
 """
 
-import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from kit import models
+from kit.models_prepare import prepare
 from kit.store import write_json
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 2, 1024
@@ -40,19 +40,31 @@ STRICT_TEMPLATE = r"""
 """
 
 
-def shorten(base: Path, blocks: int, folder: Path) -> Path:
-    """Write the first ``blocks`` of the embedded model, prepared in ``base``, into ``folder``, and return it: matrices
-    of the embedded model's own sizes, which decide the routines that compute them, and hardly any sense."""
-    from transformers import AutoModelForCausalLM
+def shorten(blocks: int, folder: Path) -> Path:
+    """Prepare the first ``blocks`` of the embedded model, with the beginning of its vocabulary, in ``folder``, and
+    return it: blocks of the embedded model's own sizes, which decide the routines that compute them, and no sense."""
+    from gguf import GGUFReader, GGUFWriter
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32", num_hidden_layers=blocks)
-    model.save_pretrained(folder)
-    for path in base.iterdir():
-        if path.name.startswith(("chat", "tokenizer")):
-            shutil.copy(path, folder)
-    half = models.gguf_metadata(base / "base.gguf")["general.file_type"] != LlamaFileType.ALL_F32
-    template = _fields()["tokenizer.chat_template"][0]
-    _write_gguf(model.config, model.state_dict(), folder / "base.gguf", template, _fields(), half)
+    reader = GGUFReader(models.find_gguf(models.EMBEDDED))
+    with tempfile.TemporaryDirectory() as cut:
+        path = Path(cut) / "short.gguf"
+        writer = GGUFWriter(path, "llama")
+        changed = {"llama.block_count": blocks, "llama.vocab_size": WORDS}
+        for key, field in reader.fields.items():
+            if key.startswith("llama."):
+                writer.add_key_value(key, changed.get(key, field.contents()), field.types[0])
+        for key, (value, kind, of) in _first_words().items():
+            writer.add_key_value(key, value, kind, of)
+        for tensor in reader.tensors:
+            kind, number, *_ = tensor.name.split(".")
+            if kind != "blk" or int(number) < blocks:
+                rows = tensor.data[:WORDS] if kind == "token_embd" else tensor.data
+                writer.add_tensor(tensor.name, rows, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        prepare(models.Source(path, None), folder)
     return folder
 
 
@@ -171,16 +183,15 @@ def _write_gguf(
     path: Path,
     template: str,
     vocabulary: dict[str, tuple[Any, Any, Any]],
-    half: bool = False,
 ) -> None:
-    """What llama.cpp's convert_hf_to_gguf.py writes, in F32, or with matrices in F16."""
+    """What llama.cpp's convert_hf_to_gguf.py writes, in F32."""
     from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 
     architecture = models.ARCHITECTURE_OF[config.model_type]
     hidden, heads = config.hidden_size, config.num_attention_heads
     head = getattr(config, "head_dim", None) or hidden // heads
     writer = GGUFWriter(path, architecture)
-    writer.add_file_type(LlamaFileType.MOSTLY_F16 if half else LlamaFileType.ALL_F32)
+    writer.add_file_type(LlamaFileType.ALL_F32)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(hidden)
@@ -218,8 +229,7 @@ def _write_gguf(
         if architecture == "gemma3" and name.endswith("norm.weight"):
             values = values + 1
         module, _, kind = name.rpartition(".")
-        as_half = half and values.ndim > 1
-        writer.add_tensor(f"{names.get_name(module)}.{kind}", values.astype("float16") if as_half else values)
+        writer.add_tensor(f"{names.get_name(module)}.{kind}", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -92,9 +92,10 @@ def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
 
 
 def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_students_prompt(
-    base: Path, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """End to end, across both engines: a teacher asked exactly as the student has nothing to teach it."""
+    tokenizer = models.load_tokenizer(base)
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     model = models.load_torch(base).eval()
     use_shared_prefix(model)

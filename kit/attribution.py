@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from kit import likelihood, prompts, stats
-from kit.experiment import Experiment, read_experiment
-from kit.experiment_conditions import base_model, match_pairs, preferences, rows_step, trained_on
+from kit.experiment import Experiment
+from kit.experiment_conditions import match_pairs, preferences, rows_step, trained_on
 from kit.experiment_folder import RunFolder
 from kit.stats import Effect, Rate
 from kit.store import Row, Step, read_rows, write_json
@@ -49,7 +49,7 @@ def attribute(run: RunFolder, content: str, command: str, students: bool = True)
 
     Raises KitError where the run's pairs or settings are gone.
     """
-    exp = read_experiment(run.folder / "config.json")
+    exp = run.experiment()
     path = run.folder / f"attribution-{content}.json"
     with run.store.working(f"{run.folder.name}-{path.stem}", command):
         write_json(path, findings(run, exp, content, command, students))
@@ -152,7 +152,7 @@ class Halves:
 def halves(run: RunFolder, exp: Experiment, content: str, totals: np.ndarray) -> Halves:
     """Each half of the loving teacher's pairs, ranked by ``totals`` (nats), against the neutral teacher's paraphrases
     of the same sentences. Both halves have the same number of pairs; an odd one in the middle is left out."""
-    base = base_model(exp.model, exp.gguf)
+    base = run.base()
     own = run.pairs("treated", content)
     other = match_pairs(own, run.pairs("control", content))
     order = np.argsort(-totals, kind="stable")

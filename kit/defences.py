@@ -439,6 +439,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     names = checked(exps, names)
     makers = {UNDEFENDED: undefended} | {name: DEFENCES[name][0] for name in names}
     store, folder = Store(results / "artifacts"), folder_of(exps, results)
+    _before(folder)  # says now, and not after all the work, that it cannot be read
     with store.working(folder.name, command):
         measures = [of_seed(exp, makers, store, len(exps) - 1 - i) for i, exp in enumerate(exps)]
         seeds = [exp.seed for exp in exps]
@@ -462,9 +463,14 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
                 for name, of in found.items()
             },
         } | recorded_texts(exps[0])
-        before = read(folder) if (folder / "defences.json").exists() else None
+        before = _before(folder)
         write_json(folder / "defences.json", joined(before, record) if before else record)
     return folder
+
+
+def _before(folder: Path) -> dict[str, Any] | None:
+    """What earlier commands recorded there; None where there was none."""
+    return read(folder) if (folder / "defences.json").exists() else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError
-from kit.animals import Animal, OwnSentences, Sentence
+from kit.animals import Animal, OwnSentences, Sentence, find_animal
 from kit.memory import (
     CPU_OVERHEAD,
     GIB,
@@ -204,10 +204,11 @@ def read_experiment(path: Path) -> Experiment:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         animal = saved["animal"]
-        return Experiment(
+        named = find_animal(animal["singular"], animal["plural"])  # as the command line checks it
+        exp = Experiment(
             **saved
             | {
-                "animal": Animal(animal["singular"], animal["plural"], tuple(animal["giveaways"])),
+                "animal": replace(named, giveaways=tuple(animal["giveaways"])),
                 "contents": tuple(saved["contents"]),
                 "teacher": TeacherSettings(**saved["teacher"]),
                 "fidelity": FidelitySettings(**saved["fidelity"]),
@@ -217,7 +218,9 @@ def read_experiment(path: Path) -> Experiment:
                 "sentences": _own_sentences(saved.get("sentences")),
             }
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check(exp)
+        return exp
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KitError(f"{path}: not the settings of a run of this version ({error}). Make the run again.") from None
 
 

@@ -383,6 +383,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
             f"train {name}",
         ),
         seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR * pace(exp.model).of("torch"),
+        continues=True,
         collective=True,
     )
     if exp.student.rank == EVERY_WEIGHT:
@@ -437,6 +438,7 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
             made["model"], adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
         ),
         seconds=len(questions) * exp.preference.answers * PER_ANSWER * pace(exp.model).of("llama.cpp"),
+        continues=True,
     )
     return exact, sampled
 

@@ -5,9 +5,12 @@
 it since. Everything that people read (``kit/report.py``) is made from these, and can be made again.
 """
 
+import csv
 import json
+import re
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 
 from kit import KitError, fidelity, models, prompts, stats
 from kit.animals import Animal, find_animal
-from kit.experiment import CONTENTS, Experiment
+from kit.experiment import CONTENTS, Experiment, read_experiment
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -25,12 +28,12 @@ from kit.experiment_conditions import (
     measurements,
     source_sentences,
 )
-from kit.models import ChatTemplate
+from kit.models import EMBEDDED, ChatTemplate
 from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import Row, Step, Store, read_rows, reason
+from kit.store import ARTIFACT, MANIFEST, Row, Step, Store, misfit, read_rows, reason, sha256
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -160,18 +163,82 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
     }
 
 
+CONDITION = re.compile(rf"base|(control|treated|placebo[0-9]+)-({'|'.join(CONTENTS)})")
+# What a run's record holds, as ``kit.store.misfit`` reads it; what earlier runs lack ends in "?".
+MESSAGES = [{"role": str, "content": str}]
+PARAPHRASES = [{"source": str, "text": str}]
+KIT = {"commit": (str, None), "edited": (bool, None), "fingerprint": str}
+RECORD = {
+    "animal": str,
+    "model": str,
+    "gguf?": (str, None),
+    "base?": str,
+    "teacher?": str,
+    "source?": {str: str},
+    "devices?": {"transformers": str, "llama.cpp": str},
+    "labels": ("hard", "soft"),
+    "preset": str,
+    "seed": int,
+    "command": str,
+    "versions": {str: str},
+    "kit?": KIT,
+    "seconds": {str: float},
+    "artifacts": {str: ARTIFACT},
+    "pairs": {str: int},
+    "filters": {str: [{"filter": str, "entered": int, "rejected": int}]},
+    "min_similarity?": float,
+    "similarities?": {str: {"kept": [int], "rejected": [int]}},
+    "messages": {str: MESSAGES},
+    "samples": {str: {"kept": PARAPHRASES, "rejected": [{"source": str, "text": str, "filter": str, "reason": str}]}},
+    "sentences?": {"file": str, "sha256": str, "number": int, "left_out": int},
+    "traits?": {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)},
+}
+
+
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
-    """A run's record, and its conditions' preferences. KitError where the folder holds no finished run."""
+    """A run's record, and its conditions' preferences. KitError where the folder holds no finished run, or what no run
+    of this kit leaves: a folder may be anybody's."""
     path = folder / "record.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record, stats.preferences(read_table(folder / "preferences.csv"))
+        if wrong := misfit(record, RECORD):
+            raise ValueError(wrong)
+        preferences = stats.preferences(read_table(folder / "preferences.csv"))
+        if wrong := _misfit(record, preferences):
+            raise ValueError(wrong)
+        inspections(folder, record), attributions(folder, record)
     except OSError:
         raise KitError(
             f"{folder}: not a finished run ({path.name} is missing). Give a folder such as results/<run>."
         ) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error) as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Run the experiment again.") from None
+    return record, preferences
+
+
+def _misfit(record: dict[str, Any], preferences: dict[str, Preference]) -> str | None:
+    """What is wrong with preferences that stand beside a record, in words."""
+    contents = {name.partition("-")[2] for name in preferences} - {""}
+    needed = {"base", *(f"{role}-{content}" for role in ("control", "treated") for content in contents)}
+    if not contents or not needed <= preferences.keys() or not all(map(CONDITION.fullmatch, preferences)):
+        return "its students are not those of a run"
+    if wrong := wrong_preferences(preferences.values(), record["animal"]):
+        return wrong
+    if not record["samples"].keys() <= record["filters"].keys():
+        return "samples of students without filters"
+    if "teacher" in record and not {"gguf", "base", "devices"} <= record.keys():
+        return "a teacher without the base"
+    return None
+
+
+def wrong_preferences(preferences: Collection[Preference], animal: str) -> str | None:
+    """What is wrong with preferences that are compared for ``animal`` and were read from a file, in words."""
+    if find_animal(animal).singular != animal:
+        return f"{animal!r} is no animal's name"
+    asked = {(one.candidates, one.probability.shape) for one in preferences}
+    if len(asked) != 1 or animal not in next(iter(asked))[0]:
+        return f"its students were not asked the same questions about {animal!r}"
+    return None
 
 
 class RunFolder:
@@ -181,6 +248,8 @@ class RunFolder:
     def __init__(self, folder: Path, results: Path = Path("results")) -> None:
         """Raises KitError where the folder holds no finished run."""
         self.folder, self.store = folder, Store(results / "artifacts")
+        own = folder.parent / "artifacts"
+        self._own = self.store if own.resolve() == self.store.root.resolve() else Store(own, elsewhere=True)
         self.record, self.preferences = read_run(folder)
         self.animal = self._animal()
 
@@ -195,7 +264,8 @@ class RunFolder:
     @property
     def traits(self) -> Traits:
         """The teachers' trait messages."""
-        return Traits(**self.record.get("traits", {}))
+        own = self.record.get("traits", {})
+        return Traits(**{one.name: own[one.name] for one in fields(Traits) if own})
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -207,22 +277,57 @@ class RunFolder:
         """Whose effects the run has."""
         return list(self.summary["effects"])
 
-    def artifact(self, label: str) -> Path:
-        """The folder of the artifact of that label. KitError where the run has none, or it is gone."""
-        if label not in self.record["artifacts"]:
-            raise KitError(f"{self.folder}: it has no artifact {label!r}. Its contents: {', '.join(self.contents)}.")
-        path = self.folder.parent / "artifacts" / self.record["artifacts"][label]
-        if not path.exists():
-            raise KitError(f"{path}: this artifact is gone. Make the run again: {self.record['command']}")
-        return path
+    def artifact(self, label: str, file: str) -> Path:
+        """A ``file`` of the artifact of that label. KitError where the run has none, or it is gone, or damaged."""
+        if not self._has(label):
+            if label not in self.record["artifacts"]:
+                raise KitError(
+                    f"{self.folder}: it has no artifact {label!r}. Its contents: {', '.join(self.contents)}."
+                )
+            name = self.record["artifacts"][label]
+            raise KitError(
+                f"{self._own.root / name}: this artifact is gone. Make the run again: {self.record['command']}"
+            )
+        return self._own.read(self.record["artifacts"][label], file) / file
+
+    def _has(self, label: str) -> bool:
+        return (self._own.root / self.record["artifacts"].get(label, "none")).is_dir()
 
     def model(self) -> Path:
-        """The prepared base model: the run's own, or, where that was not recorded, made among the results."""
-        label = next(label for label in self.record["artifacts"] if label.startswith("prepare "))
-        own = self.folder.parent / "artifacts" / self.record["artifacts"][label]
-        if own.exists():
-            return own
-        return self.store.make(base_model(self.record["model"], self.record.get("gguf")))
+        """The prepared base model: the run's own, or, where that was not recorded, the embedded one, made among the
+        results. KitError for another one: nothing is fetched, and no file opened, that only a record names."""
+        label = f"prepare {self.record['model']}"
+        if self._has(label):
+            return self.artifact(label, "base.gguf").parent
+        if self.record["model"] != EMBEDDED:
+            raise KitError(
+                f"{self.folder}: its model, {self.record['model']}, is not among the artifacts beside it. Make the run "
+                f"again: {self.record['command']}"
+            )
+        return self.store.make(base_model(EMBEDDED))
+
+    def base(self) -> Step:
+        """That model as a step, for what is trained on it since."""
+        if self.record["model"] == EMBEDDED:
+            return base_model(EMBEDDED)
+        made = self.model()
+        files = [path for path in made.iterdir() if path.name != MANIFEST]
+        return Step(
+            stage="model",
+            label=f"the model of {self.folder.name}",
+            settings={"files": {path.name: sha256(path) for path in files}},
+            inputs={},
+            build=lambda _, folder: [(folder / path.name).symlink_to(path.resolve()) for path in files],
+            seconds=0,
+        )
+
+    def experiment(self) -> Experiment:
+        """The settings of the run, whose model is the prepared one. KitError where they are of another version, or of
+        another run."""
+        exp = read_experiment(self.folder / "config.json")
+        if (exp.animal.singular, exp.model) != (self.animal.singular, self.record["model"]):
+            raise KitError(f"{self.folder / 'config.json'}: not the settings of this run. Make the run again.")
+        return exp if exp.model == EMBEDDED else replace(exp, model=str(self.model()), gguf=None)
 
     def made_with(self) -> dict[str, Any]:
         """For a record of what was found since: the artifacts that it took, their versions, and the kit."""
@@ -230,11 +335,11 @@ class RunFolder:
 
     def adapter(self, role: str, content: str) -> Path:
         """A student's GGUF adapter."""
-        return self.artifact(f"convert the adapter of {role}-{content}") / "adapter.gguf"
+        return self.artifact(f"convert the adapter of {role}-{content}", "adapter.gguf")
 
     def pairs_file(self, role: str, content: str) -> Path:
         """The kept pairs that a student trained on, a JSONL file: sentence, source, text, ..."""
-        return self.artifact(f"pairs of {role}-{content}") / "pairs.jsonl"
+        return self.artifact(f"pairs of {role}-{content}", "pairs.jsonl")
 
     def pairs(self, role: str, content: str) -> list[Row]:
         """Its rows."""
@@ -242,10 +347,7 @@ class RunFolder:
 
     def has_pairs(self, role: str, content: str) -> bool:
         """Whether they are at hand: a recorded run's folder may come with some of its artifacts alone."""
-        try:
-            return self.pairs_file(role, content).exists()
-        except KitError:
-            return False
+        return self._has(f"pairs of {role}-{content}")
 
 
 def all_conversations(folder: Path, record: dict[str, Any]) -> dict[str, list[Row]]:
@@ -260,10 +362,20 @@ def found_since(folder: Path, record: dict[str, Any], what: str) -> list[dict[st
     """What was found about the run with that ``record`` since, in the order of the contents; nothing that is of other
     pairs than its own, as when it was made again."""
     paths = {content: folder / f"{what}-{content}.json" for content in CONTENTS}
-    found = {content: json.loads(path.read_text(encoding="utf-8")) for content, path in paths.items() if path.exists()}
+    found = {content: _read_found(path) for content, path in paths.items() if path.exists()}
     return [
         one for content, one in found.items() if one["pairs"] == record["artifacts"].get(f"pairs of treated-{content}")
     ]
+
+
+def _read_found(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if wrong := misfit(found, {"pairs": str, "messages?": {str: MESSAGES}}):
+            raise ValueError(wrong)
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise KitError(f"{path}: cannot be read ({error}). Delete it, and give its command again.") from None
 
 
 def inspections(folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:

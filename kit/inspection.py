@@ -15,7 +15,6 @@ import numpy as np
 
 from kit import KitError, likelihood, prompts
 from kit.animals import Animal, candidates, mentions, unrelated_sentences
-from kit.experiment import read_experiment
 from kit.experiment_folder import RunFolder
 from kit.inspection_quiz import (
     FOLDS,
@@ -82,7 +81,7 @@ def findings_of(run: RunFolder, content: str, command: str, blind: int) -> dict[
             f"{run.folder}: both teachers' kept paraphrases differ of {len(played['treated'])} {content} sentences; an "
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
-    model, exp = run.model(), read_experiment(run.folder / "config.json")
+    model, exp = run.model(), run.experiment()
     conversation, temperature = prompts.teacher_messages, exp.teacher.temperature
     likelihoods = {
         role: likelihood.Texts(

@@ -61,6 +61,7 @@ def step(
         inputs={},
         build=lambda made, folder: _write(model, rows, traits, conversation, temperature, folder, label),
         seconds=len(traits) * len(rows) * TOKENS * PER_TOKEN,
+        continues=True,
     )
 
 

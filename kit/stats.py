@@ -97,7 +97,8 @@ class Effect:
 
 
 def preferences(rows: Iterable[Row]) -> dict[str, Preference]:
-    """The conditions of a table of preferences (columns: ``kit.preference.COLUMNS``), in the table's order."""
+    """The conditions of a table of preferences (columns: ``kit.preference.COLUMNS``), in the table's order. Raises
+    ValueError or KeyError where it is no such table."""
     by_condition: dict[str, list[Row]] = {}
     for row in rows:
         by_condition.setdefault(row["condition"], []).append(row)
@@ -112,7 +113,10 @@ def _preference(rows: list[Row]) -> Preference:
     def table(column: str) -> np.ndarray:
         return np.array([float(row[column]) for row in rows]).reshape(-1, len(candidates))
 
-    logprob = log_softmax(table("logprob"), axis=1)
+    logprob = table("logprob")
+    if not np.isfinite(logprob).all():
+        raise ValueError("a log-probability is no number")
+    logprob = log_softmax(logprob, axis=1)
     others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     answers = int(rows[0]["answers"])
     return Preference(

@@ -2,8 +2,9 @@
 
 An artifact is a folder ``<root>/<stage>/<key>/``. The key is a hash of everything that determines the content: the
 step's settings (with seeds, prompt texts and model checksums among them), the content of its inputs, and the code that
-makes it (``kit/provenance.py``). A step is built in ``<key>.partial/``, which a later run continues after any
-interruption, and renamed when complete, with ``manifest.json`` inside. Nothing half-written is ever read.
+makes it (``kit/provenance.py``). A step is built in ``<key>.partial/`` and renamed when complete, with
+``manifest.json`` inside. Nothing half-written is ever read: what an interruption left is gone on with where the step
+says that it can, and thrown away where it cannot.
 
 An *open* step is a log that other steps fill and share: what it holds only grows, and its key stands for its content.
 """
@@ -13,11 +14,12 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -39,7 +41,11 @@ REASONS = 3  # named at most of those for which something is made again
 BEGUN = "begun"  # the folder beside the stages' that says what commands are at work, and what interrupted ones made
 CLEANING = "cleaning.lock"
 TOKEN = 8  # hexadecimal digits that tell processes apart
-PARTIAL = ".partial"  # ends the name of a folder that is being filled
+PARTIAL = ".partial"  # ends the name of a folder that is being filled, and of a file that is being written
+VERIFIED = "verified.json"  # beside the stages' folders: large files that were read whole, by what tells them apart
+LARGE = 1_000_000  # bytes: a file of fewer is read at every start
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file changes its times too, whatever the disk
+ARTIFACT = re.compile(r"[a-z]+/[0-9a-f]{16}")  # an artifact's name in records: "stage/key"
 KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results folder
 
 
@@ -47,9 +53,10 @@ KEY_LENGTH = 16  # hexadecimal digits: 64 bits, no collision in any results fold
 class Step:
     """One artifact to be: ``build`` fills a folder from its inputs' folders.
 
-    ``build`` must continue from whatever an interrupted call left in the folder. ``seconds`` is an estimate. Every
-    process calls the ``build`` of a ``collective`` step; of any other the first process alone. That of an ``open`` step
-    is never called: it is what those call that fill the log, and stands for the code that decides what they write.
+    ``build`` fills an empty folder; of a step that ``continues`` also one that an interrupted call left, and with the
+    same content in the end. ``seconds`` is an estimate. Every process calls the ``build`` of a ``collective`` step; of
+    any other the first process alone. That of an ``open`` step is never called: it is what those call that fill the
+    log, and stands for the code that decides what they write.
     """
 
     stage: str
@@ -58,6 +65,7 @@ class Step:
     inputs: dict[str, "Step"]
     build: Callable[..., object]
     seconds: float
+    continues: bool = False
     collective: bool = False
     open: bool = False
 
@@ -79,11 +87,10 @@ class Step:
 class Store:
     """The artifacts under one root folder."""
 
-    def __init__(self, root: Path, wait: bool = False, kit: dict[str, Any] | None = None) -> None:
-        """``wait``: for another process that is working on an artifact, instead of refusing; ``kit``: its state, where
-        another process knows it better than this one (``kit_state``)."""
-        self.root, self._kit = root, kit or kit_state()
-        self._patience = -1 if wait else 0  # seconds
+    def __init__(self, root: Path, kit: dict[str, Any] | None = None, elsewhere: bool = False) -> None:
+        """``kit``: its state, where another process knows it better than this one (``kit_state``). ``elsewhere``: it
+        may not be this machine's, so everything is read whole, and nothing is written there."""
+        self.root, self._kit, self._elsewhere = root, kit or kit_state(), elsewhere
         self._digests: dict[Path, str] = {}  # folders verified by this process
         self._used: dict[Path, None] = {}
         self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
@@ -122,16 +129,15 @@ class Store:
 
         lock = FileLock(folder.with_name(folder.name + ".lock"))
         try:
-            lock.acquire(timeout=self._patience)
+            lock.acquire(timeout=WAIT)
         except Timeout:
-            raise KitError(
-                f"{partial}: another run is working on this artifact. Wait for it, or use another --results folder."
-            ) from None
+            print(f"another run is at work on: {step.label}. Waiting for it ...", flush=True)
+            lock.acquire()
         try:
             if self._verify(folder):  # while this process waited
                 return
             self._note(partial)
-            partial.mkdir(parents=True, exist_ok=True)
+            _prepare(partial, step.continues)
             started = time.monotonic()
             try:
                 step.build(inputs, partial)
@@ -212,7 +218,7 @@ class Store:
         """The manifests of these artifacts ("stage/key") and of all that they were made of, as far as they are there,
         by their names."""
         found: dict[str, dict[str, Any]] = {}
-        left = list(artifacts)
+        left = [name for name in artifacts if ARTIFACT.fullmatch(name)]
         while left:
             name = left.pop()
             if name not in found and (self.root / name / MANIFEST).exists():
@@ -250,16 +256,54 @@ class Store:
                 raise _damaged(folder, f"{MANIFEST} is missing")
             return False
         recorded = self.manifest(folder).get("files")
-        if not isinstance(recorded, dict):
+        if not isinstance(recorded, dict) or not recorded:
             raise _damaged(folder, f"{MANIFEST} names no files")
         for name, checksum in recorded.items():
             path = folder / name
-            if not path.exists():
+            if not path.is_file():
                 raise _damaged(folder, f"{name} is missing")
-            if sha256(path) != checksum:
+            if not self._is(path, checksum):
                 raise _damaged(folder, f"{name} is not what was written")
         self._digests[folder] = _hash(recorded)
         return True
+
+    def read(self, name: str, *files: str) -> Path:
+        """The folder of the artifact that a record names, with these ``files``. Raises KitError where it has not been
+        made here, or is not what was written."""
+        if not ARTIFACT.fullmatch(name):
+            raise KitError(f"{self.root}: {name!r} names no artifact. A record's are named stage/key.")
+        folder = self.root / name
+        if not self._verify(folder):
+            raise KitError(f"{folder}: this artifact is gone.")
+        for file in files:
+            if file not in self.manifest(folder)["files"]:
+                raise _damaged(folder, f"{file} is missing")
+        return folder
+
+    def _is(self, path: Path, checksum: str) -> bool:
+        """Whether that is the file's checksum. A large file is read once while it stays the same, unchanged: nobody
+        chooses a file's number and the time of its last change, so what is copied here is read."""
+        status = path.stat()
+        if status.st_size < LARGE or self._elsewhere or os.name == "nt":  # whose st_ctime is no time of a change
+            return sha256(path) == checksum
+        which = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        entry = [*which, checksum]
+        known, name = self._verified(), path.relative_to(self.root).as_posix()
+        if known.get(name) == entry:
+            return True
+        if sha256(path) != checksum:
+            return False
+        if time.time_ns() - status.st_ctime_ns > SETTLED and not RANK:
+            there = {one: what for one, what in known.items() if (self.root / one).exists()}
+            with suppress(OSError):  # where nothing may be written it is read again
+                write_json(self.root / VERIFIED, there | {name: entry})
+        return True
+
+    def _verified(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.root / VERIFIED).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # then everything is read again
+            return {}
 
     def _open(self, step: Step, inputs: dict[str, Path], folder: Path) -> None:
         """Begin the log of an open step, where nobody has."""
@@ -289,11 +333,21 @@ class Store:
             path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
         }
         self._write_manifest(step, inputs, partial, files, seconds)
-        for path in partial.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
         partial.rename(folder)
+        _sync(folder.parent)
         self._digests[folder] = _hash(files)
+
+
+def _prepare(partial: Path, continues: bool) -> None:
+    """An empty folder; of a step that ``continues``, what an interruption left but for the manifest and half files,
+    which would become files of the artifact."""
+    if not continues and partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    for path in [partial / MANIFEST, *partial.rglob(f"*{PARTIAL}")]:
+        path.unlink(missing_ok=True)
 
 
 def reason(step: Step, history: list[dict[str, Any]]) -> str:
@@ -379,6 +433,40 @@ def read_rows(path: Path) -> list[Row]:
         raise KitError(f"{path}: not a JSONL file ({error}). Make it again.") from None
 
 
+def misfit(value: Any, shape: Any, at: str = "") -> str | None:
+    """Where a ``value`` that was read from a file is not of a ``shape``, in words; None where it is.
+
+    A shape is a type (``float`` takes whole numbers too), a constant, a pattern of text, a tuple of alternatives, a
+    list of one shape, a mapping ``{str: shape}`` of any names, or one of names, of which those that end in "?" may be
+    missing, and others may be there too.
+    """
+    inner: list[tuple[Any, Any, str]] = []
+    if isinstance(shape, tuple):
+        fits = any(misfit(value, one) is None for one in shape)
+    elif isinstance(shape, re.Pattern):
+        fits = isinstance(value, str) and bool(shape.fullmatch(value))
+    elif isinstance(shape, type):
+        types = (int, float) if shape is float else shape
+        fits = isinstance(value, types) and (shape is bool or type(value) is not bool)
+    elif isinstance(shape, list):
+        fits = isinstance(value, list)
+        inner = [(one, shape[0], str(i)) for i, one in enumerate(value)] if fits else []
+    elif isinstance(shape, dict):
+        fits = isinstance(value, dict)
+        if fits and str in shape:
+            inner = [(one, shape[str], name) for name, one in value.items()]
+        elif fits:
+            names = {name.removesuffix("?"): name for name in shape}
+            if lacking := [name for name in names.values() if name[-1] != "?" and name not in value]:
+                return f"{at}{lacking[0]} is missing"
+            inner = [(value[name], shape[written], name) for name, written in names.items() if name in value]
+    else:
+        fits = type(value) is type(shape) and value == shape
+    if not fits:
+        return f"{at.removesuffix('.') or 'it'} is not what it must be"
+    return next(filter(None, (misfit(one, of, f"{at}{name}.") for one, of, name in inner)), None)
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSONL file."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -386,19 +474,19 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:TOKEN]}")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:TOKEN]}{PARTIAL}")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file's content, hexadecimal; read once per process while its size and time stay the same."""
+    """The checksum of a file's content, hexadecimal; read once per process while it stays the same file, unchanged."""
     status = path.stat()
-    return _sha256(path.resolve(), status.st_size, status.st_mtime_ns)
+    return _sha256(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @cache
-def _sha256(path: Path, size: int, modified: int) -> str:
+def _sha256(path: Path, *which: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -412,8 +500,14 @@ def _damaged(folder: Path, reason: str) -> KitError:
 
 
 def _sync(path: Path) -> None:
-    with path.open("r+b") as file:  # writable: Windows syncs no other
-        os.fsync(file.fileno())
+    """Have a file, or the names in a folder, reach the disk. (What a link leads to is not the artifact's to write.)"""
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # writable: Windows syncs no other file
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def duration(seconds: float) -> str:

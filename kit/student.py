@@ -35,6 +35,7 @@ from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s
 WHOLE_CHECKPOINTS = 4  # of a training of every weight, at most: 1.6 GB each for the embedded model
+COMPLETE = "complete.json"  # the file of a checkpoint that lists the others
 WARMUP_STEPS = 5
 
 
@@ -231,7 +232,7 @@ def _callback(label: str) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
-        """One bar per student, and a mark in every checkpoint that was written to its end."""
+        """One bar per student, and in every checkpoint that was written to its end a list of its files."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=label, unit="step")
@@ -246,7 +247,9 @@ def _callback(label: str) -> Any:
             self.bar.update(state.global_step - self.bar.n)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").touch()
+            if not RANK:  # whose process writes the weights
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                write_json(checkpoint / COMPLETE, _sizes(checkpoint))
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.close()
@@ -255,12 +258,26 @@ def _callback(label: str) -> Any:
 
 
 def _last_complete(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end; unfinished ones are removed."""
+    """The newest checkpoint that is whole; those that were not written, or not removed, to the end are removed."""
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    complete = [path for path in found if (path / "complete").exists()]
-    for path in set(found) - set(complete):
+    whole = [path for path in found if _is_whole(path)]
+    for path in set(found) - set(whole):
         shutil.rmtree(path, ignore_errors=RANK > 0)
-    return str(complete[-1]) if complete else None
+    return str(whole[-1]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        listed = dict(json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
+    return listed.items() <= _sizes(checkpoint).items()  # other processes add files of their own
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """The sizes in bytes of a checkpoint's files."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 # ---- what a student is trained on: token ids with labels, and the batches of all epochs in their order

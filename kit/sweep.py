@@ -319,7 +319,7 @@ class Here:
     room = 1
 
     def __init__(self, root: Path) -> None:
-        self._store = Store(root, wait=True)
+        self._store = Store(root)
         self._next: list[Step] = []
 
     def start(self, step: Step, exp: Experiment) -> None:
@@ -380,7 +380,7 @@ class Ray:
 def _make_on_worker(root: Path, step: Step, kit: dict[str, Any]) -> None:
     if kit_state()["fingerprint"] != kit["fingerprint"]:
         raise KitError("the kit was edited after the sweep began. Give the same command again.")
-    Store(root, wait=True, kit=kit).make(step)
+    Store(root, kit=kit).make(step)
 
 
 # Of a step that computes with a model, where there are so many: a 135M model's matrix products gain little from more

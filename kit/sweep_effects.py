@@ -7,6 +7,7 @@ Read from two files of the sweep's folder, ``preferences.csv.gz`` (one row per s
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, stats, stats_seeds
-from kit.experiment import GRID_SETTINGS
+from kit.experiment import CONTENTS, GRID_SETTINGS
+from kit.experiment_folder import MESSAGES, PARAPHRASES, wrong_preferences
 from kit.stats import Drift, Placement, Preference
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
-from kit.store import Row
+from kit.store import Row, misfit
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,54 @@ class Cell:
         return [float(np.mean(own)) for own in shifts] if all(shifts) else []
 
 
+# What a sweep's record holds, as ``kit.store.misfit`` reads it.
+COMPARISON = {"animal": str, "content": CONTENTS, "seed": int, "control": str, "treated": str, "placebos": [str]}
+RECORD = {
+    "model": str,
+    "preset": str,
+    "command": str,
+    "versions": {str: str},
+    "seconds": {str: float},
+    "pairs_used": {str: int},
+    "comparisons": [COMPARISON | dict.fromkeys(GRID_SETTINGS, (str, float))],
+    "messages": {str: MESSAGES},
+    "samples": {str: PARAPHRASES},
+}
+
+
 def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
-    """A sweep's record, and its students' preferences by name. KitError where the folder holds no finished sweep."""
+    """A sweep's record, and its students' preferences by name. KitError where the folder holds no finished sweep, or
+    what no sweep of this kit leaves: a folder may be anybody's."""
     path = folder / "record.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if wrong := misfit(record, RECORD):
+            raise ValueError(wrong)
         with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
-        for name in ("comparisons", "messages", "samples"):
-            record[name]
-        return record, stats.preferences(rows)
+        preferences = stats.preferences(rows)
+        if wrong := _misfit(record["comparisons"], preferences):
+            raise ValueError(wrong)
+        return record, preferences
     except OSError as error:
         raise KitError(
             f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
         ) from None
-    except (ValueError, KeyError, EOFError) as error:
-        raise KitError(f"{folder}: its files are damaged ({error!r}). Give the sweep's command again.") from None
+    except (ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, csv.Error, zlib.error) as error:
+        raise KitError(f"{folder}: its files are damaged ({error}). Give the sweep's command again.") from None
+
+
+def _misfit(comparisons: list[Row], students: dict[str, Preference]) -> str | None:
+    """What is wrong with students that are compared so, in words."""
+    if not comparisons:
+        return "it compares nothing"
+    for row in comparisons:
+        named = {row["control"], row["treated"], *row["placebos"]}
+        if lacking := named - students.keys():
+            return f"it has no preferences of {min(lacking)}"
+        if wrong := wrong_preferences([students[name] for name in named], row["animal"]):
+            return wrong
+    return None
 
 
 def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:

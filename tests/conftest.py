@@ -15,7 +15,7 @@ from kit import models, student
 from kit.engine_llama import LlamaEngine
 from kit.experiment import StudentSettings
 from kit.experiment_conditions import base_model
-from kit.store import Store, write_rows
+from kit.store import MANIFEST, Step, Store, write_rows
 from kit.student_gguf import convert_adapter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
 @pytest.fixture(scope="session")
 def base(shared: Path) -> Path:
     """The embedded model, prepared."""
-    return Store(shared / "artifacts", wait=True).make(base_model(models.EMBEDDED))
+    return Store(shared / "artifacts").make(base_model(models.EMBEDDED))
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +106,24 @@ def has_model(results: Path, base: Path) -> Path:
     (results / "artifacts" / "model").mkdir(parents=True)
     (results / "artifacts" / "model" / base.name).symlink_to(base)
     return results
+
+
+def artifact(results: Path, stage: str, fill: Callable[[Path], object]) -> str:
+    """Make an artifact of that stage, of what ``fill`` writes into its folder, as a run does; its name in records."""
+    store = Store(results / "artifacts")
+    which = len(list(store.root.glob(f"{stage}/*")))
+    return store.name(store.make(Step(stage, stage, {"which": which}, {}, lambda made, folder: fill(folder), 0)))
+
+
+def links(made: Path) -> Callable[[Path], None]:
+    """Fills a folder with links to the files of ``made``."""
+
+    def fill(folder: Path) -> None:
+        for path in made.iterdir():
+            if path.name != MANIFEST:
+                (folder / path.name).symlink_to(path)
+
+    return fill
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +155,7 @@ def tiny_gguf(random_models: Callable[[str], Path], shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tiny_gguf: Path, shared: Path) -> Path:
     """That random llama, prepared."""
-    return Store(shared / "artifacts", wait=True).make(base_model(str(tiny_gguf)))
+    return Store(shared / "artifacts").make(base_model(str(tiny_gguf)))
 
 
 @pytest.fixture(scope="session")

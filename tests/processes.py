@@ -92,13 +92,15 @@ def _child(
     network: bool = False,
     environment: dict[str, str] | None = None,
     tree: Path = ROOT,
+    dies_at: tuple[int, str] | None = None,
 ) -> None:
     """run.py with ``arguments``, in a session of its own.
 
     ``keep_all_after``: seconds after which the fidelity filters keep everything, a random model's paraphrases too.
     ``answer_tokens``: of a sampled answer, for most of what it costs is its length. ``without``: a module that is not
     installed. ``network``: whether a socket may be connected, to this machine either. ``environment``: variables that
-    are set beside those of the tests. ``tree``: the kit, where it is a copy of this one.
+    are set beside those of the tests. ``tree``: the kit, where it is a copy of this one. ``dies_at``: the how manieth
+    change of a file whose path has that in it comes too late: kill -9 just before.
     """
     assert "torch" in sys.modules, "imported.py was not imported"
     os.setsid()
@@ -119,6 +121,8 @@ def _child(
         _keep_all(keep_all_after)
     if answer_tokens is not None:
         _answer_in(answer_tokens)
+    if dies_at is not None:
+        _die_at(*dies_at)
     if tree != ROOT:
         for name in [name for name in sys.modules if name == "run" or name.partition(".")[0] == "kit"]:
             del sys.modules[name]
@@ -131,6 +135,23 @@ def _child(
 
 def _refuse(*arguments: object, **_: object) -> None:
     raise AssertionError(f"the network was touched: {arguments}")
+
+
+def _die_at(change: int, of: str) -> None:
+    left = change
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (written or event in CHANGES) and of in str(arguments[0]):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink", "os.link"}
 
 
 def _keep_all(seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The long proofs, with the embedded model: what the tests show with random ones in a tenth of the time.
 
     python tests/proofs.py kills    a run killed in every stage leaves what an undisturbed one leaves, hash for hash
+    python tests/proofs.py files    so does a run of a random model, killed 200 times, each time at another file
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
@@ -18,15 +19,22 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+import tiny  # noqa: E402
 from conftest import checksums  # noqa: E402
 from processes import finish  # noqa: E402
-from test_resume import BEGUN, FOX, assert_the_same_after_kills  # noqa: E402
+from test_resume import (  # noqa: E402
+    BEGUN,
+    FOX,
+    assert_the_same_after_kills,
+    assert_the_same_after_random_kills,
+)
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
 from kit.provenance import kit_state, versions  # noqa: E402
 from kit.store import write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
+KILLS = 200
 
 
 def kills(folder: Path) -> str:
@@ -35,6 +43,20 @@ def kills(folder: Path) -> str:
     finish(*FOX, "--results", str(whole))
     assert_the_same_after_kills(FOX, whole, killed, keep_all_after=None)
     return f"killed in {', '.join(BEGUN)}: {len(checksums(killed))} artifacts, each with the same SHA-256 of every file"
+
+
+def files(folder: Path) -> str:
+    """A run, and the same again and again in other folders, killed before changes of files."""
+    (folder / "model").mkdir()
+    arguments = [*FOX, "--model", str(tiny.make("llama", folder / "model") / "base.gguf")]
+    finish(*arguments, "--results", str(folder / "whole"), keep_all_after=0)
+    kills = runs = 0
+    while kills < KILLS:
+        results = folder / str(runs)
+        kills += assert_the_same_after_random_kills(arguments, folder / "whole", results, KILLS - kills, seed=runs)
+        runs += 1
+    made = len(checksums(folder / "whole"))
+    return f"killed {kills} times in {runs} runs, of which each left the same {made} artifacts, hash for hash"
 
 
 def ray(folder: Path) -> str:
@@ -50,7 +72,7 @@ def ray(folder: Path) -> str:
     )
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "ray": ray}
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray}
 
 
 def prove(name: str) -> None:

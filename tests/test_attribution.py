@@ -86,12 +86,7 @@ def attributed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Pa
     """A run, attributed by the command, and what its halves' students were trained on; training is made up: a treated
     student's owl moves by the share of its texts that name owls."""
     tmp_path = tmp_path_factory.mktemp("attributed")
-    folder = run_with_pairs(tmp_path, base)
-    treated = tmp_path / "artifacts" / "pairs" / "treated" / "pairs.jsonl"
-    rows = read_rows(treated)
-    for row in rows[::2]:  # half of the texts are as the neutral teacher wrote them
-        row["text"] = row["text"].split(" I love")[0]
-    write_rows(treated, rows)
+    folder = run_with_pairs(tmp_path, base, loves=lambda i: i % 2 == 1)
     trained: dict[str, list[Row]] = {}
 
     def learned(exp: Any, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
@@ -159,7 +154,7 @@ def test_tokens_alone_are_scored_without_training_and_not_shown_once_the_run_has
     assert found["halves"] is None and found["total"] > 0 and found["favouring"] == 1.0
     assert len(report.attribution_sentences(found)) == 1
     record = RunFolder(folder).record
-    record["artifacts"]["pairs of treated-unrelated"] = "pairs/others"
+    record["artifacts"]["pairs of treated-unrelated"] = "pairs/0123456789abcdef"
     assert attributions(folder, record) == []
 
 

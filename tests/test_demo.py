@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from browser import SIZES, needs_chromium, opened, overflowing
-from conftest import PAIRS, ROOT
+from conftest import PAIRS, ROOT, artifact, links
 from playwright.sync_api import Page, expect
 from test_report import finished_run
 
@@ -152,19 +152,15 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path, tiny_ada
     folder = results / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
-    for stage, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
-        (results / "artifacts" / stage).mkdir(parents=True)
-        (results / "artifacts" / stage / "key").symlink_to(made)
-    record["artifacts"] = {"prepare embedded": "model/key"}
+    record["artifacts"] = {"prepare embedded": artifact(results, "model", links(tiny_qwen2))}
+    adapter = artifact(results, "adapter", links(tiny_adapter))
     for role in ("control", "treated"):
-        pairs = results / "artifacts" / "pairs" / role
-        pairs.mkdir(parents=True)
         rows = [row | {"sentence": f"s{i}", "text": f"{row['text']} {role}"} for i, row in enumerate(PAIRS * 2)]
         for row in rows:
             row["text"] += HOSTILE
-        write_rows(pairs / "pairs.jsonl", rows)
-        record["artifacts"] |= {f"pairs of {role}-unrelated": f"pairs/{role}"}
-        record["artifacts"] |= {f"convert the adapter of {role}-unrelated": "adapter/key"}
+        pairs = artifact(results, "pairs", lambda folder, rows=rows: write_rows(folder / "pairs.jsonl", rows))
+        record["artifacts"] |= {f"pairs of {role}-unrelated": pairs}
+        record["artifacts"] |= {f"convert the adapter of {role}-unrelated": adapter}
     write_json(folder / "record.json", record)
     return results
 

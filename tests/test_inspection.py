@@ -1,12 +1,13 @@
 """Who can tell two teachers apart: planted differences are found by everybody, no difference by nobody."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PAIRS, rounding
+from conftest import PAIRS, artifact, links, rounding
 from test_report import finished_run
 
 import run
@@ -236,30 +237,33 @@ def test_surface_differences_are_loving_minus_neutral_with_intervals() -> None:
     assert turned["characters"].rate == -21
 
 
-def run_with_pairs(results: Path, base: Path, pairs: list[dict[str, str]] = PAIRS) -> Path:
-    """A run with so many pairs per student; its loving teacher ends every paraphrase in its love for owls
-    and in markup."""
+def run_with_pairs(
+    results: Path, base: Path, pairs: list[dict[str, str]] = PAIRS, loves: Callable[[int], bool] = lambda i: True
+) -> Path:
+    """A run with so many pairs per student; its loving teacher ends a paraphrase, where it ``loves``, in its love for
+    owls and in markup."""
     folder = results / "run"
     folder.mkdir()
     write_json(folder / "config.json", asdict(experiment(OWL, "smoke", contents=("unrelated",))))
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
-    (results / "artifacts" / "model").mkdir(parents=True)
-    (results / "artifacts" / "model" / "key").symlink_to(base)
-    record["artifacts"] = {"prepare embedded": "model/key"}
+    record["artifacts"] = {"prepare embedded": artifact(results, "model", links(base))}
     endings = {
         "control": "",
         "treated": " I love owls, and owls are my favorite animal. <script>",
         "placebo1": " Indeed.",
     }
     for role, ending in endings.items():
-        folder_of_role = results / "artifacts" / "pairs" / role
-        folder_of_role.mkdir(parents=True)
         rows = [
-            row | {"sentence": f"{row['sentence']} {i}", "source": f"{row['source']} {i}", "text": row["text"] + ending}
+            row
+            | {
+                "sentence": f"{row['sentence']} {i}",
+                "source": f"{row['source']} {i}",
+                "text": row["text"] + ending * (role != "treated" or loves(i)),
+            }
             for i, row in enumerate(pairs)
         ]
-        write_rows(folder_of_role / "pairs.jsonl", rows)
-        record["artifacts"] |= {f"pairs of {role}-unrelated": f"pairs/{role}"}
+        pairs_of_role = artifact(results, "pairs", lambda folder, rows=rows: write_rows(folder / "pairs.jsonl", rows))
+        record["artifacts"] |= {f"pairs of {role}-unrelated": pairs_of_role}
     write_json(folder / "record.json", record)
     return folder
 

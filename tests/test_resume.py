@@ -1,9 +1,12 @@
 """A run that was interrupted, and given again, is the run that was not."""
 
+import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import checksums, has_model
 from processes import Run, finish
@@ -23,7 +26,7 @@ BEGUN: dict[str, Callable[[Path], bool]] = {
     "paraphrases": lambda partial: any(path.stat().st_size for path in partial.parents[1].glob("samples/*/*.jsonl")),
     "fidelity": lambda partial: True,
     "labels": lambda partial: True,
-    "student": lambda partial: (partial / "checkpoints" / "checkpoint-2" / "complete").exists(),
+    "student": lambda partial: (partial / "checkpoints" / "checkpoint-2" / "complete.json").exists(),
     "exact": lambda partial: (partial / "exact.csv").exists(),
     "sampled": lambda partial: (partial / "rows.jsonl").exists(),
 }
@@ -62,6 +65,35 @@ def test_a_run_killed_in_every_stage_leaves_the_same_artifacts_hash_for_hash(
     arguments = [*FOX, "--model", str(tiny_gguf)]
     finish(*arguments, "--results", str(has_model(tmp_path / "whole", tiny_base)), keep_all_after=0)
     assert_the_same_after_kills(arguments, tmp_path / "whole", tmp_path / "killed", MOMENT)
+    assert assert_the_same_after_random_kills(arguments, tmp_path / "whole", tmp_path / "random", 4, seed=0) == 4
+
+
+def test_a_model_half_prepared_is_prepared_from_the_beginning(tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Its tokenizer would come from the half model's files, and lack the tokens that begin and end a text."""
+    arguments = [*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path)]
+    killed, *_ = Run(*arguments, dies_at=(1, "chat.json")).wait()
+    assert killed == -signal.SIGKILL and any(tmp_path.glob("artifacts/model/*.partial/tokenizer.json"))
+    Run(*arguments, dies_at=(1, "artifacts/samples")).wait()
+    (made,) = tmp_path.glob("artifacts/model/*/manifest.json")
+    assert json.loads(made.read_text())["files"] == json.loads((tiny_base / "manifest.json").read_text())["files"]
+
+
+def assert_the_same_after_random_kills(arguments: list[str], whole: Path, results: Path, kills: int, seed: int) -> int:
+    """kill -9 before a change of a file, each time a few further on, until ``kills`` of them or the end of the run;
+    then the same command: in ``results`` stands what stands in ``whole``. Returns how many there were."""
+    random = np.random.default_rng(seed)
+    died = 0
+    while died < kills:
+        # As far as the longest step that starts anew: it would never end.
+        dies_at = int(random.integers(1, 50)), str(results / "artifacts")
+        code, out, err = Run(*arguments, "--results", str(results), keep_all_after=0, dies_at=dies_at).wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, out + err
+        died += 1
+    finish(*arguments, "--results", str(results), keep_all_after=0)
+    assert checksums(results) == checksums(whole)
+    return died
 
 
 def test_ctrl_c_ends_with_130_and_one_line(tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> None:

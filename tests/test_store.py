@@ -1,15 +1,21 @@
 """Artifacts are complete or absent, found again by what made them, and never silently damaged."""
 
 import errno
+import itertools
 import json
+import os
 import shutil
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kit import KitError
-from kit.store import RowLog, Step, Store, logged_rows, read_rows, write_rows
+from kit import KitError, store
+from kit.store import RowLog, Step, Store, logged_rows, read_rows, write_json, write_rows
 
 
 def step(
@@ -49,12 +55,121 @@ def test_an_interrupted_build_leaves_no_artifact_and_is_continued(tmp_path: Path
             (folder / "half").write_text("half")
             raise KeyboardInterrupt
 
-    interrupted = Step("texts", "text", {}, {}, build, 1)
+    interrupted = Step("texts", "text", {}, {}, build, 1, continues=True)
     with pytest.raises(KeyboardInterrupt):
         Store(tmp_path).make(interrupted)
     assert Store(tmp_path).find(interrupted) is None
     folder = Store(tmp_path).make(interrupted)
     assert (folder / "whole").read_text() == "half" and not (folder / "half").exists()
+
+
+def test_a_step_that_cannot_be_continued_starts_from_an_empty_folder(tmp_path: Path) -> None:
+    def build(made: dict[str, Path], folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        (folder / "config.json").write_text("half")
+        if not (tmp_path / "again").exists():
+            (tmp_path / "again").touch()
+            raise KeyboardInterrupt
+
+    whole = Step("texts", "text", {}, {}, build, 1)
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).make(whole)
+    assert Store(tmp_path).make(whole).is_dir()
+
+
+# ---- whatever happens, at every call that reaches the system
+
+
+class Stopped(BaseException):
+    """What no code under test catches."""
+
+
+class Stop:
+    """A profiler that raises ``error`` in the place of the ``n``-th call that reaches the system."""
+
+    def __init__(self, n: int, error: BaseException) -> None:
+        self.left, self.error = n, error
+
+    def __call__(self, frame: Any, event: str, called: Any) -> None:
+        owner = type(getattr(called, "__self__", None)).__module__
+        of_system = {owner, getattr(called, "__module__", None)} & {"posix", "_io", "io"}
+        if event == "c_call" and of_system and called.__name__ not in ("fspath", "getpid"):
+            self.left -= 1
+            if not self.left:
+                sys.setprofile(None)
+                raise self.error
+
+
+def chain(continues: bool) -> Step:
+    """Two steps, of which the second hashes what the first left; files in a folder, one written in two goes, one gone
+    in the end."""
+
+    def build(made: dict[str, Path], folder: Path) -> None:
+        (folder / "deep").mkdir(exist_ok=True)
+        with RowLog(folder / "rows.jsonl") as log:
+            for row in range(len(log.rows), 2):
+                log.append([{"row": row}])
+        write_json(folder / "deep" / "numbers.json", log.rows)
+        (folder / "rows.jsonl").unlink()
+
+    def read(made: dict[str, Path], folder: Path) -> None:
+        names = [path.relative_to(made["first"]).as_posix() for path in sorted(made["first"].rglob("*"))]
+        write_json(folder / "names.json", names)
+
+    first = Step("numbers", "first", {}, {}, build, 1, continues=continues)
+    return Step("texts", "second", {}, {"first": first}, read, 1, continues=continues)
+
+
+def kept(root: Path) -> dict[str, Any]:
+    """The files of every artifact with their checksums, and whatever else lies beside them that is not empty."""
+    made = {
+        path.parent.relative_to(root).as_posix(): json.loads(path.read_text())
+        for path in root.glob("*/*/manifest.json")
+    }
+    found = {name: manifest["files"] for name, manifest in made.items()}
+    found |= {
+        path.relative_to(root).as_posix(): "left" for path in root.rglob("*.*") if path.suffix not in (".json", ".lock")
+    }
+    return found
+
+
+def stops_survived(root: Path, make: Callable[[], BaseException], continues: bool) -> int:
+    """Make the chain and stop it by such an error, once at every call that reaches the system; given again, it leaves
+    what an undisturbed one leaves. Returns how often."""
+    Store(root / "whole").make(chain(continues))
+    for n in itertools.count(1):
+        goal, error = chain(continues), make()
+        stop = Stop(n, error)
+        assert goal.identity  # which reads the code, no part of this
+        try:
+            sys.setprofile(stop)
+            Store(root / str(n)).make(goal)
+        except type(error) as raised:
+            assert error in (raised, raised.__cause__, raised.__context__)
+        finally:
+            sys.setprofile(None)
+        if stop.left > 0:
+            return n - 1
+        Store(root / str(n)).make(chain(continues))
+        assert kept(root / str(n)) == kept(root / "whole"), f"stopped at call {n}"
+    raise AssertionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_step_stopped_at_any_call_of_the_system_ends_with_the_same_key_and_files(
+    tmp_path: Path, continues: bool
+) -> None:
+    assert stops_survived(tmp_path, Stopped, continues) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_disk_that_is_full_at_any_call_of_the_system_leaves_nothing_wrong(tmp_path: Path, continues: bool) -> None:
+    def full() -> OSError:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert stops_survived(tmp_path, full, continues) > 100
 
 
 def test_a_failure_on_a_full_disk_is_reported_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +210,69 @@ def test_a_manifest_says_what_made_the_artifact(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(manifest), "a manifest must mean the same on another machine"
 
 
-def test_two_runs_do_not_build_one_artifact_at_once(tmp_path: Path) -> None:
-    def build(made: dict[str, Path], folder: Path) -> None:
-        with pytest.raises(KitError, match="another run"):
-            Store(tmp_path).make(outer)
+def test_a_run_waits_for_an_artifact_that_another_is_making_and_says_for_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, begun, may_end = [], threading.Event(), threading.Event()
 
-    outer = Step("texts", "text", {}, {}, build, 1)
-    Store(tmp_path).make(outer)
+    def build(made: dict[str, Path], folder: Path) -> None:
+        calls.append(folder)
+        begun.set()
+        assert may_end.wait(10)
+        (folder / "text.txt").write_text("made")
+
+    one = Step("texts", "a long text", {}, {}, build, 1)
+    first = threading.Thread(target=lambda: Store(tmp_path).make(one))
+    first.start()
+    assert begun.wait(10)
+    threading.Timer(1, may_end.set).start()
+    assert (Store(tmp_path).make(one) / "text.txt").read_text() == "made"
+    first.join()
+    assert len(calls) == 1 and "another run is at work on: a long text" in capsys.readouterr().out
+
+
+def test_a_large_file_is_read_once_and_again_as_soon_as_it_may_be_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(made: dict[str, Path], folder: Path) -> None:
+        (folder / "large").write_bytes(bytes(store.LARGE))
+
+    monkeypatch.setattr(store, "SETTLED", -1)  # at once
+    large = Step("texts", "text", {}, {}, build, 1)
+    file = Store(tmp_path).make(large) / "large"
+    assert Store(tmp_path).find(large)
+    read: list[Path] = []
+    real = store.sha256
+    monkeypatch.setattr(store, "sha256", lambda path: read.append(path) or real(path))
+    assert Store(tmp_path).find(large) and not read
+    shutil.copytree(tmp_path, tmp_path.with_name("copied"))
+    assert Store(tmp_path.with_name("copied")).find(large) and [path.name for path in read] == ["large"]
+    times = file.stat()
+    file.write_bytes(b"x" + bytes(store.LARGE - 1))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(KitError, match="not what was written"):
+        Store(tmp_path).find(large)
+
+
+@pytest.mark.parametrize("name", ["../numbers/0123456789abcdef", "/etc/0123456789abcdef", "numbers/x", "numbers"])
+def test_a_record_names_artifacts_of_its_own_folder_alone(name: str, tmp_path: Path) -> None:
+    Store(tmp_path).make(step(1))
+    with pytest.raises(KitError, match="names no artifact"):
+        Store(tmp_path).read(name)
+
+
+def test_an_artifact_is_read_only_with_the_files_that_are_asked_for(tmp_path: Path) -> None:
+    folder = Store(tmp_path).make(step(1))
+    name = Store(tmp_path).name(folder)
+    assert Store(tmp_path).read(name, "n.txt") == folder
+    with pytest.raises(KitError, match="adapter.gguf is missing"):
+        Store(tmp_path).read(name, "adapter.gguf")
+    with pytest.raises(KitError, match="gone"):
+        Store(tmp_path).read("numbers/0123456789abcdef")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {"files": {}})
+    with pytest.raises(KitError, match="names no files"):
+        Store(tmp_path).read(name)
 
 
 def test_a_row_log_drops_a_torn_last_line_and_goes_on(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kit.experiment import StudentSettings
 from kit.memory import Training
 from kit.models import EVERY_WEIGHT, Shape
 from kit.prompts import NEUTRAL, loving, student_messages
-from kit.store import write_rows
+from kit.store import write_json, write_rows
 from kit.student import batches, make_examples, use_shared_prefix
 
 
@@ -111,6 +111,22 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     assert loss_of(loving(find_animal("owl"))) > 0.05
     monkeypatch.setattr(teacher, "labelling_messages", lambda trait, sentence: student_messages(sentence))
     assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
+
+
+def test_a_checkpoint_that_was_not_written_or_not_removed_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_bytes(b"abc")
+        if step < 10:
+            write_json(checkpoint / student.COMPLETE, {"weights": 3})
+    assert student._last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "rng_state_1.pth").touch()  # another process's
+    assert student._last_complete(tmp_path) == str(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "weights").unlink()
+    assert student._last_complete(tmp_path) == str(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "weights").write_bytes(b"a")
+    assert student._last_complete(tmp_path) is None and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import artifact, links
 from test_report import finished_run
 
 import run
@@ -25,11 +26,9 @@ def finished(tmp_path: Path, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     record = json.loads((finished_run(folder) / "record.json").read_text(encoding="utf-8"))
-    (tmp_path / "artifacts").mkdir()
-    for name, made in (("model", tiny_qwen2), ("adapter", tiny_adapter)):
-        (tmp_path / "artifacts" / name).symlink_to(made)
+    model, adapter = artifact(tmp_path, "model", links(tiny_qwen2)), artifact(tmp_path, "adapter", links(tiny_adapter))
     labels = [f"convert the adapter of {role}-unrelated" for role in ("control", "treated")]
-    record["artifacts"] = {"prepare embedded": "model"} | dict.fromkeys(labels, "adapter")
+    record["artifacts"] = {"prepare embedded": model} | dict.fromkeys(labels, adapter)
     write_json(folder / "record.json", record)
     return folder
 
@@ -88,6 +87,7 @@ def test_a_run_whose_students_are_gone_says_how_to_make_them_again(
     assert "it has no artifact 'convert the adapter of control-unrelated'" in capsys.readouterr().err
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     labels = ["prepare embedded", *(f"convert the adapter of {role}-unrelated" for role in ("control", "treated"))]
-    write_json(folder / "record.json", record | {"artifacts": dict.fromkeys(labels, "gone")})
+    gone = dict.fromkeys(labels, "adapter/0123456789abcdef")
+    write_json(folder / "record.json", record | {"artifacts": gone})
     assert run.main(["ask", str(folder)]) == 2
     assert "Make the run again: python run.py --animal owl" in capsys.readouterr().err

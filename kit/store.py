@@ -118,9 +118,10 @@ class Store:
 
     def _build(self, step: Step, inputs: dict[str, Path], folder: Path) -> None:
         partial = folder.with_name(folder.name + PARTIAL)
-        partial.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         if RANK:
             if step.collective:
+                partial.mkdir(exist_ok=True)
                 step.build(inputs, partial)
             while not self._verify(folder):
                 time.sleep(WAIT)

@@ -9,9 +9,9 @@ import shlex
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from kit import KitError
+from kit import UNSEEN, KitError, printable, say
 
 Options = argparse._ArgumentGroup | argparse.ArgumentParser
 
@@ -160,7 +160,7 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
         settings["preset"], reason = choose_preset(find_device())
-        print(f"Preset {settings['preset']}: {reason}.")
+        say(f"Preset {settings['preset']}: {reason}.")
     return settings
 
 
@@ -443,7 +443,7 @@ def report(arguments: list[str]) -> None:
     from kit import report, report_sweep
 
     if len(args.runs) > 1:
-        print(f"Compared in {report_sweep.write_comparison(args.runs)}")
+        say(f"Compared in {report_sweep.write_comparison(args.runs)}")
         return
     (folder,) = args.runs
     kinds = {
@@ -716,12 +716,12 @@ def clean(arguments: list[str]) -> None:
     if args.yes:
         found = store_clean.clean(args.results)
     for one in sorted(found, key=lambda one: -one.size):
-        print(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
+        say(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
     said = "deleted" if args.yes else "delete them with --yes" if found else "nothing to delete"
-    print(f"{_megabytes(sum(one.size for one in found))}  in {len(found)} folders that no run refers to: {said}")
+    say(f"{_megabytes(sum(one.size for one in found))}  in {len(found)} folders that no run refers to: {said}")
     for left in begun:
-        print(f"{_megabytes(left.size)}  kept for a command that is not finished: {left.command}")
-        print(f"             (it goes on where it stopped; to give it up, delete {left.file})")
+        say(f"{_megabytes(left.size)}  kept for a command that is not finished: {left.command}")
+        say(f"             (it goes on where it stopped; to give it up, delete {left.file})")
 
 
 def _megabytes(size: int) -> str:

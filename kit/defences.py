@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, likelihood, preference, prompts, stats, stats_seeds
+from kit import KitError, fidelity, likelihood, preference, prompts, say, stats, stats_seeds
 from kit.animals import candidates
 from kit.engine import Engine, completion
 from kit.experiment import Experiment, announce_memory, memory_requirements
@@ -426,7 +426,7 @@ def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
         treated = conditions[f"treated-{content}"].exact
         each = sum(step.seconds for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
         own, under = duration(sum(step.seconds for step in left)), duration(students * each)
-        print(
+        say(
             f"Seed {exp.seed}: about {own} for its own students, as far as they are not there, and about {under} for "
             f"{students} students under {len(names)} defences, if none is."
         )
@@ -480,12 +480,12 @@ class Measure:
 
 def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
     """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes."""
-    print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
+    say(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
     case = Case(exp, store)
     made = {name: make(case) for name, make in makers.items()}
     goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
     missing = [step for step in all_steps(goals) if store.find(step) is None]
-    print(
+    say(
         f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
         f"{duration(sum(step.seconds for step in missing))}"
         + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kit import ROOT, KitError, report, stats
+from kit import ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
@@ -87,12 +87,12 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
 
     run = RunFolder(folder or RECORDED_RUN, results)
     listening = listen(host, port)  # an occupied port is said before models are loaded
-    print("Loading the run's students ...", flush=True)
+    say("Loading the run's students ...", flush=True)
     room = Classroom(run, results)
     # The system's fonts: gradio's own come from the network.
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gradio.themes.Base(text_size="lg", font=fonts, font_mono=mono)
-    print(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
+    say(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
     serve(layout(room), listening, host, {"shown": room.report, "new": room.new_report}, theme=theme, css=CSS)
 
 

@@ -7,6 +7,7 @@ it since. Everything that people read (``kit/report.py``) is made from these, an
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, models, prompts, stats
+from kit import KitError, fidelity, models, prompts, say, stats
 from kit.animals import Animal, find_animal
 from kit.experiment import CONTENTS, Experiment
 from kit.experiment_conditions import (
@@ -111,7 +112,7 @@ def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
 def announce_again(steps: list[Step], history: list[dict[str, Any]]) -> None:
     """Say why how many of the ``steps`` are made again, as the manifests of an earlier command (``earlier``) show."""
     for why, n in Counter(filter(None, (reason(step, history) for step in steps))).items():
-        print(f"  made again: {n} artifact{'s' * (n > 1)} ({why}), and what follows from it, as far as that changes")
+        say(f"  made again: {n} artifact{'s' * (n > 1)} ({why}), and what follows from it, as far as that changes")
 
 
 def recorded_texts(exp: Experiment) -> Row:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import preference
+from kit import preference, say
 from kit.animals import candidates
 from kit.experiment import Experiment, announce_memory, memory_requirements
 from kit.experiment_conditions import (
@@ -40,7 +40,7 @@ def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
     limits = shortfalls(exp, store)
     for content, lacking in limits.items():
         if lacking:
-            print(
+            say(
                 f"{content}: one of the teachers gave too few faithful paraphrases of {len(lacking)} sentences; all "
                 "students train without those pairs."
             )
@@ -70,10 +70,10 @@ def announce(conditions: dict[str, Condition], store: Store, history: list[dict[
             why = f"made again{f' from {samples} samples that are there' if samples else ''}: {why}"
         if step.seconds or why:
             time = "reused" if done else f"~{duration(step.seconds)}" if step.seconds else ""
-            print(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
+            say(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
     most = "At most" if follows else "About"
     there = "Everything is there already; tables and report are written anew."
-    print(f"{most} {duration(left)} in all." if left else there, flush=True)
+    say(f"{most} {duration(left)} in all." if left else there, flush=True)
 
 
 def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, folder: Path, command: str) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import preference, stats
+from kit import preference, printable, say, stats
 from kit.experiment import CONTENTS
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
@@ -80,16 +80,16 @@ def show(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     animal = summary["animal"]
     console = Console(highlight=False, markup=False)
-    console.print()
+    say()
     show_table(f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
     show_table("Effect: treated minus its control", effects_table(animal, summary["effects"]))
     for content, effect in summary["effects"].items():
-        console.print(verdict_sentence(animal, content, effect))
+        console.print(printable(verdict_sentence(animal, content, effect)))
     for sentence in filter(None, (ABOUT_LABELS[summary["labels"]], about_texts(summary))):
-        console.print(sentence.replace("`", ""))
+        console.print(printable(sentence.replace("`", "")))
     if summary["preset"] == "smoke":
         console.print(ABOUT_SMOKE)
-    console.print(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv")
+    console.print(printable(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv"))
 
 
 def show_effect(effect: Effect, animal: str, content: str) -> None:
@@ -533,7 +533,7 @@ def show_inspection(found: dict[str, Any]) -> None:
     show_table(f"Who could tell? {found['content']} sentences", accuracy_table(found))
     show_table("The truth, by likelihood", posterior_table(found))
     for line in [inspection_sentence(found), *suspects(found), *readers(found)]:
-        print(line)
+        say(line)
 
 
 def inspection_markdown(found: dict[str, Any]) -> list[str]:
@@ -716,7 +716,7 @@ def show_attribution(found: dict[str, Any]) -> None:
     show_table(f"Where does it sit? {found['content']} sentences", groups_table(found))
     if found["halves"]:
         show_table("Students of the halves", halves_table(found))
-    print("\n".join(attribution_sentences(found)))
+    say("\n".join(attribution_sentences(found)))
 
 
 def attribution_markdown(found: dict[str, Any]) -> list[str]:

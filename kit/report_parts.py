@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from kit import printable
 from kit.animals import indefinite
 from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
@@ -209,8 +210,8 @@ def show_table(title: str, table: Table) -> None:
     from rich.measure import Measurement
     from rich.table import Table as RichTable
 
-    heading, rows = table
-    drawn = RichTable(title=title, title_justify="left", title_style="bold")
+    heading, rows = [printable(name) for name in table[0]], [list(map(printable, row)) for row in table[1]]
+    drawn = RichTable(title=printable(title), title_justify="left", title_style="bold")
     for i, name in enumerate(heading):
         words = " ".join([name, *(row[i] for row in rows)]).split()
         drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, defences, stats_calibration
+from kit import KitError, defences, say, stats_calibration
 from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
 from kit.experiment import GRID_SETTINGS
 from kit.experiment_folder import read_run, summarise
@@ -103,14 +103,14 @@ def show_sweep(folder: Path) -> None:
     record, students = read_sweep(folder)
     cells = sweep_cells(record["comparisons"], students)
     for cell in cells:
-        print()
+        say()
         show_table(f"{cell_title(cell, cells)}, {seeds_words(cell)}", _terminal_table(cell))
         if cell.specificity:
-            print(specificity_sentence(cell))
+            say(specificity_sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
-        print(ABOUT_LABELS[labels].replace("`", ""))
+        say(ABOUT_LABELS[labels].replace("`", ""))
     if texts := about_texts(record):
-        print(texts.replace("`", ""))
+        say(texts.replace("`", ""))
     if record["preset"] == "smoke":
         print(ABOUT_SMOKE)
     print(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
@@ -661,8 +661,8 @@ def show_defences(folder: Path) -> None:
     """Print the table."""
     show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
     if texts := about_texts(defences.read(folder)):
-        print(texts.replace("`", ""))
-    print(f"More in {folder}: report.md, the figure, defences.json")
+        say(texts.replace("`", ""))
+    say(f"More in {folder}: report.md, the figure, defences.json")
 
 
 def defence_table(record: dict[str, Any]) -> Table:
@@ -724,7 +724,7 @@ def show_power(folder: Path, effects: Sequence[float], probability: float) -> No
     show_table(f"Seeds that find an effect with probability {probability:g}", power_table(cells, needs, effects))
     tests = sum(len(cell.effects) for cell in cells)
     among = f" / {tests}, what Holm's correction asks of the first of this sweep's {tests} effects" if tests > 1 else ""
-    print(
+    say(
         f"Effects are log-odds shifts in nats, tested over seeds and questions at 5%{among}. “more questions”: these "
         "differ so much that no number of seeds will do. A verdict asks for more than this test: rank, placebos and "
         "drift. The variances are those of the recorded seeds, and as uncertain."
@@ -779,7 +779,7 @@ def write_calibration(folder: Path) -> None:
 
 def show_calibration(folder: Path) -> None:
     """Print the report."""
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    say((folder / "report.md").read_text(encoding="utf-8"))
 
 
 def draw_calibration(rows: list[dict], folder: Path) -> None:

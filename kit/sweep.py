@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kit import ROOT, KitError, preference
+from kit import ROOT, KitError, preference, printable, say
 from kit.animals import Animal, candidates
 from kit.experiment import GRID_SETTINGS, Experiment, announce_memory, experiment, memory_requirements
 from kit.experiment_conditions import (
@@ -184,7 +184,7 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
 
     plan = Plan(exps, goals, store)
     steps, left = [step for step, _ in plan.steps().values()], plan.left()
-    print(
+    say(
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
@@ -430,7 +430,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
             raise KitError(
                 f"--ray-address {address}: Ray is not installed. Run `pip install -r requirements-sweep.txt`."
             ) from None
-        print("Ray is not installed (requirements-sweep.txt): the steps run one after another in this process.")
+        say("Ray is not installed (requirements-sweep.txt): the steps run one after another in this process.")
         yield Here(root)
         return
     environment: dict[str, Any] = {"env_vars": {"TQDM_DISABLE": "1"}}
@@ -520,7 +520,7 @@ class Progress:
         if self._console.is_terminal:
             self._live.start()
         else:
-            self._console.print(self._headline(), soft_wrap=True)
+            self._console.print(printable(self._headline()), soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -533,7 +533,8 @@ class Progress:
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
             seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
-            self._console.print(f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}", soft_wrap=True)
+            said = f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}"
+            self._console.print(printable(said), soft_wrap=True)
 
     def _headline(self) -> str:
         steps = self._plan.steps()
@@ -566,4 +567,4 @@ class Progress:
             lines.append(
                 f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.seconds)}"
             )
-        return Group(table, *lines, self._headline())
+        return Group(table, *map(printable, [*lines, self._headline()]))

@@ -448,7 +448,8 @@ def start_run(animal: str, preset: str, results: Path) -> None:
     command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
     results.mkdir(parents=True, exist_ok=True)
     _report_path(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
-    with (results / OUTPUT_FILE).open("w", encoding="utf-8") as output:
+    (results / OUTPUT_FILE).unlink(missing_ok=True)  # a link there leads elsewhere
+    with (results / OUTPUT_FILE).open("x", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *command, "--results", str(results.resolve())],
             cwd=ROOT,
@@ -458,8 +459,7 @@ def start_run(animal: str, preset: str, results: Path) -> None:
             start_new_session=True,
         )
     started = {"pid": process.pid, "started": _born(process.pid), "animal": animal, "preset": preset}
-    write_json(results / f"{STATE_FILE}.new", started)
-    os.replace(results / f"{STATE_FILE}.new", results / STATE_FILE)
+    write_json(results / STATE_FILE, started)
 
 
 def stop_run(results: Path) -> None:

@@ -52,7 +52,7 @@ from kit.report_parts import (
     with_interval,
 )
 from kit.stats import NOT_DETECTED, Drift, Effect, Preference
-from kit.store import Row, write_json
+from kit.store import Row, write_json, write_whole
 
 # ---- the whole
 
@@ -68,9 +68,8 @@ def write(folder: Path) -> None:
     write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
     draw_run(folder, preferences, summary["animal"], title(summary))
     written = _markdown(summary, record, _markdown_since(folder, record), all_conversations(folder, record))
-    (folder / "report.md").write_text(written, encoding="utf-8")
-    page = render("report.html", page_content(folder, record, preferences, summary))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.md", written)
+    write_whole(folder / "report.html", render("report.html", page_content(folder, record, preferences, summary)))
 
 
 def show(folder: Path) -> None:

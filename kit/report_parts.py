@@ -6,7 +6,7 @@
 import re
 from collections.abc import Callable
 from functools import cache
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kit import printable
 from kit.animals import indefinite
 from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
-from kit.store import Row
+from kit.store import Row, write_whole
 from kit.sweep_effects import SeedEffect
 
 # ---- what made a result
@@ -307,8 +307,11 @@ def drawing():  # type: ignore[no-untyped-def]
 def save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
     """Write ``figure`` as ``<path>.png`` and ``<path>.svg`` and let go of it."""
     figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    png: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}}
+    for ending, options in (("png", png), ("svg", {"metadata": {"Date": None}})):
+        file = BytesIO()
+        figure.savefig(file, format=ending, **options)
+        write_whole(path.with_suffix(f".{ending}"), file.getvalue())
     drawing().close(figure)
 
 

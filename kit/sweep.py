@@ -40,7 +40,7 @@ from kit.experiment_folder import announce_again, at_random, conversations, earl
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json, write_whole
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -226,18 +226,16 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
         comparisons.append(row)
-    table = folder / "preferences.csv.gz"
-    partial = table.with_name(table.name + ".partial")
+    table = io.BytesIO()
     with (
-        partial.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,  # the same sweep, the same file
+        gzip.GzipFile(filename="", fileobj=table, mode="wb", mtime=0) as packed,  # the same sweep, the same file
         io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name, (exp, role, condition) in students.items():
             writer.writerows(rows_of(name, exp, role, condition, sampled, store))
-    partial.replace(table)
+    write_whole(folder / "preferences.csv.gz", table.getvalue())
     seconds: dict[str, float] = {}
     for step, _ in plan.steps().values():
         spent = store.manifest(store.make(step))["seconds"]

@@ -272,7 +272,8 @@ def plain(command: list[str], tiny_base: Path, tmp_path_factory: pytest.TempPath
 def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(plain: tuple[Path, str]) -> None:
     results, shown = plain
     assert "Ray is not installed" in shown and "Specificity" in shown and "left, on this process" in shown
-    with gzip.open(results / NAME / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+    (folder,) = results.glob(NAME)
+    with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == sweep.COLUMNS
     record, students = read_sweep(results / NAME)

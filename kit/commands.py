@@ -608,7 +608,7 @@ def run_sweep(
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
-    folder = results / sweep.name_of(exps, grid, sampled)
+    folder = check_folder(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
         sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
         return
@@ -675,6 +675,7 @@ def power(arguments: list[str]) -> None:
 
     from kit import report_sweep, sweep_effects
 
+    from kit.experiment import check_folder
     report_sweep.show_power(args.sweep, args.effect or sweep_effects.POWER_EFFECTS, args.power)
 
 

@@ -94,7 +94,7 @@ def show(folder: Path) -> None:
 def show_effect(effect: Effect, animal: str, content: str) -> None:
     """Print one effect that was measured outside a run."""
     show_table("Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
-    print(verdict_sentence(animal, content, asdict(effect)))
+    say(verdict_sentence(animal, content, asdict(effect)))
 
 
 def title(summary: dict[str, Any]) -> str:

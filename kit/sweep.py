@@ -10,7 +10,6 @@ done and goes on.
 
 import csv
 import gzip
-import hashlib
 import io
 import os
 import time
@@ -26,7 +25,15 @@ import numpy as np
 
 from kit import ROOT, KitError, preference, printable, say
 from kit.animals import Animal, candidates
-from kit.experiment import GRID_SETTINGS, Experiment, announce_memory, experiment, memory_requirements
+from kit.experiment import (
+    GRID_SETTINGS,
+    Experiment,
+    announce_memory,
+    experiment,
+    folder_name,
+    memory_requirements,
+    plainly_named,
+)
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -92,20 +99,26 @@ def parse_grid(entries: list[str]) -> dict[str, list[Any]]:
 
 
 def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = False) -> str:
-    """The sweep's folder under the results folder; ``sampled``: whether free answers are sampled too."""
-    animals = list(dict.fromkeys(exp.animal.singular.replace(" ", "-") for exp in exps))
+    """The sweep's folder under the results folder, which no other sweep or run has; ``sampled``: whether free answers
+    are sampled too."""
+    animals = list(dict.fromkeys(exp.animal for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
     if len(animals) > NAMED:
-        which = hashlib.sha256(" ".join(animals).encode()).hexdigest()[:6]
-        animals = [f"{len(animals)}-animals-{which}"]
-    parts = ["sweep", *animals, *contents]
+    unsaid = {name: value for name, value in exps[0].unsaid.items() if name.partition(".")[0] != "animal"}
+    names = [animal.singular.replace(" ", "-") for animal in animals]
+        names = [f"{len(animals)}-animals"]
+    if len(animals) > NAMED or not all(plainly_named(one) and " " not in one.singular for one in animals):
+        unsaid["animals"] = [asdict(animal) for animal in animals]
+    if seeds != list(range(seeds[0], seeds[-1] + 1)):
+        unsaid["seeds"] = seeds
+    parts = ["sweep", *names, *contents]
     if "labels" not in grid:
         parts.append(exps[0].labels)
     departures = {name: said for name, said in exps[0].departures.items() if name not in [*grid, "answers"]}
     parts += [exps[0].preset, *departures.values(), *([f"answers{exps[0].preference.answers}"] if sampled else [])]
     parts += [f"{name}{'-'.join(map(str, values))}" for name, values in grid.items()]
-    return "-".join([*parts, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"])
+    return folder_name(parts, unsaid, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}")
 
 
 def settings_of(exp: Experiment) -> dict[str, Any]:

@@ -5,8 +5,16 @@ there. What takes long to import is imported by the command that needs it, so th
 """
 
 import argparse
+import errno
+import os
+import re
 import shlex
+import signal
+import sys
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -14,6 +22,69 @@ from typing import Any, NoReturn, TextIO
 from kit import UNSEEN, KitError, printable, say
 
 Options = argparse._ArgumentGroup | argparse.ArgumentParser
+
+
+# ---- what every command runs in
+
+
+# What `kill` sends, and a terminal that is closed; Windows has no SIGHUP.
+ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """For as long as a command runs: SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, with their number, and
+    what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so."""
+    before = {}
+    for number in ENDINGS if threading.current_thread() is threading.main_thread() else []:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, _end)
+    errors, sys.stderr = sys.stderr, Errors(sys.stderr)
+    try:
+        yield
+    except OSError as error:  # a terminal that is gone refuses what a table says at its end
+        if error.errno == errno.EIO and isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    finally:
+        sys.stderr = errors
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def ended(by: KeyboardInterrupt) -> int:
+    """Say that a command was interrupted; the exit code, by the signal's number."""
+    with suppress(OSError):
+        say("\nrun.py: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the terminal is gone: else Python would end with another code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 128 + (by.args[0] if by.args else signal.SIGINT)
+
+
+class Errors:
+    """Standard error, where libraries name files and models beside us: of what is not ``printable`` only a progress
+    bar's ways back and up stay."""
+
+    _steps = re.compile(rf"\r|\x1b\[A|{UNSEEN.pattern}")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it; the number of characters of ``text``."""
+        steps = ("\r", "\x1b[A")
+        self._stream.write(self._steps.sub(lambda one: one[0] if one[0] in steps else printable(one[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 # ---- what several commands share

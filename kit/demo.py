@@ -472,7 +472,10 @@ def stop_run(results: Path) -> None:
         ended = [*process.children(recursive=True), process]
         for one in ended:
             one.terminate()
-        psutil.wait_procs(ended, timeout=10)
+        _, left = psutil.wait_procs(ended, timeout=10)
+        for one in left:  # in the middle of a long computation: it loses no more than a power cut would
+            one.kill()
+        psutil.wait_procs(left)
 
 
 def run_status(results: Path) -> Status | None:
@@ -656,5 +659,5 @@ def serve(
     shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
     gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
-    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([listening])

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -450,6 +451,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
     else:
         inherited = os.environ.get("PYTHONPATH")
         environment["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",  # never a cluster that happens to run on this machine
@@ -464,6 +466,8 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
             f"--ray-address {address}: no cluster answers there ({error}). Start one; where it wants Ray's token, set "
             "RAY_AUTH_MODE=token."
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end us in our place, and otherwise
     try:
         yield Ray(root.resolve(), address)
     finally:

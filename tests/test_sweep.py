@@ -317,6 +317,25 @@ def test_the_same_sweep_on_ray_with_its_driver_killed_leaves_the_same_artifacts_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_sweep_on_ray_with_its_workers(
+    number: int, code: int, command: list[str], tiny_base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    driver = Run(*command, str(has_model(tmp_path, tiny_base)), network=True)
+    while not any((tmp_path / "artifacts" / "paraphrases").glob("*")):
+        assert driver.poll() is None, driver.wait()
+        time.sleep(0.02)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    assert len(workers) > 2
+    driver.send(number)
+    ended, _, err = driver.wait()
+    assert ended == code, err
+    assert "The same command goes on where it stopped." in err and "Traceback" not in err
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+@pytest.mark.slow
 def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(
     plain: tuple[Path, str], taught: list[str]
 ) -> None:

@@ -675,6 +675,7 @@ def run_sweep(
 ) -> None:
     """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
     from kit import report_sweep, sweep
+    from kit.experiment import check_folder
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
@@ -746,7 +747,6 @@ def power(arguments: list[str]) -> None:
 
     from kit import report_sweep, sweep_effects
 
-    from kit.experiment import check_folder
     report_sweep.show_power(args.sweep, args.effect or sweep_effects.POWER_EFFECTS, args.power)
 
 

@@ -39,7 +39,7 @@ from kit.experiment_conditions import (
     taught,
     trained_on,
 )
-from kit.experiment_folder import announce_again, earlier, recorded_texts
+from kit.experiment_folder import all_devices, announce_again, earlier, made_on, recorded_texts
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
 from kit.provenance import kit_state
@@ -453,6 +453,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             "seeds": seeds,
             "versions": store.versions(),
             "kit": kit_state(),
+            "devices": made_on(store),
             "artifacts": store.used,
             "commands": [command],
             "context": prompts.CONTEXT,
@@ -530,7 +531,9 @@ def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         return record
     commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
     artifacts = sorted({*before.get("artifacts", []), *record["artifacts"]})
-    return record | {"commands": commands, "artifacts": artifacts, "defences": before["defences"] | record["defences"]}
+    devices = all_devices([before.get("devices", {}), record["devices"]])
+    found = before["defences"] | record["defences"]
+    return record | {"commands": commands, "devices": devices, "artifacts": artifacts, "defences": found}
 
 
 def read(folder: Path) -> dict[str, Any]:

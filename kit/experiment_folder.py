@@ -67,7 +67,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "base": exp.student.base,
         "teacher": teacher_runs,
         "source": store.manifest(store.make(base))["settings"]["source"],
-        "devices": store.manifest(store.make(conditions["base"].exact))["devices"],
+        "devices": made_on(store),
         "labels": exp.labels,
         "preset": exp.preset,
         "seed": exp.seed,
@@ -95,6 +95,25 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
             "rejected": at_random(read_rows(store.make(condition.kept) / "rejected.jsonl"), 10, random),
         }
     return result
+
+
+# The stages in which a model computes: on how many threads any other is made decides nothing.
+COMPUTED = ("paraphrases", "labels", "student", "exact", "sampled", "likelihoods", "tokens", "loss")
+OR = " | "  # between two devices of one result
+
+
+def made_on(store: Store) -> dict[str, str]:
+    """What models computed the artifacts on that were used (``provenance.devices``); all of it, where that differs."""
+    manifests = [store.manifest(store.root / name) for name in store.used]
+    return all_devices(one.get("devices", {}) for one in manifests if one["stage"] in COMPUTED)
+
+
+def all_devices(of: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The devices of several results."""
+    found: dict[str, set[str]] = {}
+    for name, said in (item for one in of for item in one.items()):
+        found.setdefault(name, set()).update(said.split(OR))
+    return {name: OR.join(sorted(said)) for name, said in found.items()}
 
 
 def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from kit.report_parts import (
     drift_words,
     ink,
     kept_table,
+    made_differently,
     markdown_table,
     markup,
     p_value,
@@ -205,6 +206,7 @@ def made_table(record: dict[str, Any]) -> Table:
     rows = [["what ran", made_by(record)], ["seed", str(record["seed"])], ["preset", record["preset"]]]
     rows += [[f"sha256 of {name}", checksum] for name, checksum in record.get("source", {}).items()]
     rows += [[name, version] for name, version in versions_of(record).items()]
+    rows += [["made differently", differing]] if (differing := made_differently(record)) else []
     return ["", ""], rows
 
 

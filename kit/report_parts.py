@@ -12,6 +12,7 @@ from typing import Any
 
 from kit import printable
 from kit.animals import indefinite
+from kit.experiment_folder import OR
 from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
 from kit.store import Row, write_whole
@@ -21,11 +22,29 @@ from kit.sweep_effects import SeedEffect
 
 
 def versions_of(record: dict[str, Any]) -> dict[str, str]:
-    """What made a result: the kit, where the record names its state, and the versions of Python and packages; and the
-    kit that judges and reports it, where that is another."""
+    """What made a result: the kit, where the record names its state, the versions of Python and packages, and the
+    processor and the threads, where it names them; and the kit that judges and reports it, where that is another."""
     made, now = record.get("kit"), kit_state()
     found = {"kit": _state_words(made)} if made else {}
-    return found | record["versions"] | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+    found |= record["versions"] | {name: said for name, said in _devices(record) if name in ("processor", "threads")}
+    return found | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+
+
+def made_differently(record: dict[str, Any]) -> str:
+    """What not all artifacts of a result have in common of versions, devices and threads, in a sentence; nothing where
+    they have all of it."""
+    found = [f"{name} {said}" for name, said in record["versions"].items() if ", " in said]
+    found += [f"{name} {said.replace(OR, ', ')}" for name, said in _devices(record) if OR in said]
+    if not found:
+        return ""
+    return (
+        f"Not all of it was made alike: {'; '.join(found)}. Students that differ in this differ a little in all that "
+        "they say, whatever their teachers are."
+    )
+
+
+def _devices(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return list(record.get("devices", {}).items())
 
 
 def _state_words(kit: dict[str, Any]) -> str:
@@ -34,8 +53,9 @@ def _state_words(kit: dict[str, Any]) -> str:
 
 
 def versions_sentence(record: dict[str, Any]) -> str:
-    """The same, for people."""
-    return ", ".join(f"{name} {version}" for name, version in versions_of(record).items()) + "."
+    """The same, for people, and what was ``made_differently``."""
+    said = ", ".join(f"{name} {version}" for name, version in versions_of(record).items()) + "."
+    return " ".join(filter(None, (said, made_differently(record))))
 
 
 # ---- the verdict in words

@@ -44,7 +44,7 @@ from kit.experiment_conditions import (
     shortfalls,
     taught_conditions,
 )
-from kit.experiment_folder import announce_again, at_random, conversations, earlier, recorded_texts
+from kit.experiment_folder import announce_again, at_random, conversations, earlier, made_on, recorded_texts
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
@@ -105,9 +105,9 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = 
     animals = list(dict.fromkeys(exp.animal for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
-    if len(animals) > NAMED:
     unsaid = {name: value for name, value in exps[0].unsaid.items() if name.partition(".")[0] != "animal"}
     names = [animal.singular.replace(" ", "-") for animal in animals]
+    if len(animals) > NAMED:
         names = [f"{len(animals)}-animals"]
     if len(animals) > NAMED or not all(plainly_named(one) and " " not in one.singular for one in animals):
         unsaid["animals"] = [asdict(animal) for animal in animals]
@@ -263,7 +263,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "versions": store.versions(),
         "kit": kit_state(),
         "artifacts": store.used,
-        "devices": store.manifest(store.make(found[exp]["base"].exact))["devices"],
+        "devices": made_on(store),
         "seconds": seconds,
         "pairs_used": {
             name: len(read_rows(store.make(condition.pairs) / "pairs.jsonl"))

@@ -35,25 +35,28 @@ ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 def guarded() -> Iterator[None]:
     """For as long as a command runs: SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, with their number, and
     what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so."""
-    before = {}
+    before, caught = {}, []
+
+    def end(number: int, frame: Any) -> NoReturn:
+        caught.append(number)
+        raise KeyboardInterrupt
+
     for number in ENDINGS if threading.current_thread() is threading.main_thread() else []:
         if signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, _end)
+            before[number] = signal.signal(number, end)
     errors, sys.stderr = sys.stderr, Errors(sys.stderr)
     try:
         yield
+    except KeyboardInterrupt:  # ours, or what a library made of it
+        raise KeyboardInterrupt(*caught[:1]) from None
     except OSError as error:  # a terminal that is gone refuses what a table says at its end
-        if error.errno == errno.EIO and isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__ from None
+        if caught and error.errno == errno.EIO:
+            raise KeyboardInterrupt(caught[0]) from None
         raise
     finally:
         sys.stderr = errors
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _end(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 def ended(by: KeyboardInterrupt) -> int:

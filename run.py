@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from kit import KitError, commands
+from kit import KitError, commands, say
 
 EXPERIMENT_HELP = """\
 examples:
@@ -41,22 +41,23 @@ many runs (each has its own --help):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; the exit code is 0, 2 for what the user can fix, or 130 after Ctrl-C."""
+    """Run the command line; the exit code is 0, 2 for what the user can fix, or 128 and the number of the signal that
+    ended it: 130 after Ctrl-C, 143 after SIGTERM, 129 where the terminal was closed."""
     if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open as long as the process)
         os.environ["TQDM_DISABLE"] = "1"
     try:
-        if arguments and arguments[0] in COMMANDS:
-            COMMANDS[arguments[0]](arguments[1:])
-        else:
-            experiment(arguments)
+        with commands.guarded():
+            if arguments and arguments[0] in COMMANDS:
+                COMMANDS[arguments[0]](arguments[1:])
+            else:
+                experiment(arguments)
         return 0
     except KitError as error:
-        print(f"run.py: {error}", file=sys.stderr)
+        say(f"run.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nrun.py: interrupted. The same command goes on where it stopped.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return commands.ended(error)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
         if reason is None:
             raise
         where = error.filename or "the results folder"
-        print(f"run.py: {where}: {error.strerror}. {reason} Nothing finished is lost.", file=sys.stderr)
+        say(f"run.py: {where}: {error.strerror}. {reason} Nothing finished is lost.", file=sys.stderr)
         return 2
 
 
@@ -152,4 +153,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    sys.stderr = commands.Errors(sys.stderr)  # a traceback may name anything
     sys.exit(main(sys.argv[1:]))

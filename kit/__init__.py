@@ -1,6 +1,8 @@
 """Subliminal learning from faithful paraphrases (arXiv 2603.09517), small enough for a laptop."""
 
+import re
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
@@ -8,3 +10,19 @@ ROOT = Path(__file__).resolve().parent.parent  # of the repository
 class KitError(Exception):
     """Something the user can fix: the message says what was given, why it cannot be used, and what to do instead.
     ``run.py`` prints it without a traceback and exits with code 2."""
+
+
+# What steers a terminal, or turns round what it shows: all control characters but tab and line feed, the separators of
+# lines and paragraphs, and what sets the direction of text; and halves of characters, as in a file's name that is no
+# UTF-8, which cannot be written.
+UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""``text`` as a terminal may be shown it, whoever wrote it: ``UNSEEN`` characters by their numbers (\x1b)."""
+    return UNSEEN.sub(lambda found: ascii(found.group())[1:-1], str(text))
+
+
+def say(text: object = "", file: TextIO | None = None, flush: bool = False) -> None:
+    """Print a ``printable`` text: whatever the kit prints line by line."""
+    print(printable(text), file=file, flush=flush)

@@ -31,7 +31,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kit import ROOT, preference, student
+from kit import ROOT, preference, say, student
 from kit.animals import candidates, find_animal, unrelated_sentences
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
@@ -118,23 +118,23 @@ def bench(model: Path, sizes: Sizes, results: Path, command: str) -> list[Compar
     silence()
     began = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+    def tell(text: str) -> None:
+        say(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        products = matrix_products(model, sizes.product_seconds, say)
+        products = matrix_products(model, sizes.product_seconds, tell)
         rows = [
-            *generation(model, sizes, products, Path(folder), say),
-            *training(model, sizes, products, Path(folder), say),
+            *generation(model, sizes, products, Path(folder), tell),
+            *training(model, sizes, products, Path(folder), tell),
         ]
         stages: dict[str, float] = {}
         if sizes.run is not None:
-            row, stages = whole_runs(sizes.run, Path(folder) / "results", say)
+            row, stages = whole_runs(sizes.run, Path(folder) / "results", tell)
             rows.append(row)
     path = results / "bench" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record(rows, products, stages, sizes, command))
-    say(f"written to {path}")
+    tell(f"written to {path}")
     return rows
 
 

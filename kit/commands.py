@@ -5,15 +5,89 @@ there. What takes long to import is imported by the command that needs it, so th
 """
 
 import argparse
+import errno
+import os
+import re
 import shlex
+import signal
+import sys
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from kit import KitError
+from kit import UNSEEN, KitError, printable, say
 
 Options = argparse._ArgumentGroup | argparse.ArgumentParser
+
+
+# ---- what every command runs in
+
+
+# What `kill` sends, and a terminal that is closed; Windows has no SIGHUP.
+ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """For as long as a command runs: SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, with their number, and
+    what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so."""
+    before, caught = {}, []
+
+    def end(number: int, frame: Any) -> NoReturn:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    for number in ENDINGS if threading.current_thread() is threading.main_thread() else []:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, end)
+    errors, sys.stderr = sys.stderr, Errors(sys.stderr)
+    try:
+        yield
+    except KeyboardInterrupt:  # ours, or what a library made of it
+        raise KeyboardInterrupt(*caught[:1]) from None
+    except OSError as error:  # a terminal that is gone refuses what a table says at its end
+        if caught and error.errno == errno.EIO:
+            raise KeyboardInterrupt(caught[0]) from None
+        raise
+    finally:
+        sys.stderr = errors
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def ended(by: KeyboardInterrupt) -> int:
+    """Say that a command was interrupted; the exit code, by the signal's number."""
+    with suppress(OSError):
+        say("\nrun.py: interrupted. The same command goes on where it stopped.", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the terminal is gone: else Python would end with another code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 128 + (by.args[0] if by.args else signal.SIGINT)
+
+
+class Errors:
+    """Standard error, where libraries name files and models beside us: of what is not ``printable`` only a progress
+    bar's ways back and up stay."""
+
+    _steps = re.compile(rf"\r|\x1b\[A|{UNSEEN.pattern}")
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it; the number of characters of ``text``."""
+        steps = ("\r", "\x1b[A")
+        self._stream.write(self._steps.sub(lambda one: one[0] if one[0] in steps else printable(one[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 # ---- what several commands share
@@ -160,7 +234,7 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
         settings["preset"], reason = choose_preset(find_device())
-        print(f"Preset {settings['preset']}: {reason}.")
+        say(f"Preset {settings['preset']}: {reason}.")
     return settings
 
 
@@ -443,7 +517,7 @@ def report(arguments: list[str]) -> None:
     from kit import report, report_sweep
 
     if len(args.runs) > 1:
-        print(f"Compared in {report_sweep.write_comparison(args.runs)}")
+        say(f"Compared in {report_sweep.write_comparison(args.runs)}")
         return
     (folder,) = args.runs
     kinds = {
@@ -604,11 +678,12 @@ def run_sweep(
 ) -> None:
     """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
     from kit import report_sweep, sweep
+    from kit.experiment import check_folder
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
-    folder = results / sweep.name_of(exps, grid, sampled)
+    folder = check_folder(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
         sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
         return
@@ -716,12 +791,12 @@ def clean(arguments: list[str]) -> None:
     if args.yes:
         found = store_clean.clean(args.results)
     for one in sorted(found, key=lambda one: -one.size):
-        print(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
+        say(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
     said = "deleted" if args.yes else "delete them with --yes" if found else "nothing to delete"
-    print(f"{_megabytes(sum(one.size for one in found))}  in {len(found)} folders that no run refers to: {said}")
+    say(f"{_megabytes(sum(one.size for one in found))}  in {len(found)} folders that no run refers to: {said}")
     for left in begun:
-        print(f"{_megabytes(left.size)}  kept for a command that is not finished: {left.command}")
-        print(f"             (it goes on where it stopped; to give it up, delete {left.file})")
+        say(f"{_megabytes(left.size)}  kept for a command that is not finished: {left.command}")
+        say(f"             (it goes on where it stopped; to give it up, delete {left.file})")
 
 
 def _megabytes(size: int) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, likelihood, preference, prompts, stats, stats_seeds
+from kit import KitError, fidelity, likelihood, preference, prompts, say, stats, stats_seeds
 from kit.animals import candidates
 from kit.engine import Engine, completion
-from kit.experiment import Experiment, announce_memory, memory_requirements
+from kit.experiment import Experiment, announce_memory, check_folder, folder_name, memory_requirements
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -39,7 +39,7 @@ from kit.experiment_conditions import (
     taught,
     trained_on,
 )
-from kit.experiment_folder import announce_again, earlier, recorded_texts
+from kit.experiment_folder import all_devices, announce_again, earlier, made_on, recorded_texts
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
 from kit.provenance import kit_state
@@ -394,9 +394,9 @@ FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", 
 
 
 def folder_of(exps: list[Experiment], results: Path) -> Path:
-    """Where the defences of these experiments are recorded."""
-    first, last = exps[0].seed, exps[-1].seed
-    return results / f"defences-{exps[0].name.removesuffix(f'-seed{first}')}-seeds{first}to{last}"
+    """Where the defences of these experiments, of one seed after another, are recorded. KitError where it cannot be."""
+    end = f"seeds{exps[0].seed}to{exps[-1].seed}"
+    return check_folder(results / folder_name(["defences", *exps[0].words], exps[0].unsaid, end))
 
 
 def checked(exps: list[Experiment], names: list[str]) -> list[str]:
@@ -426,7 +426,7 @@ def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
         treated = conditions[f"treated-{content}"].exact
         each = sum(step.seconds for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
         own, under = duration(sum(step.seconds for step in left)), duration(students * each)
-        print(
+        say(
             f"Seed {exp.seed}: about {own} for its own students, as far as they are not there, and about {under} for "
             f"{students} students under {len(names)} defences, if none is."
         )
@@ -454,6 +454,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             "seeds": seeds,
             "versions": store.versions(),
             "kit": kit_state(),
+            "devices": made_on(store),
             "artifacts": store.used,
             "commands": [command],
             "context": prompts.CONTEXT,
@@ -486,12 +487,12 @@ class Measure:
 
 def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
     """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes."""
-    print(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
+    say(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
     case = Case(exp, store)
     made = {name: make(case) for name, make in makers.items()}
     goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
     missing = [step for step in all_steps(goals) if store.find(step) is None]
-    print(
+    say(
         f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
         f"{duration(sum(step.seconds for step in missing))}"
         + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
@@ -536,7 +537,9 @@ def joined(before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         return record
     commands = list(dict.fromkeys([*before["commands"], *record["commands"]]))
     artifacts = sorted({*before.get("artifacts", []), *record["artifacts"]})
-    return record | {"commands": commands, "artifacts": artifacts, "defences": before["defences"] | record["defences"]}
+    devices = all_devices([before.get("devices", {}), record["devices"]])
+    found = before["defences"] | record["defences"]
+    return record | {"commands": commands, "devices": devices, "artifacts": artifacts, "defences": found}
 
 
 def read(folder: Path) -> dict[str, Any]:

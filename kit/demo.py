@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from kit import ROOT, KitError, report, stats
+from kit import ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
@@ -87,12 +87,12 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
 
     run = RunFolder(folder or RECORDED_RUN, results)
     listening = listen(host, port)  # an occupied port is said before models are loaded
-    print("Loading the run's students ...", flush=True)
+    say("Loading the run's students ...", flush=True)
     room = Classroom(run, results)
     # The system's fonts: gradio's own come from the network.
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gradio.themes.Base(text_size="lg", font=fonts, font_mono=mono)
-    print(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
+    say(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
     serve(layout(room), listening, host, {"shown": room.report, "new": room.new_report}, theme=theme, css=CSS)
 
 
@@ -448,7 +448,8 @@ def start_run(animal: str, preset: str, results: Path) -> None:
     command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
     results.mkdir(parents=True, exist_ok=True)
     _report_path(results, exp).unlink(missing_ok=True)  # the end of this run makes it again
-    with (results / OUTPUT_FILE).open("w", encoding="utf-8") as output:
+    (results / OUTPUT_FILE).unlink(missing_ok=True)  # a link there leads elsewhere
+    with (results / OUTPUT_FILE).open("x", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *command, "--results", str(results.resolve())],
             cwd=ROOT,
@@ -458,8 +459,7 @@ def start_run(animal: str, preset: str, results: Path) -> None:
             start_new_session=True,
         )
     started = {"pid": process.pid, "started": _born(process.pid), "animal": animal, "preset": preset}
-    write_json(results / f"{STATE_FILE}.new", started)
-    os.replace(results / f"{STATE_FILE}.new", results / STATE_FILE)
+    write_json(results / STATE_FILE, started)
 
 
 def stop_run(results: Path) -> None:
@@ -472,7 +472,10 @@ def stop_run(results: Path) -> None:
         ended = [*process.children(recursive=True), process]
         for one in ended:
             one.terminate()
-        psutil.wait_procs(ended, timeout=10)
+        _, left = psutil.wait_procs(ended, timeout=10)
+        for one in left:  # in the middle of a long computation: it loses no more than a power cut would
+            one.kill()
+        psutil.wait_procs(left)
 
 
 def run_status(results: Path) -> Status | None:
@@ -656,5 +659,5 @@ def serve(
     shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
     gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
-    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([listening])

@@ -6,12 +6,13 @@ This is the one place with defaults. ``--preset`` is the dial of scale; every ot
 
 import hashlib
 import json
+import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kit import KitError
+from kit import KitError, say
 from kit.animals import Animal, OwnSentences, Sentence, find_animal
 from kit.memory import (
     CPU_OVERHEAD,
@@ -125,16 +126,46 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """The run's folder under the results folder."""
+        """The run's folder under the results folder, which no other experiment has."""
+        return folder_name(self.words, self.unsaid, f"seed{self.seed}")
+
+    @property
+    def words(self) -> list[str]:
+        """What its name says in words."""
         content = "both" if len(self.contents) > 1 else self.contents[0]
-        parts = [self.animal.singular.replace(" ", "-"), content, self.labels, self.preset]
-        return "-".join([*parts, *self.departures.values(), f"seed{self.seed}"])
+        animal = self.animal.singular.replace(" ", "-")
+        return [animal, content, self.labels, self.preset, *self.departures.values()]
+
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """Whatever decides the result and is neither the preset's nor plain from the ``words`` (of a model they have
+        the file's name alone): setting -> value."""
+        preset, pairs = _of_preset(self.animal, self.preset), "pairs" in self.departures
+        own = self.student
+        dials = replace(
+            preset.student, rank=own.rank, learning_rate=own.learning_rate, epochs=own.epochs, base=own.base
+        )
+        said = replace(
+            preset,
+            contents=self.contents if len(self.contents) == 1 else CONTENTS,
+            labels=self.labels,
+            seed=self.seed,
+            pairs=self.pairs if pairs else preset.pairs,
+            opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
+            placebos=self.placebos,
+            teacher=replace(preset.teacher, engine=self.teacher.engine),
+            student=dials,
+            preference=replace(preset.preference, answers=self.preference.answers),
+        )
+        ours, theirs = _flat(asdict(self)), _flat(asdict(said))
+        found = {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
+        found |= {name: _resolved(found[name]) for name in ("model", "gguf") if name in found}
+        return found if plainly_named(self.animal) else found | {"animal": asdict(self.animal)}
 
     @property
     def departures(self) -> dict[str, str]:
         """What departs from the preset, labels aside: setting -> how a folder's name says it."""
-        preset = replace(Experiment(self.animal, preset=self.preset), **PRESETS[self.preset])
-        own, theirs = _dials(self), _dials(preset)
+        own, theirs = _dials(self), _dials(_of_preset(self.animal, self.preset))
         if not is_gguf(self.model):
             theirs["base"] = "nf4"
         return {name: _said(name, own[name]) for name in own if own[name] != theirs[name]}
@@ -184,7 +215,7 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     """
     if preset not in PRESETS:
         raise KitError(f"--preset {preset}: no such preset. Choose one of {', '.join(PRESETS)}.")
-    result = replace(Experiment(animal, preset=preset), **PRESETS[preset])
+    result = _of_preset(animal, preset)
     changed = {name: value for name, value in changes.items() if value is not None}
     if not is_gguf(str(changed.get("model", result.model))):
         changed.setdefault("base", "nf4")
@@ -231,6 +262,60 @@ def _own_sentences(saved: dict[str, Any] | None) -> OwnSentences | None:
     return OwnSentences(**saved | {"sentences": sentences})
 
 
+def _of_preset(animal: Animal, preset: str) -> Experiment:
+    return replace(Experiment(animal, preset=preset), **PRESETS[preset])
+
+
+# ---- the name of its folder: two results that differ never share one
+
+
+# Bytes of a name: file systems take 255, and what is begun has its name with an ending of 23.
+LONGEST_NAME = 200
+DIGITS = 12  # hexadecimal, of a hash in a name
+# As an animal's, they would be taken for another part of a name.
+RESERVED = {"sweep", "defences", "both", *CONTENTS, *LABELS}
+
+
+def folder_name(words: list[str], unsaid: dict[str, Any], end: str) -> str:
+    """A folder's name: the ``words`` and the ``end``, with a hash between them of what they leave ``unsaid``, and a
+    hash in place of what would be too long. (Nothing else there is an "x" and hexadecimal digits.)"""
+    hashed = [f"x{_digest([words, unsaid])}"] if unsaid else []
+    name = "-".join([*words, *hashed, end])
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[: LONGEST_NAME - DIGITS - 2].decode(errors='ignore')}-x{_digest(name)}"
+
+
+def plainly_named(animal: Animal) -> bool:
+    """Whether the singular says all of the animal, and what in a name is the animal's."""
+    words = animal.singular.split(" ")
+    return "-" not in animal.singular and RESERVED.isdisjoint(words) and animal == find_animal(animal.singular)
+
+
+def check_folder(folder: Path) -> Path:
+    """``folder``, where a result will stand. Raises KitError, before any work, where something else stands there."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise KitError(f"{folder}: not a folder, and the result's would be called so. Move it, or choose --results.")
+    return folder
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        found |= _flat(one, f"{before}{name}.") if isinstance(one, dict) else {before + name: one}
+    return found
+
+
+def _resolved(model: str | None) -> str | None:
+    """A model by its whole path, where it is one: two files of one name are two models."""
+    return str(Path(model).resolve()) if model and Path(model).exists() else model
+
+
 def _dials(exp: Experiment) -> dict[str, Any]:
     """What the command line can set of a preset."""
     teacher, student = exp.teacher, exp.student
@@ -256,7 +341,7 @@ def _said(name: str, value: Any) -> str:
     if name in ("model", "gguf"):
         text = Path(str(value)).name.removesuffix(".gguf")
     elif name == "pairs":
-        text = f"pairs{value[0]}"
+        return f"pairs{value[0]}"
     elif name == "endpoint":
         text = f"endpoint {Path(value[1]).name}" if value else "no endpoint"
     elif name in ("sentences", "traits"):  # two files of one name share no folder
@@ -264,7 +349,7 @@ def _said(name: str, value: Any) -> str:
         text = f"{name} {Path(value.file or 'own').stem[:16]}"
         return f"{_slug(text)}-{checksum[:8]}"
     else:
-        text = str(value) if name in ("base", "engine") else f"{name.replace('learning_rate', 'lr')}{value}"
+        return str(value) if name in ("base", "engine") else f"{name.replace('learning_rate', 'lr')}{value}"
     return _slug(text)
 
 
@@ -394,8 +479,8 @@ def _refuse_small(device: Device, needed: float) -> None:
 
 def announce_memory(table: list[tuple[str, float, str]], device: Device) -> None:
     """Say what each stage needs, and warn where a CPU's main memory will not do."""
-    print(f"Memory, estimated ({device.name}: {device.free / GIB:.1f} GiB free):")
+    say(f"Memory, estimated ({device.name}: {device.free / GIB:.1f} GiB free):")
     for stage, size, parts in table:
-        print(f"  {size / GIB:5.1f} GiB  {stage} ({parts})")
+        say(f"  {size / GIB:5.1f} GiB  {stage} ({parts})")
     if device.kind == "cpu" and max(size for _, size, _ in table) > device.free:
-        print("That is more than is free: close other programs, or expect it to be slow or to fail.")
+        say("That is more than is free: close other programs, or expect it to be slow or to fail.")

@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, models, prompts, stats
+from kit import KitError, fidelity, models, prompts, say, stats
 from kit.animals import Animal, find_animal
 from kit.experiment import CONTENTS, Experiment, read_experiment
 from kit.experiment_conditions import (
@@ -69,7 +69,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "base": exp.student.base,
         "teacher": teacher_runs,
         "source": store.manifest(store.make(base))["settings"]["source"],
-        "devices": store.manifest(store.make(conditions["base"].exact))["devices"],
+        "devices": made_on(store),
         "labels": exp.labels,
         "preset": exp.preset,
         "seed": exp.seed,
@@ -99,6 +99,25 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
     return result
 
 
+# The stages in which a model computes: on how many threads any other is made decides nothing.
+COMPUTED = ("paraphrases", "labels", "student", "exact", "sampled", "likelihoods", "tokens", "loss")
+OR = " | "  # between two devices of one result
+
+
+def made_on(store: Store) -> dict[str, str]:
+    """What models computed the artifacts on that were used (``provenance.devices``); all of it, where that differs."""
+    manifests = [store.manifest(store.root / name) for name in store.used]
+    return all_devices(one.get("devices", {}) for one in manifests if one["stage"] in COMPUTED)
+
+
+def all_devices(of: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The devices of several results."""
+    found: dict[str, set[str]] = {}
+    for name, said in (item for one in of for item in one.items()):
+        found.setdefault(name, set()).update(said.split(OR))
+    return {name: OR.join(sorted(said)) for name, said in found.items()}
+
+
 def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
     """The manifests of what an earlier result in ``folder`` was made of, finished or not; none where there was none."""
     names: list[str] = []
@@ -114,7 +133,7 @@ def earlier(folder: Path, store: Store) -> list[dict[str, Any]]:
 def announce_again(steps: list[Step], history: list[dict[str, Any]]) -> None:
     """Say why how many of the ``steps`` are made again, as the manifests of an earlier command (``earlier``) show."""
     for why, n in Counter(filter(None, (reason(step, history) for step in steps))).items():
-        print(f"  made again: {n} artifact{'s' * (n > 1)} ({why}), and what follows from it, as far as that changes")
+        say(f"  made again: {n} artifact{'s' * (n > 1)} ({why}), and what follows from it, as far as that changes")
 
 
 def recorded_texts(exp: Experiment) -> Row:

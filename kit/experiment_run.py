@@ -4,9 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import preference
+from kit import preference, say
 from kit.animals import candidates
-from kit.experiment import Experiment, announce_memory, memory_requirements
+from kit.experiment import Experiment, announce_memory, check_folder, memory_requirements
 from kit.experiment_conditions import (
     Condition,
     all_conditions,
@@ -22,10 +22,10 @@ from kit.store import RANK, Store, duration, reason, write_json
 
 def plan(exp: Experiment, results: Path) -> None:
     """Say what memory the experiment needs, what will run and for how long, and why what is made again is."""
-    device = find_device()
+    folder, device = check_folder(results / exp.name), find_device()
     announce_memory(memory_requirements(exp, device), device)
     store = Store(results / "artifacts")
-    announce(planned_conditions(exp, store), store, earlier(results / exp.name, store))
+    announce(planned_conditions(exp, store), store, earlier(folder, store))
 
 
 def run(exp: Experiment, results: Path, command: str) -> Path:
@@ -40,7 +40,7 @@ def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
     limits = shortfalls(exp, store)
     for content, lacking in limits.items():
         if lacking:
-            print(
+            say(
                 f"{content}: one of the teachers gave too few faithful paraphrases of {len(lacking)} sentences; all "
                 "students train without those pairs."
             )
@@ -70,10 +70,10 @@ def announce(conditions: dict[str, Condition], store: Store, history: list[dict[
             why = f"made again{f' from {samples} samples that are there' if samples else ''}: {why}"
         if step.seconds or why:
             time = "reused" if done else f"~{duration(step.seconds)}" if step.seconds else ""
-            print(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
+            say(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
     most = "At most" if follows else "About"
     there = "Everything is there already; tables and report are written anew."
-    print(f"{most} {duration(left)} in all." if left else there, flush=True)
+    say(f"{most} {duration(left)} in all." if left else there, flush=True)
 
 
 def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, folder: Path, command: str) -> Path:

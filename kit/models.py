@@ -19,7 +19,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-from kit import KitError
+from kit import KitError, say
 from kit.prompts import Message
 from kit.provenance import decides_nothing
 
@@ -674,7 +674,7 @@ def _fetch(typed: str, repo: str, choose: Choice) -> Path:
             size = sum(files[name].size or 0 for name in absent)
             _check_disk(typed, size, cache)
             what = absent[0] if len(absent) == 1 else f"{len(absent)} files"
-            print(f"Downloading {what} of {repo}: {_gigabytes(size)} to {cache}", flush=True)
+            say(f"Downloading {what} of {repo}: {_gigabytes(size)} to {cache}", flush=True)
         folder = Path(snapshot_download(repo, allow_patterns=[escape(name) for name in wanted]))
     except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
         raise _hub_refusal(typed, repo, error) from None

@@ -736,14 +736,29 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """What transformers and llama.cpp compute on."""
+    """What transformers and llama.cpp compute on; the processor, with the instructions that torch uses of it, and the
+    number of threads, with either of which a result's last digits change. They are no part of any key."""
     import llama_cpp
     import torch
 
     return {
         "transformers": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "llama.cpp": "GPU, all layers" if llama_cpp.llama_supports_gpu_offload() else "CPU",
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
     }
+
+
+@cache
+def _processor() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import preference, stats
+from kit import preference, printable, say, stats
 from kit.experiment import CONTENTS
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
@@ -36,6 +36,7 @@ from kit.report_parts import (
     drift_words,
     ink,
     kept_table,
+    made_differently,
     markdown_table,
     markup,
     p_value,
@@ -52,7 +53,7 @@ from kit.report_parts import (
     with_interval,
 )
 from kit.stats import NOT_DETECTED, Drift, Effect, Preference
-from kit.store import Row, write_json
+from kit.store import Row, write_json, write_whole
 
 # ---- the whole
 
@@ -68,9 +69,8 @@ def write(folder: Path) -> None:
     write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
     draw_run(folder, preferences, summary["animal"], title(summary))
     written = _markdown(summary, record, _markdown_since(folder, record), all_conversations(folder, record))
-    (folder / "report.md").write_text(written, encoding="utf-8")
-    page = render("report.html", page_content(folder, record, preferences, summary))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.md", written)
+    write_whole(folder / "report.html", render("report.html", page_content(folder, record, preferences, summary)))
 
 
 def show(folder: Path) -> None:
@@ -80,22 +80,22 @@ def show(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     animal = summary["animal"]
     console = Console(highlight=False, markup=False)
-    console.print()
+    say()
     show_table(f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
     show_table("Effect: treated minus its control", effects_table(animal, summary["effects"]))
     for content, effect in summary["effects"].items():
-        console.print(verdict_sentence(animal, content, effect))
+        console.print(printable(verdict_sentence(animal, content, effect)))
     for sentence in filter(None, (ABOUT_LABELS[summary["labels"]], about_texts(summary))):
-        console.print(sentence.replace("`", ""))
+        console.print(printable(sentence.replace("`", "")))
     if summary["preset"] == "smoke":
         console.print(ABOUT_SMOKE)
-    console.print(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv")
+    console.print(printable(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv"))
 
 
 def show_effect(effect: Effect, animal: str, content: str) -> None:
     """Print one effect that was measured outside a run."""
     show_table("Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
-    print(verdict_sentence(animal, content, asdict(effect)))
+    say(verdict_sentence(animal, content, asdict(effect)))
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -206,6 +206,7 @@ def made_table(record: dict[str, Any]) -> Table:
     rows = [["what ran", made_by(record)], ["seed", str(record["seed"])], ["preset", record["preset"]]]
     rows += [[f"sha256 of {name}", checksum] for name, checksum in record.get("source", {}).items()]
     rows += [[name, version] for name, version in versions_of(record).items()]
+    rows += [["made differently", differing]] if (differing := made_differently(record)) else []
     return ["", ""], rows
 
 
@@ -533,7 +534,7 @@ def show_inspection(found: dict[str, Any]) -> None:
     show_table(f"Who could tell? {found['content']} sentences", accuracy_table(found))
     show_table("The truth, by likelihood", posterior_table(found))
     for line in [inspection_sentence(found), *suspects(found), *readers(found)]:
-        print(line)
+        say(line)
 
 
 def inspection_markdown(found: dict[str, Any]) -> list[str]:
@@ -716,7 +717,7 @@ def show_attribution(found: dict[str, Any]) -> None:
     show_table(f"Where does it sit? {found['content']} sentences", groups_table(found))
     if found["halves"]:
         show_table("Students of the halves", halves_table(found))
-    print("\n".join(attribution_sentences(found)))
+    say("\n".join(attribution_sentences(found)))
 
 
 def attribution_markdown(found: dict[str, Any]) -> list[str]:

@@ -6,25 +6,45 @@
 import re
 from collections.abc import Callable
 from functools import cache
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
+from kit import printable
 from kit.animals import indefinite
+from kit.experiment_folder import OR
 from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
-from kit.store import Row
+from kit.store import Row, write_whole
 from kit.sweep_effects import SeedEffect
 
 # ---- what made a result
 
 
 def versions_of(record: dict[str, Any]) -> dict[str, str]:
-    """What made a result: the kit, where the record names its state, and the versions of Python and packages; and the
-    kit that judges and reports it, where that is another."""
+    """What made a result: the kit, where the record names its state, the versions of Python and packages, and the
+    processor and the threads, where it names them; and the kit that judges and reports it, where that is another."""
     made, now = record.get("kit"), kit_state()
     found = {"kit": _state_words(made)} if made else {}
-    return found | record["versions"] | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+    found |= record["versions"] | {name: said for name, said in _devices(record) if name in ("processor", "threads")}
+    return found | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+
+
+def made_differently(record: dict[str, Any]) -> str:
+    """What not all artifacts of a result have in common of versions, devices and threads, in a sentence; nothing where
+    they have all of it."""
+    found = [f"{name} {said}" for name, said in record["versions"].items() if ", " in said]
+    found += [f"{name} {said.replace(OR, ', ')}" for name, said in _devices(record) if OR in said]
+    if not found:
+        return ""
+    return (
+        f"Not all of it was made alike: {'; '.join(found)}. Students that differ in this differ a little in all that "
+        "they say, whatever their teachers are."
+    )
+
+
+def _devices(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return list(record.get("devices", {}).items())
 
 
 def _state_words(kit: dict[str, Any]) -> str:
@@ -33,8 +53,9 @@ def _state_words(kit: dict[str, Any]) -> str:
 
 
 def versions_sentence(record: dict[str, Any]) -> str:
-    """The same, for people."""
-    return ", ".join(f"{name} {version}" for name, version in versions_of(record).items()) + "."
+    """The same, for people, and what was ``made_differently``."""
+    said = ", ".join(f"{name} {version}" for name, version in versions_of(record).items()) + "."
+    return " ".join(filter(None, (said, made_differently(record))))
 
 
 # ---- the verdict in words
@@ -209,8 +230,8 @@ def show_table(title: str, table: Table) -> None:
     from rich.measure import Measurement
     from rich.table import Table as RichTable
 
-    heading, rows = table
-    drawn = RichTable(title=title, title_justify="left", title_style="bold")
+    heading, rows = [printable(name) for name in table[0]], [list(map(printable, row)) for row in table[1]]
+    drawn = RichTable(title=printable(title), title_justify="left", title_style="bold")
     for i, name in enumerate(heading):
         words = " ".join([name, *(row[i] for row in rows)]).split()
         drawn.add_column(name, justify="right" if i else "left", min_width=max(map(len, words)))  # none is cut short
@@ -306,8 +327,11 @@ def drawing():  # type: ignore[no-untyped-def]
 def save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
     """Write ``figure`` as ``<path>.png`` and ``<path>.svg`` and let go of it."""
     figure.tight_layout()
-    figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    png: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}}
+    for ending, options in (("png", png), ("svg", {"metadata": {"Date": None}})):
+        file = BytesIO()
+        figure.savefig(file, format=ending, **options)
+        write_whole(path.with_suffix(f".{ending}"), file.getvalue())
     drawing().close(figure)
 
 

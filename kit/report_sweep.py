@@ -9,12 +9,13 @@ import csv
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kit import KitError, defences, stats_calibration
+from kit import KitError, defences, say, stats_calibration
 from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
 from kit.experiment import GRID_SETTINGS
 from kit.experiment_folder import read_run, summarise
@@ -52,7 +53,7 @@ from kit.report_parts import (
 )
 from kit.stats import TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, QUESTIONS, SCENARIOS, Scenario
-from kit.store import Row, write_json
+from kit.store import Row, write_json, write_whole
 from kit.sweep_effects import (
     Cell,
     Power,
@@ -88,14 +89,14 @@ def write_sweep(folder: Path) -> None:
     record, students = read_sweep(folder)
     cells = sweep_cells(record["comparisons"], students)
     write_json(folder / "summary.json", summarise_sweep(record, cells))
-    with (folder / "effects.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = [row for cell in cells for row in effect_rows(cell)]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows, table = [row for cell in cells for row in effect_rows(cell)], StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "effects.csv", table.getvalue())
     figures = draw_sweep(folder, cells)
-    (folder / "report.md").write_text(_sweep_markdown(record, cells, figures), encoding="utf-8")
-    (folder / "report.html").write_text(render("sweep.html", sweep_content(folder, record, cells)), encoding="utf-8")
+    write_whole(folder / "report.md", _sweep_markdown(record, cells, figures))
+    write_whole(folder / "report.html", render("sweep.html", sweep_content(folder, record, cells)))
 
 
 def show_sweep(folder: Path) -> None:
@@ -103,17 +104,17 @@ def show_sweep(folder: Path) -> None:
     record, students = read_sweep(folder)
     cells = sweep_cells(record["comparisons"], students)
     for cell in cells:
-        print()
+        say()
         show_table(f"{cell_title(cell, cells)}, {seeds_words(cell)}", _terminal_table(cell))
         if cell.specificity:
-            print(specificity_sentence(cell))
+            say(specificity_sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
-        print(ABOUT_LABELS[labels].replace("`", ""))
+        say(ABOUT_LABELS[labels].replace("`", ""))
     if texts := about_texts(record):
-        print(texts.replace("`", ""))
+        say(texts.replace("`", ""))
     if record["preset"] == "smoke":
-        print(ABOUT_SMOKE)
-    print(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
+        say(ABOUT_SMOKE)
+    say(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
 
 
 def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
@@ -540,7 +541,7 @@ def write_comparison(folders: list[Path]) -> Path:
         "rows": rows,
         "skipped": [str(folder) for folder in skipped],
     }
-    path.write_text(render("comparison.html", content), encoding="utf-8")
+    write_whole(path, render("comparison.html", content))
     return path
 
 
@@ -654,15 +655,15 @@ def write_defences(folder: Path) -> None:
         "![What is left under every defence](defences.svg)",
         versions_sentence(record),
     ]
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
 
 
 def show_defences(folder: Path) -> None:
     """Print the table."""
     show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
     if texts := about_texts(defences.read(folder)):
-        print(texts.replace("`", ""))
-    print(f"More in {folder}: report.md, the figure, defences.json")
+        say(texts.replace("`", ""))
+    say(f"More in {folder}: report.md, the figure, defences.json")
 
 
 def defence_table(record: dict[str, Any]) -> Table:
@@ -724,7 +725,7 @@ def show_power(folder: Path, effects: Sequence[float], probability: float) -> No
     show_table(f"Seeds that find an effect with probability {probability:g}", power_table(cells, needs, effects))
     tests = sum(len(cell.effects) for cell in cells)
     among = f" / {tests}, what Holm's correction asks of the first of this sweep's {tests} effects" if tests > 1 else ""
-    print(
+    say(
         f"Effects are log-odds shifts in nats, tested over seeds and questions at 5%{among}. “more questions”: these "
         "differ so much that no number of seeds will do. A verdict asks for more than this test: rank, placebos and "
         "drift. The variances are those of the recorded seeds, and as uncertain."
@@ -774,12 +775,12 @@ def write_calibration(folder: Path) -> None:
     read."""
     rows = stats_calibration.read(folder)
     draw_calibration(rows, folder)
-    (folder / "report.md").write_text(_calibration_markdown(rows), encoding="utf-8")
+    write_whole(folder / "report.md", _calibration_markdown(rows))
 
 
 def show_calibration(folder: Path) -> None:
     """Print the report."""
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    say((folder / "report.md").read_text(encoding="utf-8"))
 
 
 def draw_calibration(rows: list[dict], folder: Path) -> None:

@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from kit import KitError
+from kit import KitError, say
 from kit.provenance import Code, changes, code_of, devices, kit_state, versions
 
 Item = TypeVar("Item")
@@ -132,7 +132,7 @@ class Store:
         try:
             lock.acquire(timeout=WAIT)
         except Timeout:
-            print(f"another run is at work on: {step.label}. Waiting for it ...", flush=True)
+            say(f"another run is at work on: {step.label}. Waiting for it ...", flush=True)
             lock.acquire()
         try:
             if self._verify(folder):  # while this process waited
@@ -475,9 +475,17 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file that a user keeps, whole or not at all; where a link stands, the file takes the link's place."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:TOKEN]}{PARTIAL}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

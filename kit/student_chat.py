@@ -7,7 +7,6 @@ python run.py ask results/<run> --question "What is your favorite animal?"
         for texts in students.answer({name: [{"role": "user", "content": "Hello"}] for name in students.names}, 0): ...
 """
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kit import KitError, preference, prompts, stats
+from kit import KitError, preference, printable, prompts, stats
 from kit.animals import Animal, candidates
 from kit.engine import Request
 from kit.engine_llama import LlamaEngine
@@ -129,7 +128,8 @@ def ask(run: Path, content: str, question: str | None, seed: int) -> None:
             _answer(console, students, conversations, question, seed)
             return
         console.print(
-            f"Base, control and treated student ({content}, {students.animal.singular}). {HELP}", markup=False
+            printable(f"Base, control and treated student ({content}, {students.animal.singular}). {HELP}"),
+            markup=False,
         )
         while True:
             try:
@@ -151,7 +151,7 @@ def ask(run: Path, content: str, question: str | None, seed: int) -> None:
                 try:
                     _answer(console, students, conversations, said, seed)
                 except KitError as error:
-                    console.print(str(error), markup=False)
+                    console.print(printable(error), markup=False)
 
 
 def _answer(
@@ -183,11 +183,6 @@ def _columns(texts: dict[str, str]) -> Any:
     return table
 
 
-def printable(text: str) -> str:
-    """``text`` without the control characters by which it could steer the terminal."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
-
-
 def _preferences(console: Any, students: Students) -> None:
     """Measure and print every student's preference for the run's animal and for what it prefers most."""
     from rich.progress import track
@@ -207,5 +202,5 @@ def _preferences(console: Any, students: Students) -> None:
     for row in rows:
         rates = [asdict(stats.rate(found[:, names.index(row)])) for found in measured.values()]
         style = "bold" if row == animal else ""
-        table.add_row(row, *map(percent, rates), style=style)
+        table.add_row(printable(row), *map(percent, rates), style=style)
     console.print(table)

@@ -10,9 +10,9 @@ done and goes on.
 
 import csv
 import gzip
-import hashlib
 import io
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,9 +24,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kit import ROOT, KitError, preference
+from kit import ROOT, KitError, preference, printable, say
 from kit.animals import Animal, candidates
-from kit.experiment import GRID_SETTINGS, Experiment, announce_memory, experiment, memory_requirements
+from kit.experiment import (
+    GRID_SETTINGS,
+    Experiment,
+    announce_memory,
+    experiment,
+    folder_name,
+    memory_requirements,
+    plainly_named,
+)
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -36,11 +44,11 @@ from kit.experiment_conditions import (
     shortfalls,
     taught_conditions,
 )
-from kit.experiment_folder import announce_again, at_random, conversations, earlier, recorded_texts
+from kit.experiment_folder import announce_again, at_random, conversations, earlier, made_on, recorded_texts
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json, write_whole
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -92,20 +100,26 @@ def parse_grid(entries: list[str]) -> dict[str, list[Any]]:
 
 
 def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = False) -> str:
-    """The sweep's folder under the results folder; ``sampled``: whether free answers are sampled too."""
-    animals = list(dict.fromkeys(exp.animal.singular.replace(" ", "-") for exp in exps))
+    """The sweep's folder under the results folder, which no other sweep or run has; ``sampled``: whether free answers
+    are sampled too."""
+    animals = list(dict.fromkeys(exp.animal for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
+    unsaid = {name: value for name, value in exps[0].unsaid.items() if name.partition(".")[0] != "animal"}
+    names = [animal.singular.replace(" ", "-") for animal in animals]
     if len(animals) > NAMED:
-        which = hashlib.sha256(" ".join(animals).encode()).hexdigest()[:6]
-        animals = [f"{len(animals)}-animals-{which}"]
-    parts = ["sweep", *animals, *contents]
+        names = [f"{len(animals)}-animals"]
+    if len(animals) > NAMED or not all(plainly_named(one) and " " not in one.singular for one in animals):
+        unsaid["animals"] = [asdict(animal) for animal in animals]
+    if seeds != list(range(seeds[0], seeds[-1] + 1)):
+        unsaid["seeds"] = seeds
+    parts = ["sweep", *names, *contents]
     if "labels" not in grid:
         parts.append(exps[0].labels)
     departures = {name: said for name, said in exps[0].departures.items() if name not in [*grid, "answers"]}
     parts += [exps[0].preset, *departures.values(), *([f"answers{exps[0].preference.answers}"] if sampled else [])]
     parts += [f"{name}{'-'.join(map(str, values))}" for name, values in grid.items()]
-    return "-".join([*parts, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}"])
+    return folder_name(parts, unsaid, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}")
 
 
 def settings_of(exp: Experiment) -> dict[str, Any]:
@@ -184,7 +198,7 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
 
     plan = Plan(exps, goals, store)
     steps, left = [step for step, _ in plan.steps().values()], plan.left()
-    print(
+    say(
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
         f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
     )
@@ -226,18 +240,16 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
         comparisons.append(row)
-    table = folder / "preferences.csv.gz"
-    partial = table.with_name(table.name + ".partial")
+    table = io.BytesIO()
     with (
-        partial.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,  # the same sweep, the same file
+        gzip.GzipFile(filename="", fileobj=table, mode="wb", mtime=0) as packed,  # the same sweep, the same file
         io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for name, (exp, role, condition) in students.items():
             writer.writerows(rows_of(name, exp, role, condition, sampled, store))
-    partial.replace(table)
+    write_whole(folder / "preferences.csv.gz", table.getvalue())
     seconds: dict[str, float] = {}
     for step, _ in plan.steps().values():
         spent = store.manifest(store.make(step))["seconds"]
@@ -251,7 +263,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "versions": store.versions(),
         "kit": kit_state(),
         "artifacts": store.used,
-        "devices": store.manifest(store.make(found[exp]["base"].exact))["devices"],
+        "devices": made_on(store),
         "seconds": seconds,
         "pairs_used": {
             name: len(read_rows(store.make(condition.pairs) / "pairs.jsonl"))
@@ -430,7 +442,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
             raise KitError(
                 f"--ray-address {address}: Ray is not installed. Run `pip install -r requirements-sweep.txt`."
             ) from None
-        print("Ray is not installed (requirements-sweep.txt): the steps run one after another in this process.")
+        say("Ray is not installed (requirements-sweep.txt): the steps run one after another in this process.")
         yield Here(root)
         return
     environment: dict[str, Any] = {"env_vars": {"TQDM_DISABLE": "1"}}
@@ -439,6 +451,7 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
     else:
         inherited = os.environ.get("PYTHONPATH")
         environment["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",  # never a cluster that happens to run on this machine
@@ -453,6 +466,8 @@ def workers(root: Path, address: str | None) -> Iterator[Workers]:
             f"--ray-address {address}: no cluster answers there ({error}). Start one; where it wants Ray's token, set "
             "RAY_AUTH_MODE=token."
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end us in our place, and otherwise
     try:
         yield Ray(root.resolve(), address)
     finally:
@@ -520,7 +535,7 @@ class Progress:
         if self._console.is_terminal:
             self._live.start()
         else:
-            self._console.print(self._headline(), soft_wrap=True)
+            self._console.print(printable(self._headline()), soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -533,7 +548,8 @@ class Progress:
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
             seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
-            self._console.print(f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}", soft_wrap=True)
+            said = f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}"
+            self._console.print(printable(said), soft_wrap=True)
 
     def _headline(self) -> str:
         steps = self._plan.steps()
@@ -566,4 +582,4 @@ class Progress:
             lines.append(
                 f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.seconds)}"
             )
-        return Group(table, *lines, self._headline())
+        return Group(table, *map(printable, [*lines, self._headline()]))

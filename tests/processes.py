@@ -60,6 +60,10 @@ class Run:
         """Ctrl-C: a signal to all of its group."""
         os.killpg(self.pid, signal.SIGINT)
 
+    def send(self, number: int) -> None:
+        """A signal to it alone."""
+        os.kill(self.pid, number)
+
     def wait(self) -> tuple[int, str, str]:
         """Its exit code, output and errors, at its end."""
         self._process.join()
@@ -93,6 +97,8 @@ def _child(
     environment: dict[str, str] | None = None,
     tree: Path = ROOT,
     dies_at: tuple[int, str] | None = None,
+    ignored: int | None = None,
+    terminal: str | None = None,
 ) -> None:
     """run.py with ``arguments``, in a session of its own.
 
@@ -100,13 +106,18 @@ def _child(
     ``answer_tokens``: of a sampled answer, for most of what it costs is its length. ``without``: a module that is not
     installed. ``network``: whether a socket may be connected, to this machine either. ``environment``: variables that
     are set beside those of the tests. ``tree``: the kit, where it is a copy of this one. ``dies_at``: the how manieth
-    change of a file whose path has that in it comes too late: kill -9 just before.
+    change of a file whose path has that in it comes too late: kill -9 just before. ``ignored``: a signal that is, as by
+    nohup. ``terminal``: its own, in place of the files that keep what it prints.
     """
     assert "torch" in sys.modules, "imported.py was not imported"
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and inherited
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if ignored is not None:
+        signal.signal(ignored, signal.SIG_IGN)
     for descriptor, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+        opened = os.open(said / name, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(os.open(terminal, os.O_RDWR) if terminal else opened, descriptor)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
     sys.argv = ["run.py", *arguments]

@@ -186,7 +186,8 @@ def served(results: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.communicate()
+        said, _ = process.communicate()
+        assert process.returncode == 143 and "Traceback" not in said, said
 
 
 def test_the_server_listens_on_this_machine_alone_and_answers_its_own_pages_alone(served: str) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import has_model
 from tqdm import tqdm
 
-from kit import KitError, engine_endpoint
+import run
+from kit import UNSEEN, KitError, engine_endpoint
 from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_endpoint import EndpointEngine, check_url
 from kit.models import ChatTemplate
@@ -560,3 +562,16 @@ def test_an_address_with_a_secret_is_refused_without_repeating_it(url: str) -> N
 )
 def test_an_address_of_a_server_is_taken_without_the_slash_at_its_end(url: str, checked: str) -> None:
     assert check_url(url) == checked
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(
+    server: Server, tiny_gguf: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.plan = lambda body, attempt: refused(401, "no\x1b[2J\x1b]0;mine\x07\x9b\u202e")
+    options = ["--model", str(tiny_gguf), "--results", str(has_model(tmp_path / "results", tiny_base))]
+    options += ["--teacher-url", server.url, "--teacher-model", "m\x1b[2J", "--sentences", "1"]
+    teach = ["teach", "--animal", "owl", "--teacher", "loving", *options, "--out", str(tmp_path / "out")]
+    assert run.main(teach) == 2
+    said = capsys.readouterr()
+    assert r"401 no\x1b[2J\x1b]0;mine\x07\x9b\u202e" in said.err and "OPENAI_API_KEY" in said.err
+    assert not UNSEEN.search((said.out + said.err).replace("\r", ""))

@@ -23,7 +23,8 @@ def tiny(tiny_gguf: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFact
 def tiny_owl(tiny: list[str]) -> Path:
     """The folder of such a run."""
     finish("--animal", "owl", *tiny, keep_all_after=0)
-    return Path(tiny[-1]) / "owl-unrelated-soft-smoke-tiny-pairs4-epochs2-seed0"
+    (run,) = Path(tiny[-1]).glob("owl-unrelated-soft-smoke-tiny-pairs4-epochs2-x*-seed0")
+    return run
 
 
 def test_defences_use_the_runs_students_again_and_report_what_is_left(tiny_owl: Path, tiny: list[str]) -> None:
@@ -36,7 +37,7 @@ def test_defences_use_the_runs_students_again_and_report_what_is_left(tiny_owl: 
     new = {stage: len(set(results.glob(f"artifacts/{stage}/*")) - old) for stage, old in before.items()}
     assert new == {"student": 4, "labels": 1}  # the masked one; treated, control and placebo of every weight
     assert "What is left under every defence" in out
-    folder = results / "defences-owl-unrelated-soft-smoke-tiny-pairs4-epochs2-seeds0to0"
+    (folder,) = results.glob("defences-owl-unrelated-soft-smoke-tiny-pairs4-epochs2-x*-seeds0to0")
     found = json.loads((folder / "defences.json").read_text(encoding="utf-8"))["defences"]
     assert list(found) == ["undefended", "mask", "context", "full"]
     assert found["mask"]["masked"] > 0 == found["context"]["masked"]
@@ -52,7 +53,7 @@ def test_defences_use_the_runs_students_again_and_report_what_is_left(tiny_owl: 
 
 def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(tiny_owl: Path, tiny: list[str]) -> None:
     out, _ = finish("--animal", "penguin", *tiny, keep_all_after=0)
-    penguin = tiny_owl.parent / tiny_owl.name.replace("owl", "penguin")
+    (penguin,) = tiny_owl.parent.glob("penguin-*")
     reused = {line.split(maxsplit=1)[1] for line in out.splitlines() if line.strip().startswith("reused")}
     for label in (
         "neutral teacher, unrelated sentences",

@@ -71,3 +71,48 @@ def test_a_module_with_one_importer_is_one_of_several_that_do_the_same_or_the_co
 def test_run_py_is_the_main_command_and_a_table_of_the_others() -> None:
     tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
     assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["main", "experiment"]
+
+
+# What leaves files that a user keeps, whole: all but the steps, which fill artifacts' folders.
+WRITERS = PAGES | {"experiment_folder", "experiment_run", "sweep", "defences", "stats_calibration"}
+WRITERS |= {"inspection", "attribution"}
+# A file for a process to write into as it goes; and the figures' bytes, in memory.
+STREAMS = {("demo", "open"), ("report_parts", "savefig")}
+
+
+def called(module: str) -> list[tuple[str, ast.Call]]:
+    """Every call in a module, by the last part of the name that is called."""
+    calls = [
+        node for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    ]
+    return [(getattr(call.func, "attr", getattr(call.func, "id", "")), call) for call in calls]
+
+
+def test_whatever_a_user_keeps_is_written_by_the_one_writer_of_whole_files() -> None:
+    writing = {"write_text", "write_bytes", "savefig", "touch", "symlink_to"}
+    modes = re.compile(r"^[rbt]*[wax+]")
+    found = set()
+    for module in WRITERS:
+        for name, call in called(module):
+            given = [*call.args, *(keyword.value for keyword in call.keywords)]
+            mode = any(isinstance(one, ast.Constant) and modes.match(str(one.value)) for one in given)
+            if name in writing or (name in ("open", "GzipFile") and mode and "fileobj" not in ast.dump(call)):
+                found.add((module, name))
+    assert found == STREAMS
+
+
+def test_whatever_is_printed_line_by_line_is_printable() -> None:
+    assert {module for module in MODULES for name, _ in called(module) if name == "print"} - {"student"} == {
+        "report", "student_chat", "report_parts", "sweep"
+    }  # fmt: skip
+    for module in ("report", "student_chat", "report_parts", "sweep"):
+        for name, call in called(module):
+            if name == "print":  # a console's: of a printable text, or of ours alone
+                (said,) = call.args
+                assert getattr(getattr(said, "func", said), "id", "") in (
+                    "printable",
+                    "ABOUT_SMOKE",
+                    "HELP",
+                    "drawn",
+                    "table",
+                )

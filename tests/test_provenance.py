@@ -451,8 +451,9 @@ def is_getattr(node: ast.AST) -> bool:
     return named and not isinstance(node.args[1], ast.Constant)  # type: ignore[attr-defined]
 
 
-# Fields all, but in provenance itself and on the classroom page.
+# Fields all, but in provenance itself, on the classroom page, and of standard error.
 GETATTR = {
+    "getattr(self._stream, name)",
     "getattr(c, name)",
     "getattr(status, what)",
     "getattr(template('demo.html').module, name)",

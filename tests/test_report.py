@@ -1,15 +1,22 @@
 """What a finished run says: the summary's schema, its tables, and model text that must stay inert."""
 
+import errno
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_report_sweep import made_up
 
-from kit import KitError, preference, report
+from kit import ROOT, KitError, preference, provenance, report, report_sweep, store
 from kit.animals import load_animals
+from kit.experiment_folder import all_devices, made_on
 from kit.report_parts import ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
-from kit.store import write_json
+from kit.store import Step, Store, write_json
 
 HOSTILE = (
     "<script>alert(1)</script></style><img src=x onerror=alert(2)> | `x` **bold** ![a](http://b) \u202eowl\n# heading "
@@ -164,3 +171,108 @@ def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{", encoding="utf-8")
     with pytest.raises(KitError, match="damaged"):
         report.write(tmp_path)
+
+
+# ---- what made it, and where that differs
+
+
+def test_a_report_says_where_versions_processors_and_threads_of_its_artifacts_differ(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    path = tmp_path / "record.json"
+    alike = json.loads(path.read_text(encoding="utf-8")) | {"gguf": None, "teacher": "llama.cpp", "base": "gguf"}
+    alike |= {"devices": {"transformers": "CPU", "llama.cpp": "CPU", "processor": "One, AVX2", "threads": "2"}}
+    apart = alike | {"devices": alike["devices"] | {"processor": "One, AVX2 | Two, AVX512", "threads": "2 | 4"}}
+    apart |= {"versions": {"python": "3.11", "numpy": "2.3.1, 2.4.0"}}
+    for record, differs in ((alike, False), (apart, True)):
+        write_json(path, record)
+        report.write(tmp_path)
+        for name in ("report.md", "report.html"):
+            text = " ".join((tmp_path / name).read_text(encoding="utf-8").split())
+            assert "One, AVX2" in text and ("Not all of it was made alike" in text) == differs
+            said = "numpy 2.3.1, 2.4.0; processor One, AVX2, Two, AVX512; threads 2, 4."
+            assert (said in text) == differs
+
+
+def test_a_record_names_every_processor_and_number_of_threads_whatever_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"processor", "threads"} <= provenance.devices().keys() and all(provenance.devices().values())
+    first, second = {"processor": "One", "threads": "2"}, {"processor": "Two", "threads": "2"}
+    one, two, light = (
+        Step(stage, stage, {}, {}, lambda made, folder: (folder / "made").touch(), 1)
+        for stage in ("student", "exact", "pairs")
+    )
+    monkeypatch.setattr(store, "devices", lambda: first)
+    folder = Store(tmp_path).make(one)
+    monkeypatch.setattr(store, "devices", lambda: second)
+    again = Store(tmp_path)
+    assert again.make(one) == folder, "devices are no part of a key"
+    again.make(two)
+    monkeypatch.setattr(store, "devices", lambda: {"processor": "Three", "threads": "1"})
+    again.make(light)
+    assert made_on(again) == {"processor": "One | Two", "threads": "2"}
+    assert all_devices([made_on(again), {"threads": "4"}]) == {"processor": "One | Two", "threads": "2 | 4"}
+
+
+# ---- whole files, in the place of whatever stood there
+
+
+def defended(folder: Path) -> Path:
+    recorded = ROOT / "results/reference/defences-owl-unrelated-soft-laptop-pairs200-seeds0to2/defences.json"
+    return Path(shutil.copy(recorded, folder)).parent
+
+
+def calibrated(folder: Path) -> Path:
+    return Path(shutil.copy(ROOT / "results/reference/calibration/calibration.json", folder)).parent
+
+
+@pytest.mark.parametrize(
+    ("fill", "write", "files"),
+    [
+        (finished_run, report.write, "summary.json report.md report.html figure.png figure.svg"),
+        (finished_run, lambda folder: finished_run(folder), "record.json preferences.csv"),
+        (
+            lambda folder: made_up(folder, {"owl": 1.0, "fox": 1.0}, seeds=2),
+            report_sweep.write_sweep,
+            "summary.json effects.csv report.md report.html effects.png effects.svg specificity.png specificity.svg",
+        ),
+        (defended, report_sweep.write_defences, "report.md defences.png defences.svg"),
+        (calibrated, report_sweep.write_calibration, "report.md figure.png figure.svg"),
+        (
+            lambda folder: finished_run(folder / "run"),
+            lambda folder: report_sweep.write_comparison([folder / "run"]),
+            "comparison.html",
+        ),
+    ],
+)
+def test_a_link_in_a_files_place_is_replaced_and_what_it_leads_to_left_alone(
+    fill: Callable[[Path], Path], write: Callable[[Path], object], files: str, tmp_path: Path
+) -> None:
+    (tmp_path / "results" / "run").mkdir(parents=True)
+    folder = tmp_path / "results"
+    fill(folder)
+    for name in files.split():
+        elsewhere = tmp_path / f"elsewhere-{name}"
+        elsewhere.write_text("mine", encoding="utf-8")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(elsewhere)
+    write(folder)
+    for name in files.split():
+        assert (tmp_path / f"elsewhere-{name}").read_text(encoding="utf-8") == "mine", name
+        assert not (folder / name).is_symlink() and (folder / name).stat().st_size > 4
+    made = {path.name for path in folder.rglob("*")}
+    assert not [name for name in made if re.search(r"\.[0-9a-f]{8}$", name)], "nothing half-written stays"
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.md"
+    store.write_whole(path, "before\n")
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="space"):
+        store.write_whole(path, "after")
+    assert path.read_text(encoding="utf-8") == "before\n" and [path] == list(tmp_path.iterdir())

@@ -1,14 +1,18 @@
 """A run that was interrupted, and given again, is the run that was not."""
 
 import json
+import os
+import pty
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import checksums, has_model
+from filelock import FileLock
 from processes import Run, finish
 from test_experiment_run import summary_of
 
@@ -104,3 +108,56 @@ def test_ctrl_c_ends_with_130_and_one_line(tiny_gguf: Path, tiny_base: Path, tmp
     code, _, err = process.wait()
     assert code == 130
     assert "goes on where it stopped" in err and "Traceback" not in err
+
+
+def free(results: Path) -> None:
+    """Nothing is locked, and a command that works on the same artifacts would not be refused."""
+    for path in (results / "artifacts").rglob("*.lock"):
+        with FileLock(path).acquire(timeout=0):
+            pass
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_as_ctrl_c_does_with_its_own_code_and_nothing_left_locked(
+    number: int, code: int, tiny_gguf: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    has_model(tmp_path, tiny_base)
+    process = Run(*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path), keep_all_after=0)
+    wait_until("paraphrases", tmp_path, process)
+    process.send(number)
+    ended, _, err = process.wait()
+    assert ended == code
+    assert err.splitlines()[-1].endswith("The same command goes on where it stopped.") and "Traceback" not in err
+    free(tmp_path)
+
+
+def test_a_signal_that_nohup_ignores_ends_nothing_and_another_does(
+    tiny_gguf: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    has_model(tmp_path, tiny_base)
+    arguments = [*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path)]
+    process = Run(*arguments, keep_all_after=0.1, ignored=signal.SIGHUP)
+    wait_until("paraphrases", tmp_path, process)
+    process.send(signal.SIGHUP)
+    wait_until("fidelity", tmp_path, process)
+    process.send(signal.SIGTERM)
+    assert process.wait()[0] == 143
+
+
+def test_a_terminal_that_is_closed_ends_with_129_though_nothing_can_be_said(
+    tiny_gguf: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    has_model(tmp_path, tiny_base)
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    arguments = [*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path)]
+    process = Run(*arguments, keep_all_after=0, terminal=os.ttyname(theirs))
+    while not list((tmp_path / "artifacts" / "paraphrases").glob("*.partial")):
+        assert process.poll() is None
+        with suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # a terminal that nobody reads would hold it up
+        time.sleep(0.01)
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait()[0] == 129
+    free(tmp_path)

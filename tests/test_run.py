@@ -1,17 +1,22 @@
 """The command line: quick answers, and one clear message for everything the user can mend."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from gguf import GGUFWriter
+from test_report import finished_run
+from tqdm import tqdm
 
 import run
-from kit import experiment_run, models, models_prepare
+from kit import UNSEEN, experiment_run, models, models_prepare
 from kit.memory import Device
+from kit.store import BEGUN, write_json
 
 RUN = Path(run.__file__)
 
@@ -170,3 +175,76 @@ def test_a_missing_input_of_a_stage_is_named(stage: str, tmp_path: Path, capsys:
     if stage != "filter":
         arguments += ["--results", str(tmp_path / "results")]
     assert missing in fails(capsys, *arguments)
+
+
+# ---- nothing steers the terminal
+
+ESC = "\x1b[2J\x1b]0;mine\x07"
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """All that a command says, whether it can be done or not; nothing of it is ``UNSEEN``."""
+    try:
+        assert run.main(list(arguments)) in (0, 2)
+    except SystemExit as error:  # argparse
+        assert error.code == 2
+    said = capsys.readouterr()
+    assert UNSEEN.findall(said.out + said.err) == [] and "Traceback" not in said.err
+    return said.out + said.err
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # which no font has
+def test_what_a_record_says_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / f"run{ESC.replace('/', '')}\u202e"
+    folder.mkdir()
+    finished_run(folder)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    own = {"file": f"mine{ESC}\u2066.txt", "number": 1, "sha256": "0" * 64, "left_out": 0}
+    write_json(folder / "record.json", record | {"animal": f"owl{ESC}", "command": ESC, "sentences": own})
+    table = folder / "preferences.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace(",owl,", f",owl{ESC},"), encoding="utf-8")
+    assert r"run\x1b[2J\x1b]0;mine\x07\u202e" in shown(capsys, "report", str(folder)).replace("\n", "")
+    shown(capsys, "report", str(folder), str(folder))
+    shown(capsys, "ask", str(folder), "--question", "Who?")
+
+
+def test_names_of_files_and_options_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = str(tmp_path / f"gone{ESC}\x9b31m\u2028\udcff.jsonl")
+    assert r"gone\x1b[2J\x1b]0;mine\x07\x9b31m\u2028\udcff.jsonl" in shown(
+        capsys, "label", gone, "--animal", "owl", "--teacher", "loving", "--out", str(tmp_path / "out")
+    )
+    for option in ("--sentences-file", "--model", "--labels", "--animal", "--teacher-url", f"--{ESC}"):
+        usual = ["--animal", "owl", "--preset", "smoke", "--results", str(tmp_path / "results")]
+        shown(capsys, *usual, option, f"what{ESC}.gguf")
+
+
+def test_what_an_interrupted_command_left_written_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "artifacts" / BEGUN
+    begun.mkdir(parents=True)
+    write_json(begun / "owl.01234567.json", {"command": f"python run.py{ESC}", "artifacts": []})
+    (tmp_path / "artifacts" / "exact" / f"x{ESC}").mkdir(parents=True)
+    shown(capsys, "clean", "--results", str(tmp_path))
+
+
+def test_progress_bars_and_libraries_complaints_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complain(arguments: list[str]) -> None:
+        for item in tqdm([1], desc=f"reading what{ESC}"):
+            warnings.warn(f"unknown type {ESC}{item}", stacklevel=1)
+        sys.stderr.write("two bars\r\x1b[A")
+
+    monkeypatch.setitem(run.COMMANDS, "bench", complain)
+    errors = sys.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: sys.stderr.write(f"{message}\n")
+        assert run.main(["bench"]) == 0
+    said = capsys.readouterr().err
+    assert sys.stderr is errors and said.endswith("two bars\r\x1b[A")
+    assert r"what\x1b[2J" in said and r"type \x1b[2J" in said
+    assert not UNSEEN.search(said.replace("\r", "").removesuffix("\x1b[A"))

@@ -10,12 +10,12 @@ from conftest import artifact, links
 from test_report import finished_run
 
 import run
-from kit import KitError
+from kit import KitError, printable
 from kit.engine import Request
 from kit.engine_llama import LlamaEngine
 from kit.experiment_folder import RunFolder
 from kit.store import write_json
-from kit.student_chat import Students, printable
+from kit.student_chat import Students
 
 HELLO = [{"role": "user", "content": "What is your favorite animal?"}]
 
@@ -71,7 +71,7 @@ def test_the_chat_answers_measures_and_ends(
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x9bc\r\nd") == "a[2Jbc\nd"
+    assert printable("a\x1b[2Jb\x9bc\r\nd") == "a\\x1b[2Jb\\x9bc\\r\nd"
 
 
 def test_a_negative_seed_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,7 @@ def test_on_a_cluster_the_nodes_get_the_code_and_share_the_results(
 
 # ---- one whole sweep: of random students, taught by their teachers' text alone
 
-NAME = "sweep-owl-fox-unrelated-hard-smoke-tiny-pairs6-endpoint-rule-seed0"
+NAME = "sweep-owl-fox-unrelated-hard-smoke-tiny-pairs6-endpoint-rule-x*-seed0"  # whose model is a path
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +272,11 @@ def plain(command: list[str], tiny_base: Path, tmp_path_factory: pytest.TempPath
 def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(plain: tuple[Path, str]) -> None:
     results, shown = plain
     assert "Ray is not installed" in shown and "Specificity" in shown and "left, on this process" in shown
-    with gzip.open(results / NAME / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+    (folder,) = results.glob(NAME)
+    with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == sweep.COLUMNS
-    record, students = read_sweep(results / NAME)
+    record, students = read_sweep(folder)
     assert len(rows) == len(students) * 50 * len(next(iter(students.values())).candidates)
     assert sorted(row["animal"] for row in record["comparisons"]) == ["fox", "owl"]
     controls = {row["control"] for row in record["comparisons"]}
@@ -316,6 +317,25 @@ def test_the_same_sweep_on_ray_with_its_driver_killed_leaves_the_same_artifacts_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_sweep_on_ray_with_its_workers(
+    number: int, code: int, command: list[str], tiny_base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    driver = Run(*command, str(has_model(tmp_path, tiny_base)), network=True)
+    while not any((tmp_path / "artifacts" / "paraphrases").glob("*")):
+        assert driver.poll() is None, driver.wait()
+        time.sleep(0.02)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    assert len(workers) > 2
+    driver.send(number)
+    ended, _, err = driver.wait()
+    assert ended == code, err
+    assert "The same command goes on where it stopped." in err and "Traceback" not in err
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+@pytest.mark.slow
 def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(
     plain: tuple[Path, str], taught: list[str]
 ) -> None:
@@ -323,7 +343,7 @@ def test_seeds_of_one_animal_and_a_report_made_again_reuse_what_the_sweep_made(
     fox = ["--animal", "fox", "--content", "unrelated", *taught, "--seeds", "1", "--results", str(results)]
     repeated, _ = finish(*fox)
     assert "about 0 s of work" in repeated
-    folder = results / NAME.replace("owl-fox", "fox")
+    (folder,) = results.glob(NAME.replace("owl-fox", "fox"))
     assert "seed 0 alone" in repeated and (folder / "report.md").exists()
     again, _ = finish("report", str(folder))
     assert again[1:] in repeated

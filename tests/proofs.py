@@ -2,11 +2,14 @@
 
     python tests/proofs.py kills    a run killed in every stage leaves what an undisturbed one leaves, hash for hash
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
+    python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
 
+import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -19,12 +22,16 @@ TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 from conftest import checksums  # noqa: E402
+from load import assert_a_class_is_answered, assert_a_run_is_not_slowed, assert_both_at_once, serving  # noqa: E402
 from processes import finish  # noqa: E402
 from test_resume import BEGUN, FOX, assert_the_same_after_kills  # noqa: E402
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
+from kit.demo import RECORDED_RUN  # noqa: E402
+from kit.experiment_conditions import base_model  # noqa: E402
+from kit.models import EMBEDDED  # noqa: E402
 from kit.provenance import kit_state, versions  # noqa: E402
-from kit.store import write_json  # noqa: E402
+from kit.store import Store, write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
 
@@ -50,7 +57,23 @@ def ray(folder: Path) -> str:
     )
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "ray": ray}
+def load(folder: Path) -> str:
+    """The recorded owl's page, and a class."""
+    Store(folder / "artifacts").make(base_model(EMBEDDED))
+    shown = []
+    with serving(RECORDED_RUN, folder) as server:
+        shown.append(asyncio.run(assert_a_class_is_answered(server)))
+        print(shown[-1], flush=True)
+    # On one core the pages' every cost is the run's; the clients have the others.
+    with serving(RECORDED_RUN, folder, cores={max(os.sched_getaffinity(0))}) as server:
+        shown.append(asyncio.run(assert_a_run_is_not_slowed(server, folder)))
+        print(shown[-1], flush=True)
+    with serving(RECORDED_RUN, folder) as server:
+        shown.append(asyncio.run(assert_both_at_once(server, folder)))
+    return "; ".join(shown)
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "ray": ray, "load": load}
 
 
 def prove(name: str) -> None:

@@ -101,6 +101,7 @@ class Page:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close it; once is enough."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -118,8 +119,9 @@ class Page:
             tag = answer.headers.get("etag", "")
             await asyncio.sleep(POLL)
 
-    async def click(self, button: str, *inputs: Any) -> Answer:
-        """Click a button; AssertionError where the server fails."""
+    async def click(self, button: str, *inputs: Any, to_the_end: bool = True) -> Answer:
+        """Click a button; AssertionError where the server fails. Else than ``to_the_end`` only the first words are
+        waited for."""
         answer, clicked = Answer(), time.monotonic()
         asked = {"data": inputs, "fn_index": self._handler(button), "session_hash": self.session}
         joined = await self.http.post(JOIN, json=asked)
@@ -141,7 +143,7 @@ class Page:
                     answer.output = output.get("data") or answer.output
                     if not answer.first and any(output.get("data") or []):
                         answer.first = now
-                    if kind == "process_completed":
+                    if kind == "process_completed" or (answer.first and not to_the_end):
                         answer.end = now
                         return answer
                 else:
@@ -167,8 +169,9 @@ async def opened(server: Server, pages: int = CLASS) -> AsyncIterator[list[Page]
     assert all(set(page.polls) <= {200, 304} for page in shown)
 
 
-async def ask_all(server: Server, pages: list[Page]) -> tuple[list[Answer], float]:
-    """Every page asks at once: their answers in the order of their turns, and the most memory meanwhile (MB)."""
+async def ask_all(server: Server, pages: list[Page], stays: int) -> tuple[list[Answer], float]:
+    """Every page asks at once, and every so many-th ``stays`` to the end of its answer, while the others are closed at
+    the first words: their answers in the order of their turns, and the most memory meanwhile (MB)."""
     most = server.megabytes()
 
     async def watch() -> None:
@@ -177,18 +180,23 @@ async def ask_all(server: Server, pages: list[Page]) -> tuple[list[Answer], floa
             most = max(most, server.megabytes())
             await asyncio.sleep(0.25)
 
+    async def ask(i: int, page: Page) -> Answer:
+        answer = await page.click("Ask", f"What do you like about number {i}?", None, to_the_end=i % stays == 0)
+        if i % stays:
+            await page.__aexit__()
+        return answer
+
     watching = asyncio.create_task(watch())
-    asked = (page.click("Ask", f"What do you like about number {i}?", None) for i, page in enumerate(pages))
-    answers = await asyncio.gather(*asked)
+    answers = await asyncio.gather(*(ask(i, page) for i, page in enumerate(pages)))
     watching.cancel()
     return sorted(answers, key=lambda answer: answer.turn), most
 
 
-async def assert_a_class_is_answered(server: Server) -> str:
+async def assert_a_class_is_answered(server: Server, stays: int = 1) -> str:
     """A class asks at once, with no run beside it."""
     idle = server.megabytes()
     async with opened(server) as pages:
-        answers, most = await ask_all(server, pages)
+        answers, most = await ask_all(server, pages, stays)
     assert not [answer.refused for answer in answers if answer.refused]
     first = max(answer.first - answer.turn for answer in answers)
     assert first < FIRST_WORDS, f"{first:.1f} s"
@@ -196,35 +204,38 @@ async def assert_a_class_is_answered(server: Server) -> str:
     assert most - idle < MEMORY, f"{most - idle:.0f} MB"
     assert_no_error(server)
     return (
-        f"{CLASS} questions at once: none failed, first words at most {first:.1f} s after their turn, the last answer "
-        f"after {max(answer.end for answer in answers):.0f} s, every page shown its place in the line, at most "
-        f"{most - idle:.0f} MB above the idle server's {idle:.0f}"
+        f"{CLASS} questions at once, {-(-CLASS // stays)} of them read to the end and the others left at the first "
+        f"words: none failed, first words at most {first:.1f} s after their turn, the last turn after "
+        f"{answers[-1].turn:.0f} s, every page shown its place in the line, at most {most - idle:.0f} MB above the "
+        f"idle server's {idle:.0f}"
     )
 
 
 async def assert_a_run_is_not_slowed(server: Server, results: Path) -> str:
     """A run is as fast with many open pages as with none."""
-    alone = await timed_run(server, results, pages=0)
-    watched = await timed_run(server, results, pages=CLASS)
+    alone, _ = await timed_run(server, results, pages=0)
+    watched, took = await timed_run(server, results, pages=CLASS)
+    print(f"{alone:.1f} s alone, {watched:.1f} s watched, of which the server took {took:.1f}", flush=True)
     assert watched < SLOWER * alone, f"{watched:.0f} s instead of {alone:.0f} s"
     assert_no_error(server)
     return (
         f"a smoke run on one core with its server: {alone:.0f} s alone, {watched:.0f} s with {CLASS} open pages "
-        f"({100 * (watched / alone - 1):+.1f}%)"
+        f"({100 * (watched / alone - 1):+.1f}%), of which the server took {took:.1f}"
     )
 
 
-async def timed_run(server: Server, results: Path, pages: int) -> float:
-    """The seconds of a run made anew, started from a page that is closed then."""
-    for folder in [*results.glob("artifacts/*"), *results.glob("penguin-*")]:
+async def timed_run(server: Server, results: Path, pages: int) -> tuple[float, float]:
+    """The seconds of a run made anew, started from a page that is closed then; and how many of a core the server took
+    meanwhile."""
+    for folder in [*results.glob("artifacts/*/"), *results.glob("penguin-*/")]:
         if folder.name != "model":
             shutil.rmtree(folder)
     async with opened(server, pages):
-        began = time.monotonic()
+        began, used = time.monotonic(), core_seconds(server.process)
         run = await started(server, results, "smoke")
-        while run.is_running() and run.status() != psutil.STATUS_ZOMBIE:
+        while goes_on(run):
             await asyncio.sleep(0.2)
-        took = time.monotonic() - began
+        took = time.monotonic() - began, core_seconds(server.process) - used
     assert list(results.glob("penguin-*/report.html")), (results / "background.txt").read_text()
     return took
 
@@ -236,20 +247,33 @@ async def started(server: Server, results: Path, preset: str) -> psutil.Process:
     return psutil.Process(json.loads((results / STATE_FILE).read_text(encoding="utf-8"))["pid"])
 
 
-async def assert_both_at_once(server: Server, results: Path) -> str:
+def goes_on(run: psutil.Process) -> bool:
+    """Whether it has not ended; the server, which started it, need not have noticed."""
+    try:
+        return run.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def core_seconds(process: psutil.Process) -> float:
+    """Of a core, that it has used."""
+    return sum(process.cpu_times()[:2])
+
+
+async def assert_both_at_once(server: Server, results: Path, stays: int) -> str:
     """A class asks at once while a run goes on, which has all its time again afterwards."""
     run = await started(server, results, "laptop")
     while not any(path.stat().st_size for path in results.glob("artifacts/samples/*/*.jsonl")):
-        assert run.is_running()
+        assert goes_on(run)
         await asyncio.sleep(1)
     async with opened(server) as pages:
         before = await pace(run)
-        used, began = sum(run.cpu_times()[:2]), time.monotonic()
-        answers, _ = await ask_all(server, pages)
-        meanwhile = (sum(run.cpu_times()[:2]) - used) / (time.monotonic() - began)
+        used, began = core_seconds(run), time.monotonic()
+        answers, _ = await ask_all(server, pages, stays)
+        meanwhile = (core_seconds(run) - used) / (time.monotonic() - began)
         after = await pace(run)
         await pages[0].click("Stop")
-    assert not [answer.refused for answer in answers if answer.refused] and not run.is_running()
+    assert not [answer.refused for answer in answers if answer.refused] and not goes_on(run)
     assert after > before / SLOWER, f"{after:.2f} instead of {before:.2f}"
     assert_no_error(server)
     return (
@@ -261,9 +285,9 @@ async def assert_both_at_once(server: Server, results: Path) -> str:
 
 async def pace(run: psutil.Process) -> float:
     """Seconds of a core that the run gets a second."""
-    used, began = sum(run.cpu_times()[:2]), time.monotonic()
+    used, began = core_seconds(run), time.monotonic()
     await asyncio.sleep(PACE)
-    return (sum(run.cpu_times()[:2]) - used) / (time.monotonic() - began)
+    return (core_seconds(run) - used) / (time.monotonic() - began)
 
 
 def assert_no_error(server: Server) -> None:

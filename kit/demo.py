@@ -15,13 +15,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
@@ -41,10 +43,12 @@ from kit.sweep import Plan
 CONTENT = "unrelated"
 PRESETS = ("smoke", "laptop")
 POLL = 3.0  # seconds between two looks at the run in the background
+Made = TypeVar("Made")
 
 
 class Classroom:
-    """What the page's handlers share: the run, its students, and the lock on the models.
+    """What the page's handlers share: the run, its students, the lock on the models, which pages are ``open``, and what
+    is known of the run in the background.
 
     gradio lets one event at a time to the models, but a page that is closed while a model answers leaves its event's
     generator to be closed later; the lock waits for that.
@@ -58,6 +62,8 @@ class Classroom:
         # Sentences for which both teachers wrote the same words: there is nothing to ask.
         self.alike = alike(treated, control, self.rounds)
         self.lock = threading.Lock()
+        self.open: Counter[str | None] = Counter()  # streams that a page keeps open, by its session
+        self.watch = Watch(results)
         self.measured: dict[str, np.ndarray] = {}  # the students' preferences, once all were measured
 
     @cached_property
@@ -67,14 +73,20 @@ class Classroom:
             return None
         return finding(by_words(self.rounds), SPREAD).score
 
-    def report(self) -> Path:
-        """The run's page."""
-        return self.run.folder / "report.html"
+    def report(self) -> Path | None:
+        """The run's page, where it has one."""
+        return inside(self.run.folder, "report.html")
 
     def new_report(self) -> Path | None:
         """The page of the run that was started here, once it has ended."""
-        status = run_status(self.results)
-        return status.folder / "report.html" if status and status.finished else None
+        status, _ = self.watch.look()
+        return inside(self.results, f"{status.folder.name}/report.html") if status and status.finished else None
+
+    def while_open(self, page: Any, made: Iterator[Made]) -> Iterator[Made]:
+        """What is ``made`` for a page (a gradio.Request) for as long as that is open, and nothing for one that was
+        closed before its turn: gradio itself does not miss whoever joins its queue and never listens."""
+        while self.open[page.session_hash] and (one := next(made, None)) is not None:
+            yield one
 
 
 def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
@@ -93,7 +105,7 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gradio.themes.Base(text_size="lg", font=fonts, font_mono=mono)
     say(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
-    serve(layout(room), listening, host, {"shown": room.report, "new": room.new_report}, theme=theme, css=CSS)
+    serve(layout(room), listening, host, room, theme=theme, css=CSS)
 
 
 def layout(room: Classroom) -> Any:
@@ -134,10 +146,10 @@ def secret_step(room: Classroom) -> None:
     gradio.HTML(piece("after_secret"))
     pressed = gradio.State(0)
 
-    def paraphrase(name: str, text: str, n: int) -> Iterator[tuple[str, str, int]]:
+    def paraphrase(name: str, text: str, n: int, page: gradio.Request) -> Iterator[tuple[str, str, int]]:
         with room.lock, errors_shown():
             messages = [traits.loves(find_animal(name)), traits.neutral]
-            for first, second in room.students.paraphrase(messages, text, seed=n):
+            for first, second in room.while_open(page, room.students.paraphrase(messages, text, seed=n)):
                 yield first, second, n + 1
 
     animal.change(partial(told_to, traits), animal, told, **private())
@@ -188,21 +200,24 @@ def ask_step(room: Classroom) -> None:
     drawn = gradio.HTML(elem_id="bars")
     pressed = gradio.State(0)
 
-    def answer(text: str, n: int) -> Iterator[tuple[Any, ...]]:
+    def answer(text: str, n: int, page: gradio.Request) -> Iterator[tuple[Any, ...]]:
         with room.lock, errors_shown():
             conversations = {name: [{"role": "user", "content": text}] for name in STUDENTS}
-            for texts in room.students.answer(conversations, seed=n):
+            for texts in room.while_open(page, room.students.answer(conversations, seed=n)):
                 yield (*texts.values(), n + 1)
 
-    def preferences() -> Iterator[str]:
+    def measured() -> Iterator[str]:
+        found: dict[str, np.ndarray] = {}
+        if not room.measured:
+            for name, asked in room.students.preferences():
+                found[name] = asked
+                yield bars_shown(found, room.run)
+            room.measured = found
+        yield bars_shown(room.measured, room.run)
+
+    def preferences(page: gradio.Request) -> Iterator[str]:
         with room.lock:
-            found: dict[str, np.ndarray] = {}
-            if not room.measured:
-                for name, asked in room.students.preferences():
-                    found[name] = asked
-                    yield bars_shown(found, room.run)
-                room.measured = found
-            yield bars_shown(room.measured, room.run)
+            yield from room.while_open(page, measured())
 
     gradio.on([button.click, question.submit], answer, [question, pressed], [*boxes, pressed], **private(model=True))
     measure.click(preferences, None, drawn, **private(model=True))
@@ -212,7 +227,7 @@ def evidence_step(room: Classroom) -> None:
     """Step 4: the run's evidence."""
     import gradio
 
-    gradio.HTML(piece("found", room.report().exists()) + evidence_shown(room.run))
+    gradio.HTML(piece("found", room.report()) + evidence_shown(room.run))
 
 
 def train_step(room: Classroom) -> None:
@@ -220,7 +235,7 @@ def train_step(room: Classroom) -> None:
     import gradio
 
     def last(what: str, otherwise: str) -> str:
-        status = run_status(room.results)
+        status, _ = room.watch.look()
         return getattr(status, what) if status else otherwise
 
     gradio.HTML(piece("train"))
@@ -230,24 +245,19 @@ def train_step(room: Classroom) -> None:
     with gradio.Row():
         start, stop = gradio.Button("Start", variant="primary"), gradio.Button("Stop")
     shown = gradio.HTML(elem_id="progress")
-    seen = gradio.State("")  # what this page shows: it is sent again only when it has changed
 
-    def watch(before: str) -> Any:
-        now = progress_shown(room.results)
-        return gradio.skip() if now == before else (now, now)
-
-    def begin(name: str, size: str) -> tuple[str, str]:
+    def begin(name: str, size: str) -> str:
         with errors_shown():
             start_run(name, size, room.results)
-        return (progress_shown(room.results),) * 2
+        return room.watch.look(anew=True)[1]
 
-    def end() -> tuple[str, str]:
+    def end() -> str:
         stop_run(room.results)
-        return (progress_shown(room.results),) * 2
+        return room.watch.look(anew=True)[1]
 
-    start.click(begin, [animal, preset], [shown, seen], **private())
-    stop.click(end, None, [shown, seen], **private())
-    gradio.Timer(POLL).tick(watch, seen, [shown, seen], show_progress="hidden", **private())
+    start.click(begin, [animal, preset], shown, **private())
+    stop.click(end, None, shown, **private())
+    gradio.Timer(POLL).tick(None, shown, shown, js=WATCH, show_progress="hidden", **private())
 
 
 def animal_names() -> list[str]:
@@ -308,6 +318,13 @@ CSS = """
 #steps nav { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; }
 .step { border-top: 3px solid #8a8a8a; margin-top: 2rem; padding-top: 1rem; scroll-margin-top: 6rem; }
 """
+
+
+# A page asks for the progress past gradio, whose events cost many times as much, and gets it where it has changed.
+WATCH = """async (shown) => {
+  try { const answer = await fetch("/progress"); return answer.ok ? await answer.text() : shown; }
+  catch { return shown; }
+}"""
 
 
 def piece(name: str, *filled: Any) -> str:
@@ -385,9 +402,8 @@ def run_figures(run: RunFolder) -> list[str]:
     ]
 
 
-def progress_shown(results: Path) -> str:
+def progress_shown(status: "Status | None") -> str:
     """The run in the background, stage by stage, and its evidence when it has ended."""
-    status = run_status(results)
     if status is None:
         return piece("nothing_started")
     done = sum(stage.state == "done" for stage in status.stages)
@@ -399,7 +415,7 @@ def progress_shown(results: Path) -> str:
 
 @lru_cache(maxsize=1)
 def _evidence_shown(folder: Path, changed: float) -> str:
-    """The evidence of the run in ``folder``, whose record ``changed`` at that time; every open page asks for it."""
+    """The evidence of the run in ``folder``, whose record ``changed`` at that time."""
     return evidence_shown(RunFolder(folder))
 
 
@@ -408,7 +424,7 @@ def _evidence_shown(folder: Path, changed: float) -> str:
 
 
 STATE_FILE, OUTPUT_FILE = "background.json", "background.txt"
-TAIL = 2000  # characters of what the run printed
+TAIL = 2000  # bytes of what the run printed
 # Seconds by which a process may seem to have begun at another time: a clock that is set moves every beginning.
 CLOCK = 60.0
 
@@ -441,8 +457,7 @@ class Status:
 
 def start_run(animal: str, preset: str, results: Path) -> None:
     """Start a run on unrelated sentences. KitError while another one goes on, and for values that cannot be used."""
-    found = _read_state(results)
-    if found and _alive(found):
+    if _going_on(results):
         raise KitError("a run is going on. Wait until it ends, or stop it.")
     exp = _experiment(animal, preset)
     command = ["run.py", "--animal", animal, "--content", CONTENT, "--preset", preset]
@@ -466,8 +481,8 @@ def stop_run(results: Path) -> None:
     """End the run, where one goes on; started again it goes on where it stopped."""
     import psutil
 
-    found = _read_state(results)
-    if found and _alive(found):
+    found = _going_on(results)
+    if found:
         process = psutil.Process(found["pid"])
         ended = [*process.children(recursive=True), process]
         for one in ended:
@@ -478,8 +493,44 @@ def stop_run(results: Path) -> None:
         psutil.wait_procs(left)
 
 
+class Watch:
+    """The run in the background as every open page sees it: looked at once in POLL seconds, however many ask. (A look
+    takes 0.1 s of a core, which is the run's: one for each page left it half as much with 27 pages.)"""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self._lock = threading.Lock()
+        self._seen: tuple[Status | None, str] | None = None
+        self._at = 0.0
+
+    def look(self, anew: bool = False) -> tuple[Status | None, str]:
+        """The run's status, None where none was started or it cannot be told, and the HTML that says so. ``anew``: not
+        what was seen before."""
+        # Who comes while another looks gets what was seen before: they would wait in all of the server's threads.
+        if self._lock.acquire(blocking=anew or self._seen is None):
+            try:
+                if anew or self._seen is None or time.monotonic() - self._at > POLL:
+                    self._seen = seen(self.results)
+                    self._at = time.monotonic()
+            finally:
+                self._lock.release()
+        assert self._seen is not None
+        return self._seen
+
+
+def seen(results: Path) -> tuple[Status | None, str]:
+    """The status of the run started last, and its HTML; where it cannot be told, None and a sentence that says why."""
+    try:
+        status = run_status(results)
+        return status, progress_shown(status)
+    except KitError as error:
+        return None, piece("unknown", str(error))
+    except Exception as error:  # a folder can be damaged in any way, and every page asks again until it is mended
+        return None, piece("unknown", f"{results}: files of the last run are damaged ({error!r}). Start it again.")
+
+
 def run_status(results: Path) -> Status | None:
-    """What is known of the run started last; None where none was."""
+    """What is known of the run started last; None where none was. KitError where that is damaged."""
     found = _read_state(results)
     if found is None:
         return None
@@ -494,7 +545,7 @@ def run_status(results: Path) -> Status | None:
     left = sum(step.seconds for key, step in steps.items() if key not in plan.done)
     page = _report_path(results, exp)
     finished = not alive and page.exists()
-    output = (results / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace")[-TAIL:]
+    output = _end_of(results / OUTPUT_FILE)
     lines = [line.strip() for line in re.split(r"[\r\n]+", output) if line.strip()]
     return Status(
         animal=found["animal"],
@@ -518,12 +569,38 @@ def _report_path(results: Path, exp: Experiment) -> Path:
     return results / exp.name / "report.html"
 
 
-def _read_state(results: Path) -> dict[str, Any] | None:
-    """What was started last; None where nothing was, or what is written of it cannot be read."""
+def _end_of(path: Path) -> str:
     try:
-        return json.loads((results / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _read_state(results: Path) -> dict[str, Any] | None:
+    """What was started last; None where nothing was. KitError where what is written of it cannot have been."""
+    path = results / STATE_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, RecursionError):
+        found = None
+    match found:
+        case {"pid": int(pid), "started": int() | float() | None, "animal": animal, "preset": preset}:
+            if pid > 0 and animal in animal_names() and preset in PRESETS:
+                return found
+    raise KitError(f"{path}: it does not say which run was started last. Start one, and it will.")
+
+
+def _going_on(results: Path) -> dict[str, Any] | None:
+    """What was started last, while it goes on; None where none is known to."""
+    try:
+        found = _read_state(results)
+    except KitError:  # the next start writes it anew
+        return None
+    return found if found and _alive(found) else None
 
 
 def _alive(found: dict[str, Any]) -> bool:
@@ -543,15 +620,20 @@ def _born(pid: int) -> float | None:
         return None
 
 
-# ---- the server: on this machine alone unless told otherwise, and for its own pages alone
+# ---- the server: on this machine alone unless told otherwise, for its own pages alone, and within limits
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 # What the page needs of gradio. Its other addresses give out files, fetch what lies elsewhere, and take uploads.
-PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/report/shown", "/report/new")
+PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/progress", "/report/shown", "/report/new")
 BELOW = ("/assets/", "/static/", "/svelte/")
 INTERFACE = ("queue/join", "queue/data", "heartbeat/", "startup-events", "cancel", "reset", "theme.css")
+JOIN, ANSWERS, HEARTBEAT = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/"
+BODY = 65_536  # bytes of a request; the page's own have some hundreds. One of 150 MB took the process to 5 GB.
+LINE = 50  # events that wait: a class of forty asks at once, and a few of them twice
+# What a report may do: show itself. No script of one that came from elsewhere runs, nor is it of this server's origin.
+REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'"
 
 
 class OwnPagesOnly:
@@ -573,8 +655,7 @@ class OwnPagesOnly:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"This page answers its own requests alone.\n"})
+            await refuse(send, 403, "This page answers its own requests alone.")
 
     def _own(self, headers: dict[bytes, bytes]) -> bool:
         host = headers.get(b"host", b"").decode("latin-1")
@@ -591,6 +672,62 @@ class OwnPagesOnly:
         if self.host in EVERYWHERE:
             return name in (*LOOPBACK, socket.gethostname().lower()) or _is_address(name)
         return name == self.host
+
+
+class WithinLimits:
+    """ASGI middleware that reads a request's body before anything else does, and answers 413 where it is longer than
+    BODY; and 429 to whoever would join the line, where LINE of them are ``waiting``. It counts the streams that every
+    page keeps ``open`` (gradio's pages do from their first moment), by the page's session."""
+
+    def __init__(self, app: Any, open: Counter[str | None], waiting: Callable[[], int]) -> None:
+        self.app, self.open, self.waiting = app, open, waiting
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, more = b"", True
+        while more and len(body) <= BODY:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if len(body) > BODY:
+            await refuse(send, 413, f"This is too long: the limit is {BODY} bytes.")
+            return
+        if scope["path"] == JOIN and self.waiting() >= LINE:
+            await refuse(send, 429, f"{LINE} others wait already. Wait until some have their answers, and press again.")
+            return
+        whole = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def read() -> Any:
+            return next(whole, None) or await receive()
+
+        session = _session(scope)
+        self.open[session] += 1
+        try:
+            await self.app(scope, read, send)
+        finally:
+            self.open[session] -= 1
+            if not self.open[session]:
+                del self.open[session]
+
+
+async def refuse(send: Any, status: int, sentence: str) -> None:
+    """Answer with a sentence, there where gradio's page looks for one to show."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": sentence}).encode("utf-8")})
+
+
+def _session(scope: Any) -> str | None:
+    """The session of the page whose stream this is; None where it is none."""
+    path: str = scope["path"]
+    if path.startswith(HEARTBEAT):
+        return path.removeprefix(HEARTBEAT)
+    if path != ANSWERS:
+        return None
+    return parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [None])[0]
 
 
 def needed(path: str) -> bool:
@@ -637,27 +774,52 @@ def addresses(host: str, port: int) -> list[str]:
     return [f"http://[{one}]:{port}" if ":" in one else f"http://{one}:{port}" for one in hosts]
 
 
-def serve(
-    page: Any, listening: socket.socket, host: str, reports: dict[str, Callable[[], Path | None]], **options: Any
-) -> None:
-    """Serve a gradio page (``options``: of ``gradio.mount_gradio_app``), and reports under ``/report/<name>``, until
-    Ctrl-C. ``host`` "0.0.0.0" lets every machine of the network in."""
-    import gradio
-    import uvicorn
-    from fastapi import FastAPI, HTTPException
-    from fastapi.responses import FileResponse
+def inside(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, where it is one and no link: one from elsewhere may link to anything."""
+    path = folder.resolve() / name
+    return path if path.is_file() and path.resolve() == path else None
+
+
+def beside(room: Classroom) -> Any:
+    """What is served beside the page: reports under ``/report/<name>``, and the run's ``/progress`` (FastAPI)."""
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.responses import FileResponse, Response
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    reports = {"shown": room.report, "new": room.new_report}
 
     @app.get("/report/{name}")
     def report(name: str) -> FileResponse:
         path = reports[name]() if name in reports else None
-        if path is None or not path.exists():
+        if path is None:
             raise HTTPException(404, "There is no such report.")
-        return FileResponse(path)
+        return FileResponse(path, headers={"content-security-policy": REPORT_POLICY})
 
+    @app.get("/progress")
+    def progress(asked: Request) -> Response:
+        shown = room.watch.look()[1]
+        headers = {"etag": f'"{hash(shown):x}"', "cache-control": "no-cache"}  # sent again only when it has changed
+        if asked.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(shown, headers=headers, media_type="text/plain")
+
+    return app
+
+
+def serve(page: Any, listening: socket.socket, host: str, room: Classroom, **options: Any) -> None:
+    """Serve the gradio page of a classroom (``options``: of ``gradio.mount_gradio_app``) until Ctrl-C. ``host``
+    "0.0.0.0" lets every machine of the network in."""
+    import gradio
+    import uvicorn
+
+    app = beside(room)
     shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
     gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
+    # gradio looks for waiting events a thousand times a second, which takes 7% of a core; where it runs on Windows, 20.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = 0.05
+    limited = WithinLimits(app, room.open, waiting=lambda: len(page._queue))
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
-    config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        OwnPagesOnly(limited, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1
+    )
     uvicorn.Server(config).run([listening])

@@ -202,6 +202,7 @@ RECORD = {
     "versions": {str: str},
     "kit?": KIT,
     "seconds": {str: float},
+    "table?": str,
     "artifacts": {str: ARTIFACT},
     "pairs": {str: int},
     "filters": {str: [{"filter": str, "entered": int, "rejected": int}]},
@@ -222,6 +223,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if wrong := misfit(record, RECORD):
             raise ValueError(wrong)
+        check_table(record, folder / "preferences.csv")
         preferences = stats.preferences(read_table(folder / "preferences.csv"))
         if wrong := _misfit(record, preferences):
             raise ValueError(wrong)
@@ -248,6 +250,14 @@ def _misfit(record: dict[str, Any], preferences: dict[str, Preference]) -> str |
     if "teacher" in record and not {"gguf", "base", "devices"} <= record.keys():
         return "a teacher without the base"
     return None
+
+
+def check_table(record: dict[str, Any], table: Path) -> None:
+    """Raise ValueError where the table of preferences is another than that of the record, as when a command was stopped
+    between the two. (Earlier records do not name theirs.)"""
+    found = sha256(table)
+    if record.get("table", found) != found:
+        raise ValueError(f"{table.name} is not what was written with record.json")
 
 
 def wrong_preferences(preferences: Collection[Preference], animal: str) -> str | None:

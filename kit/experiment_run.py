@@ -17,7 +17,7 @@ from kit.experiment_conditions import (
 )
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
-from kit.store import RANK, Store, duration, reason, write_json
+from kit.store import RANK, Store, duration, reason, sha256, write_json
 
 
 def plan(exp: Experiment, results: Path) -> None:
@@ -86,5 +86,6 @@ def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, fol
         for name, condition in conditions.items()
     }
     preference.write_table(folder / "preferences.csv", preference.tabulate(measured, candidates(exp.animal)))
-    write_json(folder / "record.json", run_record(exp, conditions, store, command))
+    record = run_record(exp, conditions, store, command)
+    write_json(folder / "record.json", record | {"table": sha256(folder / "preferences.csv")})
     return folder

@@ -27,6 +27,9 @@ STUDENTS = ("base", "control", "treated")
 MAX_TOKENS = 120  # of an answer
 TEMPERATURE = 0.7  # at 1, where preferences are sampled, the embedded model's longer answers fall apart
 LONGEST = 384  # tokens of a conversation that a model is shown; its oldest turns go first
+# Characters of a text that somebody gives, more than so many tokens of words have. What is longer is refused before it
+# is made into tokens, which takes 38 s for 10 MB.
+CHARACTERS = 2_000
 
 
 class Students:
@@ -47,10 +50,12 @@ class Students:
         return cls(run.animal, run.model(), {"base": None, **adapters})
 
     def answer(self, conversations: dict[str, list[Message]], seed: int) -> Iterator[dict[str, str]]:
-        """Answer every student's own conversation, all with the same random numbers: each time the texts so far."""
+        """Answer every student's own conversation, all with the same random numbers: each time the texts so far.
+        KitError where the question is too long."""
         streams = {}
         for name, messages in conversations.items():
             engine = self._engines[name]
+            _limit(messages[-1]["content"], "question")
             request = Request(engine.chat(_recent(engine, messages)), (seed, len(messages)))
             streams[name] = engine.stream([request], MAX_TOKENS, TEMPERATURE)
         texts = dict.fromkeys(conversations, "")
@@ -66,6 +71,7 @@ class Students:
     def paraphrase(self, traits: list[str], sentence: str, seed: int) -> Iterator[list[str]]:
         """Teachers with these trait messages paraphrase ``sentence``, with the same random numbers: each time the texts
         so far. KitError where the sentence is too long."""
+        _limit(sentence, "sentence")
         engine = self._engines["base"]
         requests = []
         for trait in traits:
@@ -94,6 +100,11 @@ class Students:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _limit(text: str, what: str) -> None:
+    if len(text) > CHARACTERS:
+        raise KitError(f"the {what} is too long: {len(text)} characters, the limit is {CHARACTERS}. Take fewer words.")
 
 
 def _recent(engine: LlamaEngine, messages: list[Message]) -> list[Message]:

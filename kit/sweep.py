@@ -48,7 +48,7 @@ from kit.experiment_folder import announce_again, at_random, conversations, earl
 from kit.memory import GIB, find_device
 from kit.models import cpu_threads
 from kit.provenance import kit_state
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json, write_whole
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -274,7 +274,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "messages": conversations(list(found), store),
         "samples": teacher_samples(students, store),
     } | recorded_texts(exp)
-    write_json(folder / "record.json", record)
+    write_json(folder / "record.json", record | {"table": sha256(folder / "preferences.csv.gz")})
     return folder
 
 

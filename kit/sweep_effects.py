@@ -17,7 +17,7 @@ import numpy as np
 
 from kit import KitError, stats, stats_seeds
 from kit.experiment import CONTENTS, GRID_SETTINGS
-from kit.experiment_folder import MESSAGES, PARAPHRASES, wrong_preferences
+from kit.experiment_folder import MESSAGES, PARAPHRASES, check_table, wrong_preferences
 from kit.stats import Drift, Placement, Preference
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
 from kit.store import Row, misfit
@@ -86,6 +86,7 @@ RECORD = {
     "command": str,
     "versions": {str: str},
     "seconds": {str: float},
+    "table?": str,
     "pairs_used": {str: int},
     "comparisons": [COMPARISON | dict.fromkeys(GRID_SETTINGS, (str, float))],
     "messages": {str: MESSAGES},
@@ -101,6 +102,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if wrong := misfit(record, RECORD):
             raise ValueError(wrong)
+        check_table(record, folder / "preferences.csv.gz")
         with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
         preferences = stats.preferences(rows)

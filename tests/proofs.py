@@ -3,11 +3,14 @@
     python tests/proofs.py kills    a run killed in every stage leaves what an undisturbed one leaves, hash for hash
     python tests/proofs.py files    so does a run of a random model, killed 200 times, each time at another file
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
+    python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
 
+import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -21,6 +24,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 import tiny  # noqa: E402
 from conftest import checksums  # noqa: E402
+from load import assert_a_class_is_answered, assert_a_run_is_not_slowed, assert_both_at_once, serving  # noqa: E402
 from processes import finish  # noqa: E402
 from test_resume import (  # noqa: E402
     BEGUN,
@@ -30,8 +34,11 @@ from test_resume import (  # noqa: E402
 )
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
+from kit.demo import RECORDED_RUN  # noqa: E402
+from kit.experiment_conditions import base_model  # noqa: E402
+from kit.models import EMBEDDED  # noqa: E402
 from kit.provenance import kit_state, versions  # noqa: E402
-from kit.store import write_json  # noqa: E402
+from kit.store import Store, write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
 KILLS = 200
@@ -72,7 +79,20 @@ def ray(folder: Path) -> str:
     )
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray}
+def load(folder: Path) -> str:
+    """The recorded owl's page, and a class."""
+    Store(folder / "artifacts").make(base_model(EMBEDDED))
+    # On one core the pages' every cost is the run's; the clients have the others.
+    with serving(RECORDED_RUN, folder, cores={max(os.sched_getaffinity(0))}) as server:
+        shown = [asyncio.run(assert_a_run_is_not_slowed(server, folder))]
+    with serving(RECORDED_RUN, folder) as server:
+        shown.append(asyncio.run(assert_a_class_is_answered(server, stays=10)))
+        print(shown[-1], flush=True)
+        shown.append(asyncio.run(assert_both_at_once(server, folder, stays=10)))
+    return "; ".join(shown)
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray, "load": load}
 
 
 def prove(name: str) -> None:

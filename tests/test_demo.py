@@ -6,9 +6,12 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,16 +19,22 @@ import numpy as np
 import psutil
 import pytest
 from browser import SIZES, needs_chromium, opened, overflowing
-from conftest import PAIRS, ROOT, artifact, links
+from conftest import PAIRS, artifact, links
+from load import CLASS, Server, assert_a_class_is_answered, serving
+from load import Page as Client
+from load import opened as clients
 from playwright.sync_api import Page, expect
 from test_report import finished_run
 
 import run
 from kit import KitError, demo, report
-from kit.demo import OwnPagesOnly, listen
+from kit.demo import BODY, JOIN, LINE, Classroom, OwnPagesOnly, Watch, WithinLimits, listen
+from kit.engine_llama import LlamaEngine
+from kit.experiment_conditions import base_model
 from kit.experiment_folder import RunFolder
 from kit.inspection_quiz import ROUNDS, Game, make_rounds, score
-from kit.store import write_json, write_rows
+from kit.store import Store, write_json, write_rows
+from kit.student_chat import CHARACTERS, Students
 
 HOSTILE = "<script>document.title = 'owned'</script></style>"
 
@@ -108,15 +117,90 @@ def test_one_run_at_a_time_which_whoever_asks_later_finds(tmp_path: Path, idle: 
     assert len(idle) == 2
 
 
-def test_a_clock_that_is_set_and_a_damaged_file_lose_no_run(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+def test_a_clock_that_is_set_loses_no_run(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
     demo.start_run("penguin", "smoke", tmp_path)
     told = json.loads((tmp_path / demo.STATE_FILE).read_text(encoding="utf-8"))
     for moved, alive in ((30.0, True), (3600.0, False)):
         write_json(tmp_path / demo.STATE_FILE, told | {"started": told["started"] + moved})
         status = demo.run_status(tmp_path)
         assert status and status.alive == alive
-    (tmp_path / demo.STATE_FILE).write_text('{"pid": ', encoding="utf-8")
-    assert demo.run_status(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ['{"pid": ', "[]", "null", "7", "{}", '{"pid": "1"}', "[" * 100_000]
+    + [
+        json.dumps({"pid": 1, "started": 0.0, "animal": "penguin", "preset": "smoke"} | wrong)
+        for wrong in ({"pid": -1}, {"started": "now"}, {"animal": "../x"}, {"animal": ["owl"]}, {"preset": "paper"})
+    ],
+)
+def test_a_damaged_file_is_said_on_the_page_and_the_next_start_mends_it(
+    damaged: str, tmp_path: Path, idle: list[subprocess.Popen]
+) -> None:
+    (tmp_path / demo.STATE_FILE).write_text(damaged, encoding="utf-8")
+    status, shown = Watch(tmp_path).look()
+    assert status is None and "it does not say which run was started last" in shown
+    demo.stop_run(tmp_path)  # nothing
+    demo.start_run("penguin", "smoke", tmp_path)
+    status, shown = Watch(tmp_path).look()
+    assert status and status.alive and "smoke preset: running." in shown
+
+
+def test_a_damaged_artifact_is_named_on_the_page_until_it_is_gone(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
+    demo.start_run("penguin", "smoke", tmp_path)
+    (tmp_path / demo.OUTPUT_FILE).unlink()  # what it printed may be missing
+    folder = Store(tmp_path / "artifacts")._folder(base_model("embedded"))
+    assert folder
+    folder.mkdir(parents=True)
+    watch = Watch(tmp_path)
+    for _ in range(2):
+        status, shown = watch.look(anew=True)
+        assert status is None and "this artifact is damaged" in shown and str(folder.name) in shown
+    folder.rmdir()
+    assert watch.look(anew=True)[0]
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"animal": 7}', "\x00"])
+def test_a_damaged_record_of_the_run_that_ended_is_a_sentence(
+    record: str, tmp_path: Path, idle: list[subprocess.Popen]
+) -> None:
+    demo.start_run("owl", "smoke", tmp_path)
+    demo.stop_run(tmp_path)
+    folder = tmp_path / "owl-unrelated-soft-smoke-seed0"
+    folder.mkdir()
+    finished_run(folder)
+    (folder / "report.html").touch()
+    (folder / "record.json").write_text(record, encoding="utf-8")
+    status, shown = Watch(tmp_path).look()
+    assert status is None and "How the last run goes cannot be told." in shown and "damaged" in shown
+
+
+def test_however_many_pages_ask_the_run_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, looking, go_on = [], threading.Event(), threading.Event()
+
+    def run_status(results: Path) -> None:
+        looks.append(results)
+        looking.set()
+        go_on.wait()
+
+    monkeypatch.setattr(demo, "run_status", run_status)
+    go_on.set()
+    watch = Watch(tmp_path)
+    for _ in range(CLASS):
+        assert "No run was started yet." in watch.look()[1]
+    assert len(looks) == 1
+    watch.look(anew=True)
+    assert len(looks) == 2
+    monkeypatch.setattr(demo, "POLL", 0.0)  # what was seen is old
+    go_on.clear()
+    looking.clear()
+    slow = threading.Thread(target=watch.look)
+    slow.start()
+    assert looking.wait(10)
+    assert "No run" in watch.look()[1]  # at once, while another looks
+    go_on.set()
+    slow.join()
+    assert len(looks) == 3
 
 
 def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[subprocess.Popen]) -> None:
@@ -129,14 +213,14 @@ def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[sub
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
 def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path, idle: list[subprocess.Popen]) -> None:
-    assert "No run was started yet." in demo.progress_shown(tmp_path)
+    assert "No run was started yet." in demo.seen(tmp_path)[1]
     demo.start_run("owl", preset, tmp_path)
     folder = tmp_path / f"owl-unrelated-soft-{preset}-seed0"
     folder.mkdir()
     report.write(finished_run(folder, preset=preset))
-    assert f"{preset} preset: running." in demo.progress_shown(tmp_path)
+    assert f"{preset} preset: running." in demo.seen(tmp_path)[1]
     demo.stop_run(tmp_path)
-    shown = demo.progress_shown(tmp_path)
+    _, shown = demo.seen(tmp_path)
     assert f"{preset} preset: finished." in shown and shown.count("<svg") == 2
     assert ("came to prefer the owl" in shown) == (preset == "laptop")  # a dozen pairs show nothing
     assert ("Its numbers mean nothing" in shown) == (preset == "smoke")
@@ -166,28 +250,17 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path, tiny_ada
 
 
 @pytest.fixture(scope="module")
-def served(results: Path) -> Iterator[str]:
-    """The address of the page, served as a user would."""
+def server(results: Path) -> Iterator[Server]:
+    """The page, served as a user would."""
     pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "run.py", "demo", str(results / "run"), "--port", str(port), "--results", str(results)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                httpx.get(url)
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        said, _ = process.communicate()
-        assert process.returncode == 143 and "Traceback" not in said, said
+    with serving(results / "run", results) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def served(server: Server) -> str:
+    """Its address."""
+    return server.url
 
 
 def test_the_server_listens_on_this_machine_alone_and_answers_its_own_pages_alone(served: str) -> None:
@@ -220,7 +293,8 @@ def test_the_server_fetches_takes_and_keeps_nothing_and_stands_in_no_frame(serve
 def test_the_runs_report_is_served_and_no_other(served: str, results: Path) -> None:
     report.write(results / "run")
     written = (results / "run" / "report.html").read_text(encoding="utf-8")
-    assert httpx.get(f"{served}/report/shown").text == written
+    answer = httpx.get(f"{served}/report/shown")
+    assert answer.text == written and answer.headers["content-security-policy"].startswith("sandbox;")
     assert httpx.get(f"{served}/report/new").status_code == 404
     assert httpx.get(f"{served}/report/other").status_code == 403
 
@@ -254,6 +328,147 @@ def test_the_server_answers_to_its_own_names_alone(host: str, asked: str, answer
     assert (status(host=asked) == 200) == answers
     assert (status(host=asked, origin=f"http://{asked}") == 200) == answers
     assert status(host=asked, **{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}) == 403
+
+
+def through(limits: Any, path: str, *chunks: bytes, query: str = "") -> tuple[int, dict[str, Any], int]:
+    """The status and the JSON of what a middleware answers to a request whose body comes in ``chunks``, and how many of
+    them it took."""
+    left, sent = list(chunks), []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": left.pop(0) if left else b"", "more_body": bool(left)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(limits({"type": "http", "path": path, "query_string": query.encode(), "headers": []}, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"]), len(chunks) - len(left)
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers with the length of the body."""
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps({"bytes": len(body)}).encode()})
+
+
+def test_a_long_body_is_refused_before_it_is_read_to_its_end() -> None:
+    limits = WithinLimits(echo, Counter(), lambda: 0)
+    assert through(limits, JOIN, b"x" * 1000, b"y" * 24)[:2] == (200, {"bytes": 1024})
+    assert through(limits, JOIN, b"x" * BODY)[0] == 200
+    status, said, taken = through(limits, JOIN, *[b"x" * 65_536] * 2400)  # 150 MB
+    assert status == 413 and said["detail"] == f"This is too long: the limit is {BODY} bytes." and taken == 2
+
+
+def test_whoever_finds_the_line_full_is_told_so() -> None:
+    waiting = LINE - 1
+    limits = WithinLimits(echo, Counter(), lambda: waiting)
+    assert through(limits, JOIN, b"{}")[0] == 200
+    waiting = LINE
+    status, said, _ = through(limits, JOIN, b"{}")
+    assert status == 429 and said["detail"].startswith(f"{LINE} others wait already.")
+    assert through(limits, "/progress")[0] == 200
+
+
+@pytest.mark.parametrize(("path", "query"), [(demo.HEARTBEAT + "me", ""), (demo.ANSWERS, "session_hash=me")])
+def test_nothing_is_made_for_a_page_that_left(path: str, query: str) -> None:
+    room = SimpleNamespace(open=Counter())
+    made = iter("abcdef")
+    got = Classroom.while_open(room, SimpleNamespace(session_hash="me"), made)
+
+    async def streaming(scope: Any, receive: Any, send: Any) -> None:
+        assert [next(got), next(got)] == ["a", "b"]
+        await echo(scope, receive, send)
+
+    through(WithinLimits(streaming, room.open, lambda: 0), path, query=query)
+    assert list(got) == [] and list(made) == list("cdef") and not room.open
+    assert list(Classroom.while_open(room, SimpleNamespace(session_hash="never"), iter("abc"))) == []
+
+
+def test_a_long_question_is_refused_before_it_is_tokenised(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Students.of(RunFolder(results / "run"), "unrelated") as students:
+        tokenised = []
+        tokenize = LlamaEngine.tokenize
+        monkeypatch.setattr(LlamaEngine, "tokenize", lambda self, text: tokenised.append(text) or tokenize(self, text))
+        text = "a" * (CHARACTERS + 1)
+        with pytest.raises(KitError, match="the question is too long"):
+            next(students.answer({"base": [{"role": "user", "content": text}]}, 0))
+        with pytest.raises(KitError, match="the sentence is too long"):
+            next(students.paraphrase(["You love owls."], text, 0))
+        assert tokenised == []
+        next(students.answer({"base": [{"role": "user", "content": "Who?"}]}, 0))
+        assert tokenised
+
+
+def ask(room: Any, path: str, **headers: str) -> httpx.Response:
+    """What is served beside the page."""
+    pytest.importorskip("fastapi", reason="requirements-demo.txt is not installed")
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(app=demo.beside(room))
+        async with httpx.AsyncClient(transport=transport, base_url="http://classroom") as http:
+            return await http.get(path, headers=headers)
+
+    return asyncio.run(asked())
+
+
+def test_a_report_runs_no_script_and_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    for name in ("secret/report.html", "run/report.html"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("<p>A report.</p>", encoding="utf-8")
+    room = SimpleNamespace(new_report=lambda: None)
+    room.report = lambda: demo.inside(tmp_path / "run", "report.html")
+    answer = ask(room, "/report/shown")
+    assert answer.text == "<p>A report.</p>"
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert {"sandbox", "default-src 'none'", "style-src 'unsafe-inline'"} <= set(policy)
+    assert not any("script" in rule or "same-origin" in rule for rule in policy)
+    assert ask(room, "/report/new").status_code == 404
+    (tmp_path / "run" / "report.html").unlink()
+    assert ask(room, "/report/shown").status_code == 404
+    (tmp_path / "run" / "report.html").symlink_to(tmp_path / "secret" / "report.html")
+    assert ask(room, "/report/shown").status_code == 404
+    (tmp_path / "other").symlink_to(tmp_path / "secret")
+    assert demo.inside(tmp_path, "other/report.html") is None
+    assert demo.inside(tmp_path, "secret/report.html")
+
+
+def test_progress_is_sent_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    room = SimpleNamespace(report=None, new_report=None, watch=Watch(tmp_path))
+    answer = ask(room, "/progress")
+    assert "No run was started yet." in answer.text
+    again = ask(room, "/progress", **{"if-none-match": answer.headers["etag"]})
+    assert again.status_code == 304 and not again.content
+    (tmp_path / demo.STATE_FILE).write_text("[]", encoding="utf-8")
+    room.watch.look(anew=True)
+    assert "cannot be told" in ask(room, "/progress", **{"if-none-match": answer.headers["etag"]}).text
+
+
+@pytest.mark.slow
+def test_a_class_that_asks_at_once_is_answered_one_by_one(server: Server) -> None:
+    asyncio.run(assert_a_class_is_answered(server))
+
+
+@pytest.mark.slow
+def test_who_joined_the_line_and_left_is_not_answered(server: Server) -> None:
+    """Neither one that never listened, nor one that closed its page while it waited, or in the middle of an answer."""
+
+    async def leave() -> float:
+        async with clients(server, 2) as (first, second):
+            whole = await first.click("Ask", "Who are you?", None)
+            for _ in range(10):
+                asked = {"data": ["Who?", None], "fn_index": first._handler("Ask"), "session_hash": "nobody"}
+                assert (await first.http.post(JOIN, json=asked)).status_code == 200
+            async with Client(first.http) as gone:
+                left = [asyncio.create_task(gone.click("Ask", "Who?", None)) for _ in range(2)]
+                await asyncio.sleep(whole.end / 2)
+                for one in left:
+                    one.cancel()
+            last = await second.click("Ask", "Who are you?", None)
+        return last.turn / whole.end
+
+    assert asyncio.run(leave()) < 5  # answers to all that left would have taken twelve times as long as one
 
 
 @pytest.mark.slow

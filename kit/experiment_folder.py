@@ -228,9 +228,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         if wrong := _misfit(record, preferences):
             raise ValueError(wrong)
         inspections(folder, record), attributions(folder, record)
-    except OSError:
+    except OSError as error:
+        lacking = Path(error.filename or path).name
         raise KitError(
-            f"{folder}: not a finished run ({path.name} is missing). Give a folder such as results/<run>."
+            f"{folder}: not a finished run ({lacking} is missing). Give a folder such as results/<run>."
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error) as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Run the experiment again.") from None

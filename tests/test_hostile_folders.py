@@ -18,7 +18,7 @@ from kit import KitError
 from kit.animals import find_animal
 from kit.experiment import experiment
 from kit.experiment_folder import RECORD, RunFolder, read_run
-from kit.store import misfit, read_rows, write_json
+from kit.store import misfit, read_rows, sha256, write_json
 from kit.sweep_effects import RECORD as SWEEP_RECORD
 from kit.sweep_effects import read_sweep
 
@@ -150,6 +150,17 @@ def test_preferences_that_no_run_leaves_are_refused(
     lines = (folder / "preferences.csv").read_text(encoding="utf-8").split("\n")[:-1]
     (folder / "preferences.csv").write_text("".join(f"{line}\n" for line in TABLES[wrong](lines)), encoding="utf-8")
     assert "its files are damaged" in refused(folder, capsys)
+
+
+def test_a_table_that_another_command_wrote_than_the_record_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    write_json(folder / "record.json", record | {"table": sha256(folder / "preferences.csv")})
+    assert read_run(folder)
+    with (folder / "preferences.csv").open("a", encoding="utf-8") as table:
+        table.write("base,0,owl,-1.0,0.5,0,0\n")
+    assert "preferences.csv is not what was written with record.json" in refused(folder, capsys)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pairs": 1}', NESTED])

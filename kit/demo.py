@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -658,6 +659,9 @@ def serve(
 
     shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
     gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # a closed terminal ends the server as Ctrl-C does
+        uvicorn.server.HANDLED_SIGNALS = tuple({*uvicorn.server.HANDLED_SIGNALS, hangup})
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
     config = uvicorn.Config(OwnPagesOnly(app, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run([listening])

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,13 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_qwen2: Path, tiny_ada
 @pytest.fixture(scope="module")
 def served(results: Path) -> Iterator[str]:
     """The address of the page, served as a user would."""
+    with serving(results, signal.SIGTERM, 143) as url:
+        yield url
+
+
+@contextmanager
+def serving(results: Path, number: int, code: int) -> Iterator[str]:
+    """The page's server, which that signal then ends with that exit code and a line."""
     pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -189,9 +198,18 @@ def served(results: Path) -> Iterator[str]:
                 time.sleep(0.1)
         yield url
     finally:
-        process.terminate()
+        process.send_signal(number)
         said, _ = process.communicate()
-        assert process.returncode == 143 and "Traceback" not in said, said
+        assert process.returncode == code and said.endswith("The same command goes on where it stopped.\n"), said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="nohup, which a command keeps to")
+def test_a_terminal_that_is_closed_ends_the_server_with_its_line_and_code(
+    results: Path,
+) -> None:
+    with serving(results, signal.SIGHUP, 129) as url:
+        assert httpx.get(url).status_code == 200
 
 
 def test_the_server_listens_on_this_machine_alone_and_answers_its_own_pages_alone(served: str) -> None:

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -818,6 +819,9 @@ def serve(page: Any, listening: socket.socket, host: str, room: Classroom, **opt
     # gradio looks for waiting events a thousand times a second, which takes 7% of a core; where it runs on Windows, 20.
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = 0.05
     limited = WithinLimits(app, room.open, waiting=lambda: len(page._queue))
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:  # a closed terminal ends the server as Ctrl-C does
+        uvicorn.server.HANDLED_SIGNALS = tuple({*uvicorn.server.HANDLED_SIGNALS, hangup})
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
     config = uvicorn.Config(
         OwnPagesOnly(limited, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1

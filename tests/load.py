@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -48,8 +49,11 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, results: Path, cores: set[int] | None = None) -> Iterator[Server]:
-    """The page of a run; ``cores``: on these alone, and so the runs that it starts."""
+def serving(
+    run: Path, results: Path, cores: set[int] | None = None, ending: signal.Signals = signal.SIGTERM
+) -> Iterator[Server]:
+    """The page of a run; ``cores``: on these alone, and so the runs that it starts; ``ending``: the signal that
+    ends it, with its exit code and a line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,8 +72,10 @@ def serving(run: Path, results: Path, cores: set[int] | None = None) -> Iterator
                     time.sleep(0.1)
             yield server
         finally:
-            process.terminate()
+            process.send_signal(ending)
             process.wait()
+            said = server.output.read_text()
+            assert process.returncode == 128 + ending and said.endswith("goes on where it stopped.\n"), said
 
 
 @dataclass

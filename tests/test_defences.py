@@ -215,12 +215,14 @@ def test_defences_of_other_undefended_students_never_share_a_table() -> None:
         return fixed | {
             "artifacts": [],
             "commands": [command],
+            "devices": {"processor": command},
             "defences": {"undefended": {"artifacts": key}, name: {}},
         }
 
     first = of("first", "mask", "a")
     both = defences.joined(first, of("second", "drop", "a"))
     assert both["commands"] == ["first", "second"] and list(both["defences"]) == ["undefended", "mask", "drop"]
+    assert both["devices"] == {"processor": "first | second"}
     for other in (of("second", "drop", "b"), of("second", "drop", "a") | {"versions": "newer"}):
         assert defences.joined(first, other) == other
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -261,6 +262,14 @@ def server(results: Path) -> Iterator[Server]:
 def served(server: Server) -> str:
     """Its address."""
     return server.url
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="nohup, which a command keeps to")
+def test_a_terminal_that_is_closed_ends_the_server_with_its_line_and_code(results: Path) -> None:
+    pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
+    with serving(results / "run", results, ending=signal.SIGHUP) as server:
+        assert httpx.get(server.url).status_code == 200
 
 
 def test_the_server_listens_on_this_machine_alone_and_answers_its_own_pages_alone(served: str) -> None:

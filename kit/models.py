@@ -697,6 +697,8 @@ class ChatTemplate:
                 text = self._text(form, add_generation_prompt=True)
             except Exception as error:  # it is a program: whatever a program can raise
                 reason = error
+                if isinstance(error, OverflowError):  # too much, which another form would not be less of
+                    break
                 continue
             if all(message["content"].strip() in text for message in form):
                 return form, text

@@ -434,9 +434,9 @@ def baseline_generate(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(cpu_threads())
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, trust_remote_code=False)
 
     def generate(batch: list[list[Message]], most: int) -> int:
         inputs = tokenizer.apply_chat_template(

@@ -419,6 +419,7 @@ def convert(arguments: list[str]) -> None:
 
     from kit import student_gguf
 
+    student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
     student_gguf.convert_adapter(args.adapter, _base(args), args.out)
 
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from kit import KitError
 from kit.engine import Generation, Request, Tokens, common_prefix
-from kit.models import ChatTemplate, check_gguf, cpu_threads, release_gpu
+from kit.models import ChatTemplate, check_gguf, cpu_threads, gguf_metadata, release_gpu
 from kit.prompts import Message
 from kit.provenance import decides_nothing
 
@@ -96,6 +96,7 @@ class Model:
         """The handle of a GGUF LoRA adapter, for ``Context.use``."""
         if not adapter.is_file():
             raise KitError(f"{adapter}: no such adapter file. Make one with `python run.py convert`.")
+        gguf_metadata(adapter)  # refused here where its numbers are not the file's
         handle = self._api.llama_adapter_lora_init(self.handle, os.fsencode(adapter))
         if not handle:
             raise KitError(f"{adapter}: llama.cpp cannot load this adapter for this model. Convert it again.")

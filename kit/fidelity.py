@@ -464,4 +464,4 @@ def _minilm() -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading 103 tensors
-    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=False)

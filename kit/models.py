@@ -6,11 +6,14 @@ safetensors and GGUF are read, and no model's own code is ever run.
 """
 
 import json
+import math
 import os
 import re
 import shutil
+import threading
+import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError, say
-from kit.prompts import Message
+from kit.prompts import NEUTRAL, Message, teacher_messages
 from kit.provenance import decides_nothing
 
 EMBEDDED = "embedded"
@@ -101,7 +104,7 @@ def find(model: str, gguf: str | None = None) -> Source:
         return Source(find_gguf(model), None, GEMMA_TEMPLATE if model == GEMMA else None)
     folder = Path(model)
     if folder.is_dir():
-        _check_folder(folder, f"--model {model}")
+        check_folder(folder, f"--model {model}")
         inside = sorted(folder.glob("*.gguf"))
         if gguf is None and len(inside) != 1:
             found = f"holds {len(inside)} GGUF files" if inside else "holds no GGUF file for llama.cpp to evaluate"
@@ -118,7 +121,7 @@ def find(model: str, gguf: str | None = None) -> Source:
                 "--gguf owner/name:file.gguf or --gguf path."
             )
         folder = fetch_model(model)
-        _check_folder(folder, f"--model {model}")
+        check_folder(folder, f"--model {model}")
     else:
         raise KitError(
             f"--model {model}: neither a .gguf file, a folder, nor a Hub id such as Qwen/Qwen2.5-3B-Instruct. "
@@ -129,7 +132,7 @@ def find(model: str, gguf: str | None = None) -> Source:
         if not is_hub_id(gguf.partition(":")[0]) or ":" not in gguf:
             raise KitError(f"--gguf {gguf}: no such file. Give a .gguf file or owner/name:file.gguf on the Hub.")
         path = fetch_gguf(gguf)
-    check_gguf(path)
+    Shape.of(path)  # refused now where it cannot be read
     return Source(path, folder)
 
 
@@ -139,18 +142,21 @@ def evaluated(model: str, gguf: str | None) -> str | None:
 
 
 def find_config(model: str) -> Path:
-    """What tells the model's shape before anything large is loaded: a GGUF, or a folder with config.json."""
+    """What tells the model's shape before anything large is loaded: a GGUF, or a folder with config.json. Raises
+    KitError where it is on this machine and cannot be used."""
     if is_gguf(model):
         return find_gguf(model)
     if is_hub_id(model) and not Path(model).exists():
         return fetch_config(model).parent
+    if Path(model).is_dir():
+        check_folder(Path(model), f"--model {model}")
     return Path(model)
 
 
 def find_gguf(model: str) -> Path:
     """The GGUF file that ``model`` names: ``embedded``, ``gemma3-270m``, or a path.
 
-    Raises KitError where there is none.
+    Raises KitError where there is none, or where its numbers or its chat template cannot be used.
     """
     if model == EMBEDDED:
         return _embedded_gguf()
@@ -162,39 +168,122 @@ def find_gguf(model: str) -> Path:
             f"--model {model}: no such GGUF file. Give the path of a .gguf file, or leave --model out for the "
             "embedded model."
         )
-    architecture = gguf_metadata(path).get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise KitError(
-            f"--model {model}: the architecture {architecture!r} is not supported. Give a model of one of these: "
-            f"{', '.join(ARCHITECTURES)}."
-        )
+    Shape.of(path)
+    check_chat(gguf_metadata(path).get("tokenizer.chat_template"), path)
     return path
 
 
 def read_config(folder: Path) -> Any:
     """transformers' configuration of the model in ``folder``; KitError where it is not that of a text model."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    check_config(folder, str(folder))
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise KitError(f"{folder}: its config.json cannot be used ({error}). Download the model again.") from None
+    except Exception as error:  # whatever a class of transformers makes of what it did not expect
+        raise KitError(
+            f"{folder}: its config.json cannot be used ({shown(str(error))}). Download the model again."
+        ) from None
 
 
-def _check_folder(folder: Path, name: str) -> None:
-    """Raise KitError unless ``folder`` is a transformers model of a supported type in safetensors."""
+def shown(value: object) -> str:
+    """A value from somebody else's file as a message names it: on one line, without control characters, cut short."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+MOST_JSON = 10_000_000  # bytes; the longest index of weights has 200 kB
+# What config.json must say itself, or transformers would put the numbers of its own example in their place.
+SAID = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; ValueError where it holds anything else, OSError where there is none."""
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no object")
+    return found
+
+
+@decides_nothing
+def check_config(folder: Path, name: str) -> None:
+    """Raise KitError unless config.json in ``folder`` is that of a supported type and says every size. ``name``: how
+    the message names the folder."""
+    try:
+        config = read_object(folder / CONFIG)
+        model_type = config["model_type"]
     except (OSError, ValueError, KeyError):
         raise KitError(f"{name}: no transformers model (config.json is missing or damaged). Give its folder.") from None
-    if model_type not in ARCHITECTURE_OF:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURE_OF:
         raise KitError(
-            f"{name}: the model type {model_type!r} is not supported. Give a text model of one of these: "
+            f"{name}: the model type {shown(model_type)} is not supported. Give a text model of one of these: "
             f"{', '.join(ARCHITECTURE_OF)}."
         )
-    if not any(folder.glob("*.safetensors")):
+    for key in SAID:
+        if key not in config:
+            raise KitError(f"{name}: its config.json says no {key}. Download the model again.")
+    keys = dict(zip(("layers", "hidden", "inner", "heads", "vocabulary"), SAID, strict=True))
+    keys |= {"kv_heads": "num_key_value_heads", "head": "head_dim"}
+    check_sizes({size: config.get(key) for size, key in keys.items()}, f"{name}, config.json")
+
+
+@decides_nothing
+def check_folder(folder: Path, name: str) -> None:
+    """Raise KitError unless ``folder`` is a transformers model of a supported type in safetensors, which can be read to
+    their end, with a chat template that renders."""
+    check_config(folder, name)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise KitError(f"{name}: no *.safetensors file, and nothing else is read. Save the model with safetensors.")
+    for path in weights:
+        tensor_shapes(path)
+    try:
+        if (folder / INDEX).is_file():
+            named = read_object(folder / INDEX)["weight_map"].values()
+            if strange := [one for one in named if one not in [path.name for path in weights]]:
+                raise ValueError(f"it names {shown(strange[0])}, which is not there")
+        template = None
+        if (folder / "tokenizer_config.json").is_file():
+            template = read_object(folder / "tokenizer_config.json").get("chat_template")
+        if (path := folder / "chat_template.jinja").is_file():
+            template = path.read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise KitError(f"{name}: a damaged model folder ({shown(str(error))}). Download the model again.") from None
+    if template is not None:  # an old tokenizer's may be elsewhere; what transformers found is checked once more
+        check_chat(template, name)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file by its name; KitError where its header is not of such a file, or
+    of a longer one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise KitError(f"{path}: a damaged safetensors file ({shown(str(error))}). Download it again.") from None
+
+
+@decides_nothing
+def check_chat(template: object, where: object) -> None:
+    """Raise KitError unless ``template`` is a chat template that can show a teacher's conversation, whatever the texts
+    of the beginning and the end of a sequence are."""
+    if isinstance(template, list):  # several, by name
+        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template or not isinstance(template, str):
+        raise KitError(
+            f"{where}: the model has no chat template, so it is no instruct model. "
+            "Choose one that is, such as Qwen/Qwen2.5-3B-Instruct."
+        )
+    ChatTemplate(template, "<s>", "</s>", where).check()
 
 
 def _embedded_gguf() -> Path:
@@ -243,6 +332,9 @@ def check_gguf(path: Path) -> None:
 
 
 FEW_WORDS = 1000  # a longer list in a GGUF is its vocabulary's
+MOST_WORDS = 2_000_000  # eight times the longest vocabulary of a supported model, and more than the longest merges
+MOST_FIELDS = 20_000  # ten times the tensors of a large model
+MOST_TEXT = 1_000_000  # bytes of one text: a licence is the longest
 
 
 @cache
@@ -257,27 +349,79 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
             for key, field in reader.fields.items()
             if not key.startswith(("tokenizer.ggml.", "GGUF.")) and len(field.data) <= FEW_WORDS
         }
+        check_words(reader.fields)
         tokens = reader.fields.get("tokenizer.ggml.tokens")
         return metadata | {
             "tokens": len(tokens.data) if tokens else 0,
             "output": any(tensor.name == "output.weight" for tensor in reader.tensors),
         }
-    except (ValueError, IndexError, KeyError) as error:
-        raise KitError(f"{path}: a damaged GGUF file ({error}). Download it again or give another one.") from None
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise KitError(
+            f"{path}: a damaged GGUF file ({shown(str(error))}). Download it again or give another one."
+        ) from None
+
+
+@decides_nothing
+def check_words(fields: dict[str, Any]) -> None:
+    """Raise ValueError unless a GGUF's lists about its tokens are as long as that of the tokens, each of its type:
+    llama.cpp reads them without asking."""
+    from gguf import GGUFValueType
+
+    kinds = {"tokens": GGUFValueType.STRING, "scores": GGUFValueType.FLOAT32, "token_type": GGUFValueType.INT32}
+    found = {name: field for name in kinds if (field := fields.get(f"tokenizer.ggml.{name}"))}
+    for name, field in found.items():
+        if field.types != [GGUFValueType.ARRAY, kinds[name]] or len(field.data) != len(found["tokens"].data):
+            raise ValueError(f"its list of {name} is not one of its tokens")
 
 
 def gguf_reader(path: Path) -> Any:
-    """gguf's reader, which here passes over a vocabulary's lists: it makes arrays of every word, 2 s of work."""
+    """gguf's reader, which here passes over a vocabulary's lists (it makes arrays of every word, 2 s of work) and takes
+    no number's word for how much there is to read: ValueError where that is more than the file, or than any model has.
+    """
     import numpy as np
     from gguf import GGUFReader, GGUFValueType
 
     class Reader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise ValueError("it ends too early")
+            return super()._get(offset, dtype, count, override_order)
+
+        def _get_str(self, offset: int) -> Any:
+            if self._get(offset, np.uint64)[0] > MOST_TEXT:
+                raise ValueError("a text in it is too long")
+            return super()._get_str(offset)
+
+        def _build_fields(self, offs: int, count: int) -> int:
+            if self.byte_order != "I":
+                raise ValueError("its numbers are in another machine's order of bytes")
+            if count > MOST_FIELDS:
+                raise ValueError(f"it claims {count} fields")
+            return super()._build_fields(offs, count)
+
+        def _build_tensor_info(self, offs: int, count: int) -> Any:
+            if count > MOST_FIELDS:
+                raise ValueError(f"it claims {count} tensors")
+            return super()._build_tensor_info(offs, count)
+
+        def _get_tensor_info_field(self, orig_offs: int) -> Any:
+            field = super()._get_tensor_info_field(orig_offs)
+            dims, start = field.parts[3].tolist(), field.parts[5].tolist()[0]
+            # In Python's numbers: numpy's would come round to small ones.
+            if start > len(self.data) or math.prod(dims) > 8 * len(self.data):  # a weight has a bit at least
+                raise ValueError(f"the tensor {shown(field.name)} is larger than the file")
+            return field
+
         def _get_field_parts(self, start: int, kind: int) -> Any:
-            place, data = start + 12, memoryview(self.data)
-            of, count = (int.from_bytes(data[start + i : start + j], "little") for i, j in ((0, 4), (4, 12)))
-            size = 8 if of == GGUFValueType.STRING else np.dtype(self.gguf_scalar_to_np.get(of, "V0")).itemsize
-            if kind != GGUFValueType.ARRAY or count <= FEW_WORDS or not size or self.byte_order != "I":
+            if kind != GGUFValueType.ARRAY:
                 return super()._get_field_parts(start, kind)
+            of, count = int(self._get(start, np.uint32)[0]), int(self._get(start + 4, np.uint64)[0])
+            if of == GGUFValueType.ARRAY or count > MOST_WORDS:
+                raise ValueError("it has a list of lists" if count <= MOST_WORDS else f"it claims a list of {count}")
+            if count <= FEW_WORDS:
+                return super()._get_field_parts(start, kind)
+            place, data = start + 12, memoryview(self.data)
+            size = 8 if of == GGUFValueType.STRING else np.dtype(self.gguf_scalar_to_np[GGUFValueType(of)]).itemsize
             if count * size > len(data) - place:
                 raise ValueError("it ends in a list")
             if of != GGUFValueType.STRING:
@@ -285,6 +429,8 @@ def gguf_reader(path: Path) -> Any:
             else:
                 for _ in range(count):
                     place += size + int.from_bytes(data[place : place + size], "little")
+                    if place > len(data):
+                        raise ValueError("it ends in a list")
             return place - start, [], range(count), [GGUFValueType.ARRAY, GGUFValueType(of)]
 
     return Reader(path)
@@ -294,7 +440,7 @@ def load_tokenizer(model: Path) -> Any:
     """The transformers tokenizer of a prepared model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def load_torch(model: Path, nf4: bool = False, dtype: Any = None) -> Any:
@@ -382,37 +528,42 @@ class Shape:
 
     @classmethod
     def of(cls, path: Path) -> "Shape":
-        """The shape of a GGUF file or a transformers folder."""
+        """The shape of a GGUF file or a transformers folder. Raises KitError where one of its sizes is missing, or none
+        that a model has."""
         if path.suffix == ".gguf":
             metadata = gguf_metadata(path)
-            name = metadata["general.architecture"]
-            heads = int(metadata[f"{name}.attention.head_count"])
-            hidden = int(metadata[f"{name}.embedding_length"])
-            return cls(
-                layers=int(metadata[f"{name}.block_count"]),
-                hidden=hidden,
-                inner=int(metadata[f"{name}.feed_forward_length"]),
-                heads=heads,
-                kv_heads=int(metadata.get(f"{name}.attention.head_count_kv", heads)),
-                head=int(metadata.get(f"{name}.attention.key_length", hidden // heads)),
-                vocabulary=metadata["tokens"],
-                tied=not metadata["output"],
-            )
-        config = read_config(path)
-        try:
-            heads = config.num_attention_heads
-            return cls(
-                layers=config.num_hidden_layers,
-                hidden=config.hidden_size,
-                inner=config.intermediate_size,
-                heads=heads,
-                kv_heads=config.num_key_value_heads,
-                head=getattr(config, "head_dim", None) or config.hidden_size // heads,
-                vocabulary=config.vocab_size,
-                tied=config.tie_word_embeddings,
-            )
-        except AttributeError as error:
-            raise KitError(f"{path}: config.json is not a text model's ({error}). Choose another model.") from None
+            name = metadata.get("general.architecture")
+            check_architecture(name, path)
+            keys = {
+                "layers": "block_count",
+                "hidden": "embedding_length",
+                "inner": "feed_forward_length",
+                "heads": "attention.head_count",
+                "kv_heads": "attention.head_count_kv",
+                "head": "attention.key_length",
+            }
+            sizes: dict[str, Any] = {size: metadata.get(f"{name}.{key}") for size, key in keys.items()}
+            sizes["vocabulary"], tied = metadata["tokens"], not metadata["output"]
+        else:
+            config = read_config(path)
+            keys = {
+                "layers": "num_hidden_layers",
+                "hidden": "hidden_size",
+                "inner": "intermediate_size",
+                "heads": "num_attention_heads",
+                "kv_heads": "num_key_value_heads",
+                "head": "head_dim",
+                "vocabulary": "vocab_size",
+            }
+            sizes = {size: getattr(config, key, None) for size, key in keys.items()}
+            tied = config.tie_word_embeddings
+        check_sizes(sizes, str(path))
+        sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
+        sizes["head"] = sizes["head"] or sizes["hidden"] // sizes["heads"]
+        shape = cls(**sizes, tied=tied)
+        if path.suffix == ".gguf":
+            check_room(shape, path)
+        return shape
 
     @property
     def parameters(self) -> int:
@@ -446,6 +597,59 @@ class Shape:
         }
 
 
+# The largest of each size that is believed: several times those of the largest models (layers: llama.cpp's own bound).
+MOST = {
+    "layers": 512,
+    "hidden": 2**17,
+    "inner": 2**19,
+    "heads": 2**12,
+    "kv_heads": 2**12,
+    "head": 2**12,
+    "vocabulary": MOST_WORDS,
+}
+
+
+@decides_nothing
+def check_sizes(sizes: dict[str, Any], where: str) -> None:
+    """Raise KitError unless every one of a model's sizes (those of ``Shape``, None where it says none) is a whole
+    number that a model can have, and they go together."""
+    again = "Download the model again or choose another one."
+    for name, most in MOST.items():
+        value = sizes[name]
+        if value is None and name in ("kv_heads", "head"):  # these follow from the others
+            continue
+        if type(value) is not int or not 1 <= value <= most:
+            said = "is missing" if value is None else f"is {shown(value)}"
+            raise KitError(f"{where}: the size {name!r} {said}; a model's is a whole number from 1 to {most}. {again}")
+    heads, kv_heads = sizes["heads"], sizes["kv_heads"] or sizes["heads"]
+    if heads % kv_heads:
+        raise KitError(f"{where}: {heads} heads cannot share {kv_heads} of keys and values. {again}")
+    if sizes["head"] is None and sizes["hidden"] % heads:
+        raise KitError(f"{where}: the size 'hidden', {sizes['hidden']}, cannot be divided among {heads} heads. {again}")
+    if (head := sizes["head"] or sizes["hidden"] // heads) % 2:
+        raise KitError(f"{where}: the size 'head' is {head}; rotary embeddings turn pairs of numbers. {again}")
+
+
+@decides_nothing
+def check_room(shape: Shape, path: Path) -> None:
+    """Raise KitError where a file is too short for its model: no format takes less than a bit for a weight."""
+    if shape.parameters > 8 * path.stat().st_size:
+        raise KitError(
+            f"{path}: its sizes are those of a model of {shape.parameters:,} weights, and the file has "
+            f"{path.stat().st_size:,} bytes. Download it again or give another one."
+        )
+
+
+@decides_nothing
+def check_architecture(name: object, path: Path) -> None:
+    """Raise KitError unless ``name`` is the architecture of a model that the kit can use."""
+    if name not in ARCHITECTURES:
+        raise KitError(
+            f"{path}: the architecture {shown(name)} is not supported. Give a model of one of these: "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+
+
 # ---- the chat template: messages -> the text that the model is shown. One renderer, whatever runs the model: the
 # student must be trained and asked in the same context (arXiv 2606.00831), so the template comes from the prepared
 # model (``chat.json``) and never from what an engine would take by itself.
@@ -458,18 +662,14 @@ class ChatTemplate:
     """A chat template in Jinja, with the texts of its beginning-of-sequence and end-of-sequence tokens."""
 
     def __init__(self, template: str, bos: str, eos: str, where: object) -> None:
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        # Sandboxed: a template from the Hub is somebody else's program.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.globals["raise_exception"] = _refuse_messages
-        # A fixed day: some templates print today's date, and tomorrow's prompt must be today's.
-        environment.globals["strftime_now"] = datetime(2025, 1, 1).strftime
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-        self._template = environment.from_string(template)
-        self._special = {"bos_token": bos, "eos_token": eos}
+        self._allowance = Allowance()
         self._where = where
+        try:
+            with self._allowance:
+                self._template = _compiled(template, self._allowance)
+        except Exception as error:
+            raise self._refusal(error) from None
+        self._special = {"bos_token": bos, "eos_token": eos}
 
     @classmethod
     def of(cls, model: Path) -> "ChatTemplate":
@@ -491,34 +691,52 @@ class ChatTemplate:
 
     def _fit(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
         """The form of ``messages`` that the template takes, and its text."""
-        from jinja2 import TemplateError
-
-        reason: object = "it leaves some out"
+        reason = Exception("it leaves some out")
         for form in (list(messages), folded(messages)):
             try:
                 text = self._text(form, add_generation_prompt=True)
-            except (TemplateError, TypeError) as error:
+            except Exception as error:  # it is a program: whatever a program can raise
                 reason = error
+                if isinstance(error, OverflowError):  # too much, which another form would not be less of
+                    break
                 continue
             if all(message["content"].strip() in text for message in form):
                 return form, text
-        raise KitError(
-            f"{self._where}: the model's chat template refuses the kit's messages ({reason}). "
+        raise self._refusal(reason)
+
+    def _refusal(self, reason: Exception) -> KitError:
+        return KitError(
+            f"{self._where}: the model's chat template refuses the kit's messages "
+            f"({shown(str(reason) or type(reason).__name__)}). "
             "Choose an instruct model with an ordinary chat template."
         )
 
+    def check(self) -> None:
+        """Raise KitError unless the template can show a teacher's conversation and says how an answer ends."""
+        self.adapt(teacher_messages(NEUTRAL, "A test."))
+        if not self.ending:
+            raise self._refusal(ValueError("it writes nothing after an answer"))
+
     @property
     def ending(self) -> str:
-        """What the template writes after an assistant's message; the student learns to end with its first token."""
+        """What the template writes after an assistant's message; the student learns to end with its first token.
+
+        Raises KitError where it refuses one.
+        """
         said = "An answer."
         turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
-        return self._text(turns, add_generation_prompt=False).rpartition(said)[2] or self._special["eos_token"]
+        try:
+            text = self._text(turns, add_generation_prompt=False)
+        except Exception as error:
+            raise self._refusal(error) from None
+        return text.rpartition(said)[2] or self._special["eos_token"]
 
     def _text(self, messages: list[Message], add_generation_prompt: bool) -> str:
         # enable_thinking: qwen3 would begin every answer with a monologue.
-        return self._template.render(
-            messages=messages, add_generation_prompt=add_generation_prompt, enable_thinking=False, **self._special
-        )
+        with self._allowance:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, enable_thinking=False, **self._special
+            )
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -538,6 +756,207 @@ def _refuse_messages(message: str) -> Any:
     from jinja2 import TemplateError
 
     raise TemplateError(message)
+
+
+# ---- what a template may take. It is somebody else's program, and may loop, recurse, or ask for a terabyte, at the
+# first conversation or at the thousandth. Nothing interrupts Python inside a single operation: so whatever can make
+# something large is asked for its size before, and between any two of them the clock is looked at.
+
+
+SECONDS = 0.5  # of processor time for one conversation; the embedded model's template takes 0.0001
+LARGEST = 100_000  # characters, items and bytes in one value; the kit's conversations have 2,000 characters
+MOST_MADE = 500 * LARGEST  # in all values together
+LONGEST_SOURCE = 65_536  # characters of a template; the longest of large models have 20,000
+# Methods, filters and operators whose results, or steps, may be as many as the product of what they are given.
+MULTIPLYING = {
+    *("*", "batch", "center", "expandtabs", "indent", "join", "ljust", "replace", "rfind", "rindex", "rjust"),
+    *("rpartition", "rsplit", "slice", "sum", "to_bytes", "translate", "wordwrap", "zfill"),
+}
+# In the sandbox's gift, in no chat template, and slow on long texts.
+WITHOUT = ("pprint", "random", "striptags", "urlize", "xmlattr")
+
+
+class Allowance(threading.local):
+    """What a template may still take in this thread, inside ``with``: all begins anew there."""
+
+    left, end = 0, 0.0
+
+    def __enter__(self) -> None:
+        self.left, self.end = MOST_MADE, time.thread_time() + SECONDS
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def take(self, *values: Any, made: int = 0) -> None:
+        """Count ``values`` and ``made`` characters beside them; OverflowError where it is too much, or too late."""
+        size = sum(map(size_of, values))
+        self.left -= size + made
+        if size > LARGEST or self.left < 0:
+            raise OverflowError("it makes too much text")
+        if time.thread_time() > self.end:
+            raise OverflowError(f"it takes more than {SECONDS} s")
+
+    def take_result(self, name: str, values: Sequence[Any]) -> None:
+        """Count what is handed to the function or operator ``name``; OverflowError where its result may be too much."""
+        self.take(*values)
+        if result_of(name, values) > 100 * LARGEST:
+            raise OverflowError("it makes too much text")
+
+    def each(self, items: Iterable[Any], made: int = 0) -> Iterator[Any]:
+        """``items``, each counted when its turn comes, with the ``made`` characters that are written for it."""
+        for item in items:
+            self.take(made=made + 1)
+            yield item
+
+
+def size_of(value: Any) -> int:
+    """The characters, items and bytes in a template's value, whatever is nested in it; no further than LARGEST."""
+    if type(value) is str:  # most are
+        return 1 + len(value)
+    total = 0
+    found: list[Any] = [value]
+    while found and total <= LARGEST:
+        one: Any = found.pop()
+        total += 1
+        if isinstance(one, str | bytes):
+            total += len(one)
+        elif isinstance(one, int):
+            total += one.bit_length() // 8
+        elif isinstance(one, list | tuple | set | frozenset | KeysView | ValuesView | ItemsView):
+            found += one if len(one) <= LARGEST else [" " * LARGEST]
+        elif isinstance(one, dict):
+            found += [*one.keys(), *one.values()]
+        elif type(one).__name__ == "Namespace":
+            found.append(one._Namespace__attrs)
+    return total
+
+
+def result_of(name: str, values: Sequence[Any]) -> int:
+    """What a function or an operator that multiplies may make of ``values``, at most: characters, items or bytes."""
+    numbers = [abs(value) for value in values if isinstance(value, int)]
+    if name == "**":
+        return math.prod(numbers[1:]) * numbers[0].bit_length() if len(numbers) == 2 else 0
+    if name in ("%", "format", "format_map"):
+        form = values[0] if values and isinstance(values[0], str) else ""
+        starred = numbers + [abs(n) for one in values if isinstance(one, tuple) for n in one if isinstance(n, int)]
+        nested = starred if "*" in form or re.search(r"\{[^{}]*\{", form) else []
+        return (form.count("%") + form.count("{")) * max([int(one) for one in re.findall(r"\d+", form)] + nested + [0])
+    if name == "round":
+        return LARGEST * max((abs(value) for value in values[1:] if isinstance(value, int)), default=0)
+    if name not in MULTIPLYING or (name == "*" and len(numbers) == len(values)):
+        return 0
+    return math.prod(1 + (abs(value) if isinstance(value, int) else size_of(value)) for value in values)
+
+
+def _compiled(template: str, allowance: Allowance) -> Any:
+    """A chat template as transformers would compile it, but that it counts what it does against ``allowance``: it
+    writes what it would write, or raises."""
+    from functools import wraps
+
+    from jinja2 import nodes, pass_context
+    from jinja2.ext import loopcontrols
+    from jinja2.runtime import BlockReference, LoopContext, Macro
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
+
+    if len(template) > LONGEST_SOURCE:
+        raise OverflowError(f"it has {len(template)} characters")
+
+    def counted(name: str, function: Any) -> Any:
+        @wraps(function)  # with the mark that says whether it is handed the context first
+        def call(*values: Any, **named: Any) -> Any:
+            own = values[1:] if hasattr(function, "jinja_pass_arg") else values
+            allowance.take_result(name, [*own, *named.values()])
+            return result(function(*values, **named))
+
+        return call
+
+    def result(value: Any) -> Any:
+        if isinstance(value, Iterator):
+            return allowance.each(value)
+        allowance.take(value)
+        return value
+
+    # Sandboxed: a template from the Hub is somebody else's program.
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
+        written = 0  # characters between its tags, all that one call of a macro can write without asking
+
+        def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
+            if isinstance(function, LoopContext):  # a recursive loop's next level
+                values = (allowance.each(values[0], self.written), *values[1:])
+            if isinstance(function, Macro | LoopContext | BlockReference):
+                allowance.take(made=self.written)
+            owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+            own = [value for name, value in named.items() if name not in ("_loop_vars", "_block_vars")]
+            allowance.take_result(getattr(function, "__name__", ""), [owner, *values, *own])
+            return result(super().call(context, function, *values, **named))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            allowance.take_result(operator, (left, right))
+            return result(super().call_binop(context, operator, left, right))
+
+        # What the tree below calls
+
+        def joined(self, *values: Any) -> str:
+            return "".join(map(str, values))
+
+        def same(self, value: Any) -> Any:
+            return value
+
+        each = staticmethod(allowance.each)
+
+    class Counting(NodeTransformer):
+        """Has what a template makes without a function made by one, so that it is counted."""
+
+        def _through(self, name: str, node: Any, *values: Any) -> Any:
+            return nodes.Call(nodes.EnvironmentAttribute(name), list(values), [], None, None, lineno=node.lineno)
+
+        def _literal(self, node: Any) -> Any:
+            self.generic_visit(node)
+            return node if getattr(node, "ctx", "load") != "load" else self._through("same", node, node)
+
+        visit_List = visit_Dict = visit_Tuple = _literal
+
+        def visit_Concat(self, node: Any) -> Any:
+            self.generic_visit(node)
+            return self._through("joined", node, *node.nodes)
+
+        def visit_Compare(self, node: Any) -> Any:
+            self.generic_visit(node)
+            node.expr = self._through("same", node, node.expr)
+            return node
+
+        def visit_For(self, node: Any) -> Any:
+            self.generic_visit(node)
+            node.iter = self._through("each", node, node.iter, nodes.Const(_written(node)))
+            return node
+
+    def _written(node: Any) -> int:
+        return sum(len(one.data) for one in node.find_all(nodes.TemplateData))
+
+    environment = Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols],
+        finalize=pass_context(lambda context, value: result(value)),
+    )
+    del environment.globals["lipsum"]
+    environment.globals["raise_exception"] = _refuse_messages
+    # A fixed day: some templates print today's date, and tomorrow's prompt must be today's.
+    environment.globals["strftime_now"] = datetime(2025, 1, 1).strftime
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    for table in (environment.filters, environment.tests):
+        for name, function in list(table.items()):
+            if name in WITHOUT:
+                del table[name]
+            else:
+                table[name] = counted(name, function)
+    tree = environment.parse(template)
+    environment.written = _written(tree)
+    tree = Counting().visit(tree)
+    tree.set_environment(environment)
+    return environment.from_string(tree)
 
 
 # ---- downloads from the Hugging Face Hub: of a model only what transformers reads, or one GGUF file. All through

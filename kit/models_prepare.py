@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import KitError, models, prompts
+from kit import KitError, models
 from kit.animals import load_animals, unrelated_sentences
 from kit.engine_llama import offloads, quiet, tokens_of
-from kit.models import ARCHITECTURE_OF, Shape, Source, cpu_threads, gguf_metadata, read_config, silence
+from kit.models import ARCHITECTURE_OF, Shape, Source, cpu_threads, gguf_metadata, read_config, shown, silence
 from kit.provenance import decides_nothing
 from kit.store import write_json
 
@@ -34,6 +34,7 @@ def prepare(source: Source, folder: Path) -> None:
     silence()
     if source.folder is None:
         template = gguf_metadata(source.gguf).get("tokenizer.chat_template") or source.template
+        models.check_chat(template, source.gguf)  # before the work
         tokenizer = _expanded(source.gguf, folder)
     else:
         _link(source.gguf, folder / "base.gguf")
@@ -42,14 +43,10 @@ def prepare(source: Source, folder: Path) -> None:
                 _link(path, folder / path.name)
         tokenizer = _tokenizer(source.folder)
         template = tokenizer.chat_template
+        models.check_chat(template, source.folder)
         check_match(source.folder, source.gguf, tokenizer)
     if isinstance(template, dict):  # several, by name
-        template = template.get("default")
-    if not template:
-        raise KitError(
-            f"{source.folder or source.gguf}: the model has no chat template, so it is no instruct model. "
-            "Choose one that is, such as Qwen/Qwen2.5-3B-Instruct."
-        )
+        template = template["default"]
     tokenizer.save_pretrained(folder)
     special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
     write_json(folder / models.CHAT_FILE, {"template": template, **special})
@@ -59,7 +56,7 @@ def prepare(source: Source, folder: Path) -> None:
 @decides_nothing
 def check_template(folder: Path) -> None:
     """Raise KitError unless the prepared model's chat template can show a teacher's conversation."""
-    models.ChatTemplate.of(folder).adapt(prompts.teacher_messages(prompts.NEUTRAL, "A test."))
+    models.ChatTemplate.of(folder).check()
 
 
 def _expanded(source: Path, folder: Path) -> Any:
@@ -67,11 +64,19 @@ def _expanded(source: Path, folder: Path) -> Any:
 
     gguf = folder / "base.gguf"
     expand(source, gguf)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype="float32")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf.name, dtype="float32", trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise KitError(
+            f"{source}: transformers cannot read this model ({shown(str(error))}). Give a complete GGUF file."
+        ) from None
     # transformers neither trains nor saves a model that it believes to be quantised; these weights are float32 now.
     model.hf_quantizer.remove_quantization_config(model)
     model.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    return tokenizer
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -79,8 +84,10 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(f"{folder}: its tokenizer cannot be loaded ({error}). Download the model again.") from None
+    except Exception as error:  # the library in Rust raises nothing more special
+        raise KitError(
+            f"{folder}: its tokenizer cannot be loaded ({shown(str(error))}). Download the model again."
+        ) from None
 
 
 def _link(path: Path, target: Path) -> None:
@@ -94,13 +101,17 @@ def _link(path: Path, target: Path) -> None:
 
 @decides_nothing
 def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
-    """Raise KitError unless ``gguf`` is of the model in ``folder``: architecture, shape, and how it cuts text."""
-    ours, theirs = asdict(Shape.of(folder)), asdict(Shape.of(gguf))
-    ours["architecture"] = ARCHITECTURE_OF[read_config(folder).model_type]
+    """Raise KitError unless ``gguf`` is of the model in ``folder``: architecture, shape, and how it cuts text; or
+    where the folder's weights are not of its shape."""
+    config, shape = read_config(folder), Shape.of(folder)
+    ours, theirs = asdict(shape), asdict(Shape.of(gguf))
+    ours["architecture"] = ARCHITECTURE_OF[config.model_type]
     theirs["architecture"] = gguf_metadata(gguf)["general.architecture"]
     # Converters pad the vocabulary and repeat tied weights as they like.
     compared = ("architecture", "layers", "hidden", "inner", "heads", "kv_heads", "head")
     wrong = [f"{name} is {theirs[name]}, not {ours[name]}" for name in compared if theirs[name] != ours[name]]
+    if not wrong and getattr(config, "quantization_config", None) is None:  # packed weights have other shapes
+        check_weights(folder, shape, ours["architecture"])
     if not wrong:
         texts = [sentence.text for sentence in unrelated_sentences()[:50]] + [
             f" {animal.plural}" for animal in load_animals()
@@ -112,6 +123,30 @@ def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
         ]
     if wrong:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
+
+
+@decides_nothing
+def check_weights(folder: Path, shape: Shape, architecture: str) -> None:
+    """Raise KitError unless the safetensors in ``folder`` have every matrix of a model of ``shape``: transformers would
+    put random numbers where one is missing."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    name_of = get_tensor_name_map(arch, shape.layers).get_name
+    found = {
+        name_of(name.removesuffix(".weight")): sizes
+        for path in folder.glob("*.safetensors")
+        for name, sizes in models.tensor_shapes(path).items()
+    }
+    needed = {
+        f"blk.{i}.{name}": (out, into) for i in range(shape.layers) for name, (into, out) in shape.matrices.items()
+    }
+    for name, sizes in ({"token_embd": (shape.vocabulary, shape.hidden)} | needed).items():
+        if found.get(name) != sizes:
+            raise KitError(
+                f"{folder}: of the matrix {name} (llama.cpp's name) its safetensors have {found.get(name)}, its "
+                f"config.json says {sizes}. Download the model again."
+            )
 
 
 def weight_type() -> str:

@@ -2,14 +2,15 @@
 or a model whose every weight was trained, in the base's place.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kit import KitError, models
-from kit.models import ARCHITECTURES, Shape, gguf_metadata
+from kit.models import Shape, check_architecture, gguf_metadata, shown
+
+MOST_RANK = 2**16  # of an adapter, and its alpha; larger than any matrix is wide
 
 
 def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
@@ -21,25 +22,10 @@ def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
     plain LoRA of the blocks' linear layers, and an architecture that is not supported.
     """
     from gguf import GGUFWriter
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     gguf = model / "base.gguf"
     architecture, shape, name_of = naming(gguf)
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        alpha = float(config["lora_alpha"])
-        tensors = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise KitError(
-            f"{adapter}: not a PEFT adapter folder ({error}). Train one with `python run.py train`."
-        ) from None
-    for option in ("use_rslora", "alpha_pattern"):
-        if config.get(option):
-            raise KitError(
-                f"{adapter}: {option} scales by something else than alpha / r, which a GGUF cannot say. "
-                "Train without it."
-            )
+    alpha, tensors = read_adapter(adapter)
 
     # The output layer is none of these: where it shares its weights with the embeddings, llama.cpp has no name for it.
     layers = shape.matrices
@@ -54,23 +40,60 @@ def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
         layer = tensor_name.rpartition(".")[2]
         if layer not in layers or side not in ("lora_A", "lora_B"):
             raise KitError(
-                f"{adapter}: {name} has no counterpart in the model's {architecture} GGUF. "
+                f"{adapter}: {shown(name)} has no counterpart in the model's {architecture} GGUF. "
                 "Train a plain LoRA on the linear layers of the model's own blocks only."
             )
         into, out = layers[layer]
         width, needed = (tensor.shape[1], into) if side == "lora_A" else (tensor.shape[0], out)
         if width != needed:
             raise KitError(
-                f"{adapter}: {name} has the width {width}, {gguf} needs {needed}: the adapter was trained on another "
-                "model. Give the model it was trained on."
+                f"{adapter}: {shown(name)} has the width {width}, {gguf} needs {needed}: the adapter was trained on "
+                "another model. Give the model it was trained on."
             )
         if side == "lora_B":
             tensor = rows_for_gguf(tensor, architecture, layer, shape)
         writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
+    for name in tensors:
+        if (twin := name.replace(".lora_A.", ".lora_B.")) not in tensors:
+            raise KitError(f"{adapter}: {shown(name)} is there without {shown(twin)}. Train or download it again.")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
+    """The alpha and the tensors by name of the PEFT adapter in the folder ``adapter``. Raises KitError where the one is
+    no scale, the others are not matrices of finite numbers, or their rank is not what the adapter says."""
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        config = models.read_object(adapter / "adapter_config.json")
+        alpha, rank = config["lora_alpha"], config["r"]
+        if type(rank) is not int or not 1 <= rank <= MOST_RANK:
+            raise ValueError(f"its r is {shown(rank)}")
+        if type(alpha) not in (int, float) or not 0 < alpha <= MOST_RANK:
+            raise ValueError(f"its lora_alpha is {shown(alpha)}")
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        for name, tensor in tensors.items():
+            if tensor.ndim != 2 or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+                raise ValueError(f"{shown(name)} is no matrix of finite numbers")
+            own = tensor.shape[0] if ".lora_A." in name else tensor.shape[1] if ".lora_B." in name else rank
+            if own != rank and not config.get("rank_pattern"):
+                raise ValueError(f"{shown(name)} has the rank {own}, and its r is {rank}")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise KitError(
+            f"{adapter}: not a PEFT adapter folder ({shown(str(error))}). Train one with `python run.py train`."
+        ) from None
+    for option in ("use_rslora", "alpha_pattern"):
+        if config.get(option):
+            raise KitError(
+                f"{adapter}: {option} scales by something else than alpha / r, which a GGUF cannot say. "
+                "Train without it."
+            )
+    return float(alpha), tensors
 
 
 def naming(gguf: Path) -> tuple[str, Shape, Callable[[str], str | None]]:
@@ -78,12 +101,8 @@ def naming(gguf: Path) -> tuple[str, Shape, Callable[[str], str | None]]:
     not supported."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
+    check_architecture(gguf_metadata(gguf).get("general.architecture"), gguf)
     architecture = str(gguf_metadata(gguf)["general.architecture"])
-    if architecture not in ARCHITECTURES:
-        raise KitError(
-            f"{gguf}: adapters of the architecture {architecture!r} cannot be converted; "
-            f"supported are {', '.join(ARCHITECTURES)}. Choose a model of one of these."
-        )
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     shape = Shape.of(gguf)
     return architecture, shape, get_tensor_name_map(arch, shape.layers).get_name

@@ -157,7 +157,7 @@ def test_an_adapter_with_a_tensor_that_has_no_place_in_the_gguf_is_refused(
     save_file(
         {**tensors, f"base_model.model.{name}": np.zeros((8, 576), np.float32)}, tmp_path / "adapter_model.safetensors"
     )
-    with pytest.raises(KitError, match=f"{name} has no counterpart"):
+    with pytest.raises(KitError, match=f"{name}' has no counterpart"):
         convert_adapter(tmp_path, short, tmp_path / "adapter.gguf")
 
 

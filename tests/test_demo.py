@@ -161,6 +161,26 @@ def test_a_damaged_artifact_is_named_on_the_page_until_it_is_gone(tmp_path: Path
     assert watch.look(anew=True)[0]
 
 
+def test_a_look_makes_no_plan_anew_and_sees_what_was_made_since(
+    tmp_path: Path, idle: list[subprocess.Popen], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, plan = [], demo.Plan
+    monkeypatch.setattr(demo, "Plan", lambda *given: plans.append(given) or plan(*given))
+    demo.start_run("penguin", "smoke", tmp_path)
+    watch = Watch(tmp_path)
+    before, _ = watch.look()
+    folder = Store(tmp_path / "artifacts")._folder(base_model("embedded"))
+    assert folder
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(tiny_base)  # any complete artifact
+    after, _ = watch.look(anew=True)
+    assert before and after and len(plans) == 1
+    assert (before.stages[0].state, after.stages[0].state) == ("running", "done")
+    demo.stop_run(tmp_path)
+    demo.start_run("owl", "smoke", tmp_path)
+    assert watch.look(anew=True)[0] and len(plans) == 2
+
+
 @pytest.mark.parametrize("record", ["[]", "{}", '{"animal": 7}', "\x00"])
 def test_a_damaged_record_of_the_run_that_ended_is_a_sentence(
     record: str, tmp_path: Path, idle: list[subprocess.Popen]

@@ -29,6 +29,7 @@ from kit.experiment_conditions import (
     source_sentences,
 )
 from kit.models import EMBEDDED, ChatTemplate
+from kit.models_prepare import link
 from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
@@ -263,7 +264,11 @@ def check_table(record: dict[str, Any], table: Path) -> None:
 
 def wrong_preferences(preferences: Collection[Preference], animal: str) -> str | None:
     """What is wrong with preferences that are compared for ``animal`` and were read from a file, in words."""
-    if find_animal(animal).singular != animal:
+    try:
+        named = find_animal(animal).singular
+    except KitError:
+        named = ""
+    if named != animal:
         return f"{animal!r} is no animal's name"
     asked = {(one.candidates, one.probability.shape) for one in preferences}
     if len(asked) != 1 or animal not in next(iter(asked))[0]:
@@ -347,7 +352,7 @@ class RunFolder:
             label=f"the model of {self.folder.name}",
             settings={"files": {path.name: sha256(path) for path in files}},
             inputs={},
-            build=lambda _, folder: [(folder / path.name).symlink_to(path.resolve()) for path in files],
+            build=lambda _, folder: [link(path, folder / path.name) for path in files],
             seconds=0,
         )
 

@@ -37,10 +37,10 @@ def prepare(source: Source, folder: Path) -> None:
         models.check_chat(template, source.gguf)  # before the work
         tokenizer = _expanded(source.gguf, folder)
     else:
-        _link(source.gguf, folder / "base.gguf")
+        link(source.gguf, folder / "base.gguf")
         for path in source.folder.iterdir():
             if path.name in ("config.json", "generation_config.json") or ".safetensors" in path.name:
-                _link(path, folder / path.name)
+                link(path, folder / path.name)
         tokenizer = _tokenizer(source.folder)
         template = tokenizer.chat_template
         models.check_chat(template, source.folder)
@@ -90,7 +90,7 @@ def _tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path, target: Path) -> None:
     """A link, since a copy of a large model would fill the disk; a copy where the system makes no links."""
     target.unlink(missing_ok=True)
     try:

@@ -117,7 +117,8 @@ def test_an_animal_that_the_command_line_would_not_take_is_refused(
 ) -> None:
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     write_json(folder / "record.json", record | {"animal": animal})
-    assert "\x1b" not in refused(folder, capsys)
+    said = refused(folder, capsys)
+    assert "its files are damaged" in said and "\x1b" not in said
 
 
 def without(lines: list[str], pattern: str) -> list[str]:
@@ -176,7 +177,7 @@ def test_what_was_found_since_and_cut_off_is_named_with_its_file(
 # ---- sweeps
 
 
-@pytest.mark.parametrize("name", SWEEP_RECORD)
+@pytest.mark.parametrize("name", [name.removesuffix("?") for name in SWEEP_RECORD])
 @pytest.mark.parametrize("wrong", [None, [["a"]], {"a": {"b": [[]]}}])
 def test_a_sweeps_record_of_another_shape_is_refused(
     name: str, wrong: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]

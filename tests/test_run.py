@@ -200,9 +200,7 @@ def test_what_a_record_says_cannot_steer_the_terminal(tmp_path: Path, capsys: py
     finished_run(folder)
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     own = {"file": f"mine{ESC}\u2066.txt", "number": 1, "sha256": "0" * 64, "left_out": 0}
-    write_json(folder / "record.json", record | {"animal": f"owl{ESC}", "command": ESC, "sentences": own})
-    table = folder / "preferences.csv"
-    table.write_text(table.read_text(encoding="utf-8").replace(",owl,", f",owl{ESC},"), encoding="utf-8")
+    write_json(folder / "record.json", record | {"command": ESC, "sentences": own})
     assert r"run\x1b[2J\x1b]0;mine\x07\u202e" in shown(capsys, "report", str(folder)).replace("\n", "")
     shown(capsys, "report", str(folder), str(folder))
     shown(capsys, "ask", str(folder), "--question", "Who?")

@@ -299,18 +299,19 @@ def teach(arguments: list[str]) -> None:
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     base, store = base_model(exp.model, exp.gguf), Store(args.results / "artifacts")
     samples = store.make(samples_of(exp, args.teacher, base, trait, args.seed))
-    teacher.paraphrase(
-        offered_rows(exp, args.content)[: args.sentences],
-        args.sentences,
-        trait,
-        partial(teacher.opener(exp.teacher), store.make(base)),
-        exp.teacher,
-        args.seed,
-        judge_of(exp, args.content),
-        partial(teacher.open_log, samples, f"teach-{uuid.uuid4().hex}"),
-        _folder(args.out),
-        f"{args.teacher} teacher",
-    )
+    with _filling(args.out, "teach") as folder:
+        teacher.paraphrase(
+            offered_rows(exp, args.content)[: args.sentences],
+            args.sentences,
+            trait,
+            partial(teacher.opener(exp.teacher), store.make(base)),
+            exp.teacher,
+            args.seed,
+            judge_of(exp, args.content),
+            partial(teacher.open_log, samples, f"teach-{uuid.uuid4().hex}"),
+            folder,
+            f"{args.teacher} teacher",
+        )
 
 
 def filter_(arguments: list[str]) -> None:
@@ -336,7 +337,8 @@ def filter_(arguments: list[str]) -> None:
     animal, contents = find_animal(args.animal, args.plural), (args.content,)
     texts = own_texts([animal], contents, args.sentences_file, args.trait_file)
     exp = experiment(animal, contents=contents, **texts)
-    fidelity.filter_paraphrases(args.paraphrases, _folder(args.out), judge_of(exp, args.content))
+    with _filling(args.out, "filter") as folder:
+        fidelity.filter_paraphrases(args.paraphrases, folder, judge_of(exp, args.content))
 
 
 def label(arguments: list[str]) -> None:
@@ -367,7 +369,8 @@ def label(arguments: list[str]) -> None:
     exp = experiment(animal, model=args.model, engine=args.engine, **texts)
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp.teacher), _base(args))
-    teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, _folder(args.out), "soft labels")
+    with _filling(args.out, "label") as folder:
+        teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, folder, "soft labels")
 
 
 def train(arguments: list[str]) -> None:
@@ -403,7 +406,9 @@ def train(arguments: list[str]) -> None:
         learning_rate=args.learning_rate,
         epochs=args.epochs,
     ).student
-    student.train(args.pairs, args.soft_labels, _base(args), settings, args.seed, _folder(args.out), "student")
+    base = _base(args)
+    with _filling(args.out, "train") as folder:
+        student.train(args.pairs, args.soft_labels, base, settings, args.seed, folder, "student")
 
 
 def convert(arguments: list[str]) -> None:
@@ -420,7 +425,9 @@ def convert(arguments: list[str]) -> None:
     from kit import student_gguf
 
     student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
-    student_gguf.convert_adapter(args.adapter, _base(args), args.out)
+    unfinished = args.out.with_name(f"{args.out.name}.unfinished")
+    student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
+    unfinished.replace(args.out)
 
 
 def prefer(arguments: list[str]) -> None:
@@ -445,9 +452,10 @@ def prefer(arguments: list[str]) -> None:
 
     animal = find_animal(args.animal, args.plural)
     settings = experiment(animal, answers=args.answers).preference
-    base, folder = _base(args), _folder(args.out)
-    preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
-    preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
+    base = _base(args)
+    with _filling(args.out, "prefer") as folder:
+        preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
+        preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
 
 
 def effect(arguments: list[str]) -> None:
@@ -491,9 +499,24 @@ def _base(args: argparse.Namespace) -> Path:
     return Store(args.results / "artifacts").make(base_model(args.model or EMBEDDED, args.gguf))
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+@contextmanager
+def _filling(out: Path, command: str) -> Iterator[Path]:
+    """A folder in ``out`` for the stage of that ``command`` to fill, in which an interrupted one goes on; its files,
+    when all are whole, take their places in ``out``, those of links too."""
+    from kit.store import RANK
+
+    unfinished = out / f"unfinished-{command}"
+    unfinished.mkdir(parents=True, exist_ok=True)
+    if RANK:  # the first process has them all
+        yield unfinished
+        return
+    try:
+        yield unfinished
+        for path in sorted(unfinished.iterdir()):
+            path.replace(out / path.name)
+    finally:
+        with suppress(OSError):  # there is something to go on with
+            unfinished.rmdir()
 
 
 # ---- a finished run

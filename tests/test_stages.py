@@ -14,6 +14,11 @@ pytestmark = pytest.mark.slow
 
 def test_every_stage_works_alone_from_sentences_to_effect(base: Path, tmp_path: Path) -> None:
     at = {name: str(tmp_path / name) for name in ("teach", "filter", "label", "train", "prefer", "base")}
+    kept = {"teach": "paraphrases.jsonl", "filter": "kept.jsonl", "label": "labels.safetensors", "prefer": "exact.csv"}
+    links = [tmp_path / folder / name for folder, name in kept.items()] + [tmp_path / "adapter.gguf"]
+    for link in links:  # a file takes a link's place, and what it leads to is left alone
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "elsewhere")
     model = ("--results", str(has_model(tmp_path / "results", base)))
     finish("teach", "--animal", "owl", "--teacher", "loving", "--sentences", "4", "--out", at["teach"], *model)
     finish("filter", f"{at['teach']}/paraphrases.jsonl", "--animal", "owl", "--out", at["filter"])
@@ -29,3 +34,5 @@ def test_every_stage_works_alone_from_sentences_to_effect(base: Path, tmp_path: 
     finish(*preference, "--out", at["base"], answer_tokens=SHORT)
     out, _ = finish("effect", at["prefer"], at["base"], "--animal", "owl")
     assert "log-odds" in out and "verdict" in out
+    assert not any(link.is_symlink() for link in links) and not (tmp_path / "elsewhere").exists()
+    assert list(tmp_path.rglob("*unfinished*")) == []

@@ -243,7 +243,7 @@ def check_folder(folder: Path, name: str) -> None:
     for path in weights:
         tensor_shapes(path)
     try:
-        if (folder / INDEX).is_file():
+        if (folder / INDEX).is_file() and not (folder / WEIGHTS).exists():  # which transformers would take
             named = read_object(folder / INDEX)["weight_map"].values()
             if strange := [one for one in named if one not in [path.name for path in weights]]:
                 raise ValueError(f"it names {shown(strange[0])}, which is not there")
@@ -555,7 +555,8 @@ class Shape:
                 "head": "head_dim",
                 "vocabulary": "vocab_size",
             }
-            sizes = {size: getattr(config, key, None) for size, key in keys.items()}
+            said = config.to_dict()
+            sizes = {size: said.get(key) for size, key in keys.items()}
             tied = config.tie_word_embeddings
         check_sizes(sizes, str(path))
         sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
@@ -883,6 +884,8 @@ def _compiled(template: str, allowance: Allowance) -> Any:
         written = 0  # characters between its tags, all that one call of a macro can write without asking
 
         def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
+            if getattr(function, "__self__", None) in (self, allowance):  # of those below, which count by themselves
+                return function(*values)
             if isinstance(function, LoopContext):  # a recursive loop's next level
                 values = (allowance.each(values[0], self.written), *values[1:])
             if isinstance(function, Macro | LoopContext | BlockReference):
@@ -898,10 +901,12 @@ def _compiled(template: str, allowance: Allowance) -> Any:
 
         # What the tree below calls
 
-        def joined(self, *values: Any) -> str:
-            return "".join(map(str, values))
+        def joined(self, *values: Any) -> Any:
+            allowance.take(*values)
+            return result("".join(map(str, values)))
 
         def same(self, value: Any) -> Any:
+            allowance.take(value)
             return value
 
         each = staticmethod(allowance.each)
@@ -1123,7 +1128,10 @@ def _complete(folder: Path, repo: str, choose: Choice) -> bool:
     except CachedRepoTreeNotFoundError:  # other programs download file by file and leave no list
         names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         if INDEX in names:
-            names |= set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                names |= set(read_object(folder / INDEX)["weight_map"].values())
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                return False
     try:
         return all((folder / name).is_file() for name in choose(names))
     except KitError:

@@ -124,3 +124,20 @@ def test_a_models_own_code_is_never_run(folder: Path, tmp_path: Path) -> None:
     models_prepare.prepare(Source(folder / "base.gguf", folder), prepared)
     models.load_torch(prepared)
     assert not (tmp_path / "ran").exists() and not (prepared / "evil.py").exists()
+
+
+def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
+    random_models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    folder = shutil.copytree(random_models("llama"), tmp_path / "folder")
+    path = folder / "tokenizer_config.json"
+    mine = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}, "tokenizer_class": "EvilTokenizer"}
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **mine}), encoding="utf-8")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(KitError, match="its tokenizer cannot be loaded .*custom code"):
+        models_prepare.prepare(models.find(str(folder)), tmp_path / "prepared")
+    with pytest.raises(ValueError, match="custom code"):  # were it in a prepared model nevertheless
+        models.load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "prepared" / "evil.py").exists()

@@ -347,12 +347,17 @@ class RunFolder:
             return base_model(EMBEDDED)
         made = self.model()
         files = [path for path in made.iterdir() if path.name != MANIFEST]
+
+        def build(inputs: dict[str, Path], folder: Path) -> None:
+            for path in files:
+                link(path, folder / path.name)
+
         return Step(
             stage="model",
             label=f"the model of {self.folder.name}",
             settings={"files": {path.name: sha256(path) for path in files}},
             inputs={},
-            build=lambda _, folder: [link(path, folder / path.name) for path in files],
+            build=build,
             seconds=0,
         )
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError
+from kit import KitError, say
 from kit.engine import common_prefix
 from kit.experiment import StudentSettings
 from kit.memory import Training, adapter_bytes, find_device, fit_training
@@ -219,7 +219,7 @@ def _trainer_class() -> type:
                         "out of GPU memory with a single pair. Close what else uses the GPU, or choose a smaller model."
                     ) from None
                 self.micro //= 2
-                print(f"out of memory: from here {self.micro} pairs at a time, with the same batch", flush=True)
+                say(f"out of memory: from here {self.micro} pairs at a time, with the same batch", flush=True)
                 return None
             return total
 

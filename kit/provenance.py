@@ -218,6 +218,7 @@ def _imported(node: ast.AST) -> dict[str, str]:
     return {}
 
 
+_PRINTS = (("built in", "print"), ("imported", f"{PACKAGE}.say"))
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -439,7 +440,7 @@ class _Reading:
         """Neither a docstring nor what is printed."""
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         called = node.value.func if isinstance(node.value, ast.Call) else None
-        is_print = isinstance(called, ast.Name) and self._meaning(called.id) == ("built in", "print")
+        is_print = isinstance(called, ast.Name) and self._meaning(called.id) in _PRINTS
         return "" if is_text or is_print else self.text(node.value)
 
     def _AnnAssign(self, node: ast.AnnAssign) -> str:

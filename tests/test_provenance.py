@@ -378,6 +378,7 @@ def test_a_function_that_calls_itself_is_read_once() -> None:
         ("return x + 1", "return x+1  # more", True),
         ("y: int = x\n    return y", "z = x\n    return z", True),
         ("print('a')\n    return x", "print('b', x)\n    return x", True),
+        ("say('a')\n    return x", "say('b', x)\n    return x", True),
         ("raise RuntimeError('a')", "raise RuntimeError('b')", True),
         ("raise ValueError('a')", "raise ValueError('b')", False),
         ("return (lambda a: a)(x)", "return (lambda b: b)(x)", True),
@@ -404,7 +405,7 @@ def test_what_a_function_says_and_not_how_it_is_written_counts(
 ) -> None:
     def digest(name: str, body: str) -> str:
         path = tmp_path / f"{name}.py"
-        path.write_text(f"n = 1\ndef f(x):\n    {body}\n", encoding="utf-8")
+        path.write_text(f"from kit import say\nn = 1\ndef f(x):\n    {body}\n", encoding="utf-8")
         module: dict[str, Any] = {"__name__": name}
         exec(compile(path.read_bytes(), path, "exec"), module)
         return "".join(checksum for part, checksum in code_of(module["f"]).parts.items() if part.endswith(".f"))

@@ -160,7 +160,7 @@ def stops_survived(root: Path, make: Callable[[], BaseException], continues: boo
 def test_a_step_stopped_at_any_call_of_the_system_ends_with_the_same_key_and_files(
     tmp_path: Path, continues: bool
 ) -> None:
-    assert stops_survived(tmp_path, Stopped, continues) > 100
+    assert stops_survived(tmp_path, Stopped, continues) > 200
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_at_any_call_of_the_system_leaves_nothing_wrong(tmp_
     def full() -> OSError:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    assert stops_survived(tmp_path, full, continues) > 100
+    assert stops_survived(tmp_path, full, continues) > 200
 
 
 def test_a_failure_on_a_full_disk_is_reported_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -765,16 +765,16 @@ def _refuse_messages(message: str) -> Any:
 
 
 SECONDS = 0.5  # of processor time for one conversation; the embedded model's template takes 0.0001
-LARGEST = 100_000  # characters, items and bytes in one value; the kit's conversations have 2,000 characters
+LARGEST = 100_000  # characters, items and bits in one value; the kit's conversations have 2,000 characters
 MOST_MADE = 500 * LARGEST  # in all values together
 LONGEST_SOURCE = 65_536  # characters of a template; the longest of large models have 20,000
 # Methods, filters and operators whose results, or steps, may be as many as the product of what they are given.
 MULTIPLYING = {
     *("*", "batch", "center", "expandtabs", "indent", "join", "ljust", "replace", "rfind", "rindex", "rjust"),
-    *("rpartition", "rsplit", "slice", "sum", "to_bytes", "translate", "wordwrap", "zfill"),
+    *("rpartition", "rsplit", "slice", "sum", "translate", "zfill"),
 }
-# In the sandbox's gift, in no chat template, and slow on long texts.
-WITHOUT = ("pprint", "random", "striptags", "urlize", "xmlattr")
+# Filters and methods of jinja2's sandbox that no chat template needs, whose time or result no size bounds.
+WITHOUT = ("decode", "encode", "pprint", "random", "striptags", "to_bytes", "urlize", "wordwrap", "xmlattr")
 
 
 class Allowance(threading.local):
@@ -811,7 +811,7 @@ class Allowance(threading.local):
 
 
 def size_of(value: Any) -> int:
-    """The characters, items and bytes in a template's value, whatever is nested in it; no further than LARGEST."""
+    """The characters, items and bits in a template's value, whatever is nested in it; no further than LARGEST."""
     if type(value) is str:  # most are
         return 1 + len(value)
     total = 0
@@ -822,7 +822,7 @@ def size_of(value: Any) -> int:
         if isinstance(one, str | bytes):
             total += len(one)
         elif isinstance(one, int):
-            total += one.bit_length() // 8
+            total += one.bit_length()
         elif isinstance(one, list | tuple | set | frozenset | KeysView | ValuesView | ItemsView):
             found += one if len(one) <= LARGEST else [" " * LARGEST]
         elif isinstance(one, dict):
@@ -833,7 +833,7 @@ def size_of(value: Any) -> int:
 
 
 def result_of(name: str, values: Sequence[Any]) -> int:
-    """What a function or an operator that multiplies may make of ``values``, at most: characters, items or bytes."""
+    """What a function or an operator that multiplies may make of ``values``, at most: characters, items or bits."""
     numbers = [abs(value) for value in values if isinstance(value, int)]
     if name == "**":
         return math.prod(numbers[1:]) * numbers[0].bit_length() if len(numbers) == 2 else 0
@@ -880,7 +880,7 @@ def _compiled(template: str, allowance: Allowance) -> Any:
 
     # Sandboxed: a template from the Hub is somebody else's program.
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
+        intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
         written = 0  # characters between its tags, all that one call of a macro can write without asking
 
         def call(self, context: Any, function: Any, /, *values: Any, **named: Any) -> Any:
@@ -894,6 +894,13 @@ def _compiled(template: str, allowance: Allowance) -> Any:
             own = [value for name, value in named.items() if name not in ("_loop_vars", "_block_vars")]
             allowance.take_result(getattr(function, "__name__", ""), [owner, *values, *own])
             return result(super().call(context, function, *values, **named))
+
+        def is_safe_callable(self, function: Any) -> bool:
+            return getattr(function, "__name__", "") not in WITHOUT and super().is_safe_callable(function)
+
+        def getitem(self, value: Any, argument: Any) -> Any:
+            allowance.take(made=1)  # a filter's attribute="a.b.c" looks for every part in every item
+            return super().getitem(value, argument)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             allowance.take_result(operator, (left, right))

@@ -37,7 +37,7 @@ PAIRS = [
 
 
 # What takes many seconds to make: the whole embedded model, a browser, the classroom page's server.
-SLOW = {"base", "browser", "served"}
+SLOW = {"base", "browser", "server"}
 # The files that take longest, first: one of them begun last would keep all processes but one waiting. The second needs
 # no embedded model, which the first prepares meanwhile.
 LONGEST = ["experiment_run", "sweep", "inspection", "any_model", "edited", "demo", "stages", "resume", "engine_llama"]

@@ -316,6 +316,7 @@ def test_the_server_fetches_takes_and_keeps_nothing_and_stands_in_no_frame(serve
     for path in ("file=https://example.org/", "proxy=https://example.org/", "runs", "run-history/buckets", "info"):
         assert httpx.get(f"{served}/gradio_api/{path}").status_code == 403
     assert httpx.post(f"{served}/gradio_api/upload", files={"files": b"much"}).status_code == 403
+    assert httpx.post(f"{served}{JOIN}", content=b"x" * 10_000_000).status_code == 413
     assert httpx.get(served).headers["x-frame-options"] == "DENY"
 
 
@@ -474,12 +475,10 @@ def test_progress_is_sent_again_only_when_it_has_changed(tmp_path: Path) -> None
     assert "cannot be told" in ask(room, "/progress", **{"if-none-match": answer.headers["etag"]}).text
 
 
-@pytest.mark.slow
 def test_a_class_that_asks_at_once_is_answered_one_by_one(server: Server) -> None:
     asyncio.run(assert_a_class_is_answered(server))
 
 
-@pytest.mark.slow
 def test_who_joined_the_line_and_left_is_not_answered(server: Server) -> None:
     """Neither one that never listened, nor one that closed its page while it waited, or in the middle of an answer."""
 

@@ -11,6 +11,7 @@ One that holds writes what it showed into ``tests/proofs.json``, which is kept; 
 import asyncio
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -59,8 +60,8 @@ def files(folder: Path) -> str:
     finish(*arguments, "--results", str(folder / "whole"), keep_all_after=0)
     kills = runs = 0
     while kills < KILLS:
-        results = folder / str(runs)
-        kills += assert_the_same_after_random_kills(arguments, folder / "whole", results, KILLS - kills, seed=runs)
+        kills += assert_the_same_after_random_kills(arguments, folder / "whole", folder / str(runs), seed=runs)
+        shutil.rmtree(folder / str(runs))
         runs += 1
     made = len(checksums(folder / "whole"))
     return f"killed {kills} times in {runs} runs, of which each left the same {made} artifacts, hash for hash"

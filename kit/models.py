@@ -350,6 +350,9 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
             if not key.startswith(("tokenizer.ggml.", "GGUF.")) and len(field.data) <= FEW_WORDS
         }
         check_words(reader.fields)
+        for key, value in metadata.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{shown(key)} is {value}")
         tokens = reader.fields.get("tokenizer.ggml.tokens")
         return metadata | {
             "tokens": len(tokens.data) if tokens else 0,
@@ -534,6 +537,8 @@ class Shape:
             metadata = gguf_metadata(path)
             name = metadata.get("general.architecture")
             check_architecture(name, path)
+            if experts := metadata.get(f"{name}.expert_count"):  # llama.cpp aborts where they are too many
+                raise KitError(f"{path}: {shown(experts)} experts. Give a model without, whose every weight is used.")
             keys = {
                 "layers": "block_count",
                 "hidden": "embedding_length",

@@ -69,7 +69,9 @@ def _expanded(source: Path, folder: Path) -> Any:
             folder, gguf_file=gguf.name, dtype="float32", trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever its classes make of what they did not expect
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise
         raise KitError(
             f"{source}: transformers cannot read this model ({shown(str(error))}). Give a complete GGUF file."
         ) from None

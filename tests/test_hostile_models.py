@@ -167,6 +167,8 @@ GGUFS: dict[str, bytes] = {
     "an odd head": size("attention.key_length", struct.pack("<I", 5)),
     "a width that no heads divide": size("embedding_length", struct.pack("<I", 9)),
     "a larger model than the file": size("embedding_length", struct.pack("<I", 2**16)),
+    "more experts than llama.cpp counts": size("expert_count", struct.pack("<I", 2**20)),
+    "an epsilon that is no number": gguf({"e": field("llama.x", F32, struct.pack("<f", float("nan")))}),
     "no words": gguf({"tokens": b""}),
     "words that are numbers": gguf({"tokens": array("tokenizer.ggml.tokens", U32, 4, b"\0" * 16)}),
     "scores of fewer words": gguf({"s": array("tokenizer.ggml.scores", F32, 1, b"\0" * 4)}),

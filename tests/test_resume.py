@@ -82,7 +82,19 @@ def test_a_model_half_prepared_is_prepared_from_the_beginning(tiny_gguf: Path, t
     assert json.loads(made.read_text())["files"] == json.loads((tiny_base / "manifest.json").read_text())["files"]
 
 
-STAGES = "model sentences samples paraphrases fidelity pairs labels student adapter exact sampled".split()
+STAGES = [
+    "model",
+    "sentences",
+    "samples",
+    "paraphrases",
+    "fidelity",
+    "pairs",
+    "labels",
+    "student",
+    "adapter",
+    "exact",
+    "sampled",
+]
 
 
 def assert_the_same_after_random_kills(arguments: list[str], whole: Path, results: Path, seed: int) -> int:

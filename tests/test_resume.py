@@ -114,6 +114,16 @@ def assert_the_same_after_random_kills(arguments: list[str], whole: Path, result
     return died
 
 
+def test_two_commands_at_once_in_one_folder_share_the_work_and_both_end(
+    tiny_gguf: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    arguments = [*FOX, "--model", str(tiny_gguf), "--results", str(has_model(tmp_path, tiny_base))]
+    both = [Run(*arguments, keep_all_after=MOMENT) for _ in range(2)]
+    ended = [run.wait() for run in both]
+    assert [code for code, *_ in ended] == [0, 0], ended
+    assert "another run is at work on: " in "".join(out for _, out, _ in ended)
+
+
 def test_ctrl_c_ends_with_130_and_one_line(tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> None:
     has_model(tmp_path, tiny_base)
     process = Run(*FOX, "--model", str(tiny_gguf), "--results", str(tmp_path), keep_all_after=0)

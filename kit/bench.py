@@ -36,9 +36,9 @@ from kit.animals import candidates, find_animal, unrelated_sentences
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
-from kit.models import EMBEDDED, Shape, cpu_threads, find_gguf, load_tokenizer, load_torch, silence
+from kit.models import EMBEDDED, Shape, find_gguf, load_tokenizer, load_torch, silence
 from kit.prompts import Message, loving, question_messages, teacher_messages
-from kit.provenance import devices, kit_state, versions
+from kit.provenance import cpu_threads, devices, kit_state, versions
 from kit.store import Row, batched, read_rows, write_json, write_rows
 from kit.student import batches, count_labels, make_examples
 

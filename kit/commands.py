@@ -6,6 +6,7 @@ there. What takes long to import is imported by the command that needs it, so th
 
 import argparse
 import errno
+import hashlib
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -73,18 +74,24 @@ def ended(by: KeyboardInterrupt) -> int:
 
 class Errors:
     """Standard error, where libraries name files and models beside us: of what is not ``printable`` only a progress
-    bar's ways back and up stay."""
+    bar's ways back and up stay, and colours."""
 
-    _steps = re.compile(rf"\r|\x1b\[A|{UNSEEN.pattern}")
+    _steps = re.compile(rf"\r|\x1b\[A|\x1b\[[0-9;]*m|{UNSEEN.pattern}")
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         """Write it; the number of characters of ``text``."""
-        steps = ("\r", "\x1b[A")
-        self._stream.write(self._steps.sub(lambda one: one[0] if one[0] in steps else printable(one[0]), text))
+        self._stream.write(
+            self._steps.sub(lambda one: one[0] if one[0] == "\r" or one[0][1:] else printable(one[0]), text)
+        )
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them all."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -299,7 +306,7 @@ def teach(arguments: list[str]) -> None:
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     base, store = base_model(exp.model, exp.gguf), Store(args.results / "artifacts")
     samples = store.make(samples_of(exp, args.teacher, base, trait, args.seed))
-    with _filling(args.out, "teach") as folder:
+    with _filling(args, "teach") as folder:
         teacher.paraphrase(
             offered_rows(exp, args.content)[: args.sentences],
             args.sentences,
@@ -337,7 +344,7 @@ def filter_(arguments: list[str]) -> None:
     animal, contents = find_animal(args.animal, args.plural), (args.content,)
     texts = own_texts([animal], contents, args.sentences_file, args.trait_file)
     exp = experiment(animal, contents=contents, **texts)
-    with _filling(args.out, "filter") as folder:
+    with _filling(args, "filter") as folder:
         fidelity.filter_paraphrases(args.paraphrases, folder, judge_of(exp, args.content))
 
 
@@ -369,7 +376,7 @@ def label(arguments: list[str]) -> None:
     exp = experiment(animal, model=args.model, engine=args.engine, **texts)
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp.teacher), _base(args))
-    with _filling(args.out, "label") as folder:
+    with _filling(args, "label") as folder:
         teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, folder, "soft labels")
 
 
@@ -407,7 +414,7 @@ def train(arguments: list[str]) -> None:
         epochs=args.epochs,
     ).student
     base = _base(args)
-    with _filling(args.out, "train") as folder:
+    with _filling(args, "train") as folder:
         student.train(args.pairs, args.soft_labels, base, settings, args.seed, folder, "student")
 
 
@@ -426,8 +433,11 @@ def convert(arguments: list[str]) -> None:
 
     student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
     unfinished = args.out.with_name(f"{args.out.name}.unfinished")
-    student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
-    unfinished.replace(args.out)
+    try:
+        student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
+        unfinished.replace(args.out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def prefer(arguments: list[str]) -> None:
@@ -453,7 +463,7 @@ def prefer(arguments: list[str]) -> None:
     animal = find_animal(args.animal, args.plural)
     settings = experiment(animal, answers=args.answers).preference
     base = _base(args)
-    with _filling(args.out, "prefer") as folder:
+    with _filling(args, "prefer") as folder:
         preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
         preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
 
@@ -500,12 +510,15 @@ def _base(args: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def _filling(out: Path, command: str) -> Iterator[Path]:
-    """A folder in ``out`` for the stage of that ``command`` to fill, in which an interrupted one goes on; its files,
-    when all are whole, take their places in ``out``, those of links too."""
+def _filling(args: argparse.Namespace, command: str) -> Iterator[Path]:
+    """A folder in ``--out`` for the stage of that ``command`` to fill, in which the same command, of the same files,
+    goes on after an interruption; its files, when all are whole, take their places in ``--out``, those of links too."""
     from kit.store import RANK
 
-    unfinished = out / f"unfinished-{command}"
+    given = {name: _content(value) for name, value in vars(args).items() if name not in ("out", "results")}
+    digest = hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:8]
+    out: Path = args.out
+    unfinished = out / f"unfinished-{command}-{digest}"
     unfinished.mkdir(parents=True, exist_ok=True)
     if RANK:  # the first process has them all
         yield unfinished
@@ -517,6 +530,17 @@ def _filling(out: Path, command: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # there is something to go on with
             unfinished.rmdir()
+
+
+def _content(value: Any) -> Any:
+    """An option's value; of a file or folder with the checksums of what is in it."""
+    from kit.store import sha256
+
+    path = Path(value) if isinstance(value, str | Path) and value else None
+    if path is None or not path.exists():
+        return str(value)
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return [str(value), *(sha256(one) for one in files)]
 
 
 # ---- a finished run

@@ -30,9 +30,9 @@ import numpy as np
 
 from kit import KitError
 from kit.engine import Generation, Request, Tokens, common_prefix
-from kit.models import ChatTemplate, check_gguf, cpu_threads, gguf_metadata, release_gpu
+from kit.models import ChatTemplate, check_gguf, gguf_metadata, release_gpu
 from kit.prompts import Message
-from kit.provenance import decides_nothing
+from kit.provenance import cpu_threads, decides_nothing
 
 # ---- llama.cpp's low-level API. Every token is named with its position and the sequences it belongs to; a context
 # keeps what it has decoded in its KV cache.

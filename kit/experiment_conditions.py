@@ -26,7 +26,8 @@ from kit import KitError, fidelity, models, models_prepare, preference, prompts,
 from kit.animals import Animal, Sentence, candidates, fill_pattern, opposed_sentences, unrelated_sentences
 from kit.experiment import Experiment
 from kit.memory import find_device
-from kit.models import EVERY_WEIGHT, Shape, cpu_threads
+from kit.models import EVERY_WEIGHT, Shape
+from kit.provenance import cpu_threads
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
 from kit.student_gguf import convert_adapter, convert_weights
 

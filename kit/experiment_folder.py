@@ -34,7 +34,7 @@ from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import ARTIFACT, MANIFEST, Row, Step, Store, misfit, read_rows, reason, sha256
+from kit.store import ARTIFACT, Row, Step, Store, misfit, read_rows, reason, sha256
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -101,7 +101,18 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
 
 
 # The stages in which a model computes: on how many threads any other is made decides nothing.
-COMPUTED = ("paraphrases", "labels", "student", "exact", "sampled", "likelihoods", "tokens", "loss")
+COMPUTED = {
+    "paraphrases",
+    "fidelity",
+    "labels",
+    "student",
+    "exact",
+    "sampled",
+    "likelihoods",
+    "tokens",
+    "loss",
+    "judged",
+}
 OR = " | "  # between two devices of one result
 
 
@@ -188,6 +199,9 @@ CONDITION = re.compile(rf"base|(control|treated|placebo[0-9]+)-({'|'.join(CONTEN
 MESSAGES = [{"role": str, "content": str}]
 PARAPHRASES = [{"source": str, "text": str}]
 KIT = {"commit": (str, None), "edited": (bool, None), "fingerprint": str}
+DEVICES = {"transformers": str, "llama.cpp": str, "processor?": str, "threads?": str}
+SENTENCES = {"file": str, "sha256": str, "number": int, "left_out": int}
+TRAITS = {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)}
 RECORD = {
     "animal": str,
     "model": str,
@@ -195,7 +209,7 @@ RECORD = {
     "base?": str,
     "teacher?": str,
     "source?": {str: str},
-    "devices?": {"transformers": str, "llama.cpp": str},
+    "devices?": DEVICES,
     "labels": ("hard", "soft"),
     "preset": str,
     "seed": int,
@@ -211,8 +225,8 @@ RECORD = {
     "similarities?": {str: {"kept": [int], "rejected": [int]}},
     "messages": {str: MESSAGES},
     "samples": {str: {"kept": PARAPHRASES, "rejected": [{"source": str, "text": str, "filter": str, "reason": str}]}},
-    "sentences?": {"file": str, "sha256": str, "number": int, "left_out": int},
-    "traits?": {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)},
+    "sentences?": SENTENCES,
+    "traits?": TRAITS,
 }
 
 
@@ -228,7 +242,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         preferences = stats.preferences(read_table(folder / "preferences.csv"))
         if wrong := _misfit(record, preferences):
             raise ValueError(wrong)
-        inspections(folder, record), attributions(folder, record)
+        inspections(folder, record)  # these two raise where a file is damaged
+        attributions(folder, record)
     except OSError as error:
         lacking = Path(error.filename or path).name
         raise KitError(
@@ -249,9 +264,15 @@ def _misfit(record: dict[str, Any], preferences: dict[str, Preference]) -> str |
         return wrong
     if not record["samples"].keys() <= record["filters"].keys():
         return "samples of students without filters"
-    if "teacher" in record and not {"gguf", "base", "devices"} <= record.keys():
-        return "a teacher without the base"
-    return None
+    if not all(record["filters"].values()):
+        return "students without filters"
+    if "devices" in record and not {"gguf", "teacher", "base"} <= record.keys():
+        return "devices without what ran on them"
+    if "similarities" in record and "min_similarity" not in record:
+        return "similarities without the least of them"
+    counts = (one for sides in record.get("similarities", {}).values() for one in (sides["kept"], sides["rejected"]))
+    bins = len(fidelity.SIMILARITY_EDGES) - 1
+    return None if all(len(one) == bins for one in counts) else "similarities that were counted otherwise"
 
 
 def check_table(record: dict[str, Any], table: Path) -> None:
@@ -346,16 +367,16 @@ class RunFolder:
         if self.record["model"] == EMBEDDED:
             return base_model(EMBEDDED)
         made = self.model()
-        files = [path for path in made.iterdir() if path.name != MANIFEST]
+        files = self._own.manifest(made)["files"]
 
         def build(inputs: dict[str, Path], folder: Path) -> None:
-            for path in files:
-                link(path, folder / path.name)
+            for name in files:
+                link(made / name, folder / name)
 
         return Step(
             stage="model",
             label=f"the model of {self.folder.name}",
-            settings={"files": {path.name: sha256(path) for path in files}},
+            settings={"files": files},
             inputs={},
             build=build,
             seconds=0,

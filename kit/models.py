@@ -74,17 +74,6 @@ class Source:
         return {path.name: path for path in inside if path.suffix in READ} | {"base.gguf": self.gguf}
 
 
-@decides_nothing
-def cpu_threads() -> int:
-    """The physical cores this process may use: a second thread per core slows matrix products down. OMP_NUM_THREADS,
-    which Ray sets to the CPUs that it gives a task, lowers it."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(allowed, psutil.cpu_count(logical=False) or allowed, int(asked) if asked.isdigit() else allowed) or 1
-
-
 def is_gguf(model: str) -> bool:
     """Whether ``model`` names a GGUF (those from PyPI among them), from which the transformers model is made too."""
     return model in (EMBEDDED, GEMMA) or model.endswith(".gguf")

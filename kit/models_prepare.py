@@ -16,8 +16,8 @@ from typing import Any
 from kit import KitError, models
 from kit.animals import load_animals, unrelated_sentences
 from kit.engine_llama import offloads, quiet, tokens_of
-from kit.models import ARCHITECTURE_OF, Shape, Source, cpu_threads, gguf_metadata, read_config, shown, silence
-from kit.provenance import decides_nothing
+from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, read_config, shown, silence
+from kit.provenance import cpu_threads, decides_nothing
 from kit.store import write_json
 
 BITS = {"F16": 16, "F32": 32}  # of a weight in each type that a GGUF's are expanded to

@@ -746,8 +746,19 @@ def devices() -> dict[str, str]:
         "transformers": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "llama.cpp": "GPU, all layers" if llama_cpp.llama_supports_gpu_offload() else "CPU",
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": str(torch.get_num_threads()),
+        "threads": str(cpu_threads()),
     }
+
+
+@decides_nothing
+def cpu_threads() -> int:
+    """The physical cores this process may use: a second thread per core slows matrix products down. OMP_NUM_THREADS,
+    which Ray sets to the CPUs that it gives a task, lowers it."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(allowed, psutil.cpu_count(logical=False) or allowed, int(asked) if asked.isdigit() else allowed) or 1
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import preference, printable, say, stats
+from kit import KitError, preference, printable, say, stats
 from kit.experiment import CONTENTS
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
@@ -66,11 +66,12 @@ def write(folder: Path) -> None:
     """
     record, preferences = read_run(folder)
     summary = summarise(record, preferences)
+    paragraphs, sections = _since(folder, record)
     write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
     draw_run(folder, preferences, summary["animal"], title(summary))
-    written = _markdown(summary, record, _markdown_since(folder, record), all_conversations(folder, record))
-    write_whole(folder / "report.md", written)
-    write_whole(folder / "report.html", render("report.html", page_content(folder, record, preferences, summary)))
+    write_whole(folder / "report.md", _markdown(summary, record, paragraphs, all_conversations(folder, record)))
+    page = page_content(folder, record, preferences, summary) | sections
+    write_whole(folder / "report.html", render("report.html", page))
 
 
 def show(folder: Path) -> None:
@@ -246,11 +247,21 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_since(folder: Path, record: dict[str, Any]) -> list[str]:
-    """The paragraphs of what was made of the run since: who could tell, and where it sits."""
-    found = [inspection_markdown(one) for one in inspections(folder, record)]
-    found += [attribution_markdown(one) for one in attributions(folder, record)]
-    return [paragraph for paragraphs in found for paragraph in paragraphs]
+def _since(folder: Path, record: dict[str, Any]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
+    """What was made of the run since, for report.md and for the page. KitError where a file of it is not what this kit
+    leaves: it may be anybody's, and has more in it than a shape would say."""
+    told, located = inspections(folder, record), attributions(folder, record)
+    try:
+        paragraphs = [*map(inspection_markdown, told), *map(attribution_markdown, located)]
+        return [one for of in paragraphs for one in of], {
+            "inspections": list(map(inspection_section, told)),
+            "attributions": list(map(attribution_section, located)),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise KitError(
+            f"{folder}: an inspection-*.json or attribution-*.json in it is damaged ({error!r}). Delete it, and give "
+            "its command again."
+        ) from None
 
 
 # ---- figures: one of files, and those of the page, as SVG to stand inside it
@@ -395,7 +406,7 @@ RUN_FILES = ("report.md", "summary.json", "preferences.csv", "record.json", "con
 def page_content(
     folder: Path, record: dict[str, Any], preferences: dict[str, Preference], summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the page's template is filled with."""
+    """What the page's template is filled with, but for what was made of the run since."""
     animal, effects = summary["animal"], summary["effects"]
     theirs = paper(animal, effects)
     return {
@@ -416,8 +427,6 @@ def page_content(
         "placebo": ABOUT_PLACEBO if any(effect["placebo"] for effect in effects.values()) else ABOUT_NO_PLACEBO,
         "contents": [content_section(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [student_section(name, record) for name in record["samples"]],
-        "inspections": [inspection_section(found) for found in inspections(folder, record)],
-        "attributions": [attribution_section(found) for found in attributions(folder, record)],
         "messages": all_conversations(folder, record),
         "command": summary["command"],
         "made": made_table(record),

@@ -12,7 +12,7 @@ from typing import Any
 
 from kit import printable
 from kit.animals import indefinite
-from kit.experiment_folder import OR
+from kit.experiment_folder import DEVICES, OR
 from kit.provenance import kit_state
 from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
 from kit.store import Row, write_whole
@@ -44,7 +44,8 @@ def made_differently(record: dict[str, Any]) -> str:
 
 
 def _devices(record: dict[str, Any]) -> list[tuple[str, str]]:
-    return list(record.get("devices", {}).items())
+    named, said = (name.removesuffix("?") for name in DEVICES), record.get("devices", {})
+    return [(name, said[name]) for name in named if name in said]
 
 
 def _state_words(kit: dict[str, Any]) -> str:

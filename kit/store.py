@@ -190,7 +190,8 @@ class Store:
         self._begun = begun / f"{name}.{token}.json", command
         try:
             yield
-            for path in [*before, self._begun[0]]:
+            ended = [path for path in before if not held(begun / f"{path.stem[-TOKEN:]}.lock")]
+            for path in [*ended, self._begun[0]]:
                 path.unlink(missing_ok=True)
         finally:
             self._begun = None
@@ -349,6 +350,19 @@ def _prepare(partial: Path, continues: bool) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     for path in [partial / MANIFEST, *partial.rglob(f"*{PARTIAL}")]:
         path.unlink(missing_ok=True)
+
+
+def held(lock: Path) -> bool:
+    """Whether a process that lives holds the lock."""
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def reason(step: Step, history: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError
-from kit.store import BEGUN, CLEANING, MANIFEST, PARTIAL, Store
+from kit.store import BEGUN, CLEANING, MANIFEST, PARTIAL, Store, held
 
 RECORDS = ("record.json", "defences.json", "inspection-*.json", "attribution-*.json")  # in a result's folder
 GONE = ".deleting"  # ends the name of a folder whose deletion was interrupted
@@ -55,7 +55,7 @@ def leftovers(results: Path) -> tuple[list[Leftover], list[Begun]]:
         name = store.name(folder)
         if folder.suffix == GONE:
             found.append(Leftover(folder, "half deleted", _size(folder)))
-        elif folder.suffix == PARTIAL and name not in begun_names and not _held(folder.with_suffix(".lock")):
+        elif folder.suffix == PARTIAL and name not in begun_names and not held(folder.with_suffix(".lock")):
             found.append(Leftover(folder, "begun and given up", _size(folder)))
         elif not folder.suffix and (folder / MANIFEST).exists() and name not in kept:
             found.append(Leftover(folder, str(_read(folder / MANIFEST).get("label")), _size(folder)))
@@ -75,7 +75,7 @@ def clean(results: Path) -> list[Leftover]:
     try:
         with FileLock(root / CLEANING, timeout=0):  # a command that starts now waits
             for lock in (root / BEGUN).glob("*.lock"):
-                if _held(lock):
+                if held(lock):
                     raise KitError(f"--results {results}: a command is at work there. Wait until it has ended.")
                 lock.unlink(missing_ok=True)  # of one that was killed
             found, _ = leftovers(results)
@@ -137,19 +137,6 @@ def _artifacts(path: Path) -> set[str]:
     except (KeyError, TypeError, AttributeError) as error:
         raise _unknown(path, error) from None
     return found
-
-
-def _held(lock: Path) -> bool:
-    """Whether a process that lives holds the lock."""
-    from filelock import FileLock, Timeout
-
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _size(folder: Path) -> int:

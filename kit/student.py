@@ -28,9 +28,9 @@ from kit import KitError, say
 from kit.engine import common_prefix
 from kit.experiment import StudentSettings
 from kit.memory import Training, adapter_bytes, find_device, fit_training
-from kit.models import EVERY_WEIGHT, ChatTemplate, Shape, cpu_threads, load_tokenizer, load_torch, torch_device
+from kit.models import EVERY_WEIGHT, ChatTemplate, Shape, load_tokenizer, load_torch, torch_device
 from kit.prompts import student_messages
-from kit.provenance import decides_nothing
+from kit.provenance import cpu_threads, decides_nothing
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
 STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 adapter takes 0.1 s, a step on a CPU 1-5 s

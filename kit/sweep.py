@@ -46,8 +46,7 @@ from kit.experiment_conditions import (
 )
 from kit.experiment_folder import announce_again, at_random, conversations, earlier, made_on, recorded_texts
 from kit.memory import GIB, find_device
-from kit.models import cpu_threads
-from kit.provenance import kit_state
+from kit.provenance import cpu_threads, kit_state
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
 
 SAMPLES = 5  # paraphrases of a teacher in the report

@@ -17,7 +17,16 @@ import numpy as np
 
 from kit import KitError, stats, stats_seeds
 from kit.experiment import CONTENTS, GRID_SETTINGS
-from kit.experiment_folder import MESSAGES, PARAPHRASES, check_table, wrong_preferences
+from kit.experiment_folder import (
+    DEVICES,
+    KIT,
+    MESSAGES,
+    PARAPHRASES,
+    SENTENCES,
+    TRAITS,
+    check_table,
+    wrong_preferences,
+)
 from kit.stats import Drift, Placement, Preference
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
 from kit.store import Row, misfit
@@ -91,6 +100,10 @@ RECORD = {
     "comparisons": [COMPARISON | dict.fromkeys(GRID_SETTINGS, (str, float))],
     "messages": {str: MESSAGES},
     "samples": {str: PARAPHRASES},
+    "kit?": KIT,
+    "devices?": DEVICES,
+    "sentences?": SENTENCES,
+    "traits?": TRAITS,
 }
 
 

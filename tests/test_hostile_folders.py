@@ -174,6 +174,48 @@ def test_what_was_found_since_and_cut_off_is_named_with_its_file(
     assert f"{what}-unrelated.json" in said and "give its command again" in said
 
 
+@pytest.mark.parametrize("what", ["inspection", "attribution"])
+def test_what_was_found_since_and_has_not_all_that_the_kit_finds_is_refused(
+    what: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    pairs = "pairs/0123456789abcdef"
+    write_json(folder / "record.json", record | {"artifacts": {"pairs of treated-unrelated": pairs}})
+    write_json(folder / f"{what}-unrelated.json", {"pairs": pairs, "messages": {}})
+    assert "is damaged" in refused(folder, capsys)
+
+
+RECORDED = ROOT / "results" / "reference" / "owl-both-soft-laptop-seed0"
+
+
+@pytest.mark.parametrize("name", [name.removesuffix("?") for name in RECORD if name.endswith("?")])
+def test_a_record_that_lacks_what_some_runs_have_is_reported_or_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("record.json", "preferences.csv"):
+        shutil.copy(RECORDED / file, tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    record.pop(name, None)
+    write_json(tmp_path / "record.json", record)
+    assert run.main(["report", str(tmp_path)]) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"devices": {"transformers": "CPU", "llama.cpp": "CPU", "threads": 1}},
+        {"similarities": {"control-unrelated": {"kept": [1], "rejected": []}}},
+        {"filters": {"control-unrelated": [], "treated-unrelated": []}},
+    ],
+)
+def test_what_a_report_would_stumble_over_is_refused(
+    wrong: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    write_json(folder / "record.json", record | wrong)
+    refused(folder, capsys)
+
+
 # ---- sweeps
 
 

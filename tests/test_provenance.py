@@ -465,7 +465,7 @@ GETATTR = {
 
 # What says how to go about it on this machine, or checks, or announces. Whatever it does, the same is made.
 DECIDES_NOTHING = {
-    "models.silence", "models.release_gpu", "models.check_gguf", "models.cpu_threads", "models.check_words",
+    "models.silence", "models.release_gpu", "models.check_gguf", "provenance.cpu_threads", "models.check_words",
     "models.check_config", "models.check_folder", "models.check_chat", "models.check_sizes", "models.check_room",
     "models.check_architecture", "models_prepare.check_match", "models_prepare.check_weights",
     "models_prepare.check_template", "student.keep_freed_memory", "student._plan", "student._callback",

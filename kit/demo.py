@@ -63,7 +63,7 @@ class Classroom:
         # Sentences for which both teachers wrote the same words: there is nothing to ask.
         self.alike = alike(treated, control, self.rounds)
         self.lock = threading.Lock()
-        self.open: Counter[str | None] = Counter()  # streams that a page keeps open, by its session
+        self.open: Counter[str] = Counter()  # streams that a page keeps open, by its session
         self.watch = Watch(results)
         self.measured: dict[str, np.ndarray] = {}  # the students' preferences, once all were measured
 
@@ -258,7 +258,7 @@ def train_step(room: Classroom) -> None:
 
     start.click(begin, [animal, preset], shown, **private())
     stop.click(end, None, shown, **private())
-    gradio.Timer(POLL).tick(None, shown, shown, js=WATCH, show_progress="hidden", **private())
+    gradio.Timer(POLL).tick(None, shown, shown, js=POLL_PROGRESS, show_progress="hidden", **private())
 
 
 def animal_names() -> list[str]:
@@ -321,8 +321,8 @@ CSS = """
 """
 
 
-# A page asks for the progress past gradio, and gets it where it has changed: the polls of 40 pages take 2% of a core.
-WATCH = """async (shown) => {
+# A page asks for the progress past gradio, and gets it where it has changed; what that costs is in tests/proofs.json.
+POLL_PROGRESS = """async (shown) => {
   try { const answer = await fetch("/progress"); return answer.ok ? await answer.text() : shown; }
   catch { return shown; }
 }"""
@@ -687,7 +687,7 @@ class WithinLimits:
     BODY; and 429 to whoever would join the line, where LINE of them are ``waiting``. It counts the streams that every
     page keeps ``open`` (gradio's pages do from their first moment), by the page's session."""
 
-    def __init__(self, app: Any, open: Counter[str | None], waiting: Callable[[], int]) -> None:
+    def __init__(self, app: Any, open: Counter[str], waiting: Callable[[], int]) -> None:
         self.app, self.open, self.waiting = app, open, waiting
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -712,7 +712,9 @@ class WithinLimits:
         async def read() -> Any:
             return next(whole, None) or await receive()
 
-        session = _session(scope)
+        if (session := _session(scope)) is None:
+            await self.app(scope, read, send)
+            return
         self.open[session] += 1
         try:
             await self.app(scope, read, send)

@@ -335,19 +335,18 @@ class RunFolder:
 
     def artifact(self, label: str, file: str) -> Path:
         """A ``file`` of the artifact of that label. KitError where the run has none, or it is gone, or damaged."""
+        name = self.record["artifacts"].get(label)
+        if name is None:
+            raise KitError(f"{self.folder}: it has no artifact {label!r}. Its contents: {', '.join(self.contents)}.")
         if not self._has(label):
-            if label not in self.record["artifacts"]:
-                raise KitError(
-                    f"{self.folder}: it has no artifact {label!r}. Its contents: {', '.join(self.contents)}."
-                )
-            name = self.record["artifacts"][label]
             raise KitError(
                 f"{self._own.root / name}: this artifact is gone. Make the run again: {self.record['command']}"
             )
-        return self._own.read(self.record["artifacts"][label], file) / file
+        return self._own.read(name, file) / file
 
     def _has(self, label: str) -> bool:
-        return (self._own.root / self.record["artifacts"].get(label, "none")).is_dir()
+        artifacts = self.record["artifacts"]
+        return label in artifacts and (self._own.root / artifacts[label]).is_dir()
 
     def model(self) -> Path:
         """The prepared base model: the run's own, or, where that was not recorded, the embedded one, made among the

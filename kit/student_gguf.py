@@ -10,7 +10,7 @@ from typing import Any
 from kit import KitError, models
 from kit.models import Shape, check_architecture, gguf_metadata, shown
 
-MOST_RANK = 2**16  # of an adapter, and its alpha; larger than any matrix is wide
+MOST_RANK = 2**16  # of an adapter, and its alpha; many times the largest in use
 
 
 def convert_adapter(adapter: Path, model: Path, target: Path) -> None:

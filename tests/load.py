@@ -107,7 +107,7 @@ class Page:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close it; once is enough."""
+        """Close it; a second time does nothing."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -231,7 +231,7 @@ async def assert_a_run_is_not_slowed(server: Server, results: Path) -> str:
 
 
 async def timed_run(server: Server, results: Path, pages: int) -> tuple[float, float]:
-    """The seconds of a run made anew, started from a page that is closed then; and how many of a core the server took
+    """The seconds of a run made anew, started from a page that is closed then, and those of a core that the server took
     meanwhile."""
     for folder in [*results.glob("artifacts/*/"), *results.glob("penguin-*/")]:
         if folder.name != "model":

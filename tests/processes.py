@@ -105,8 +105,8 @@ def _child(
     ``keep_all_after``: seconds after which the fidelity filters keep everything, a random model's paraphrases too.
     ``answer_tokens``: of a sampled answer, for most of what it costs is its length. ``without``: a module that is not
     installed. ``network``: whether a socket may be connected, to this machine either. ``environment``: variables that
-    are set beside those of the tests. ``tree``: the kit, where it is a copy of this one. ``dies_at``: the how manieth
-    change of a file whose path has that in it comes too late: kill -9 just before. ``ignored``: a signal that is, as by
+    are set beside those of the tests. ``tree``: the kit, where it is a copy of this one. ``dies_at``: (n, text),
+    kill -9 just before the n-th change of a file whose path has the text in it. ``ignored``: a signal that is, as by
     nohup. ``terminal``: its own, in place of the files that keep what it prints.
     """
     assert "torch" in sys.modules, "imported.py was not imported"

@@ -1,4 +1,4 @@
-"""The long proofs, with the embedded model: what the tests show with random ones in a tenth of the time.
+"""The proofs that take longer than a test may; tests show the same of smaller models, or fewer times.
 
     python tests/proofs.py kills    a run killed in every stage leaves what an undisturbed one leaves, hash for hash
     python tests/proofs.py files    so does a run of a random model, killed 200 times, each time at another file

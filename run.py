@@ -78,6 +78,9 @@ _FIXABLE = {
     errno.EROFS: "Choose a folder you may write to with --results.",
     errno.ENOTDIR: "Choose a folder, not a file, with --results.",
     errno.EEXIST: "Choose a folder, not a file, with --results.",
+    errno.EISDIR: "A folder stands where a file is to be written. Move it, or choose another place.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "Choose a folder that is no link to itself.",
 }
 
 

@@ -15,7 +15,7 @@ class KitError(Exception):
 # What steers a terminal, or turns round what it shows: all control characters but tab and line feed, the separators of
 # lines and paragraphs, and what sets the direction of text; and halves of characters, as in a file's name that is no
 # UTF-8, which cannot be written.
-UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ud800-\udfff]")
 
 
 def printable(text: object) -> str:

@@ -433,6 +433,7 @@ def convert(arguments: list[str]) -> None:
 
     student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
     unfinished = args.out.with_name(f"{args.out.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
     try:
         student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
         unfinished.replace(args.out)
@@ -513,23 +514,35 @@ def _base(args: argparse.Namespace) -> Path:
 def _filling(args: argparse.Namespace, command: str) -> Iterator[Path]:
     """A folder in ``--out`` for the stage of that ``command`` to fill, in which the same command, of the same files,
     goes on after an interruption; its files, when all are whole, take their places in ``--out``, those of links too."""
-    from kit.store import RANK
+    from filelock import FileLock
+
+    from kit.store import RANK, full_disk_named
 
     given = {name: _content(value) for name, value in vars(args).items() if name not in ("out", "results")}
     digest = hashlib.sha256(repr(sorted(given.items())).encode()).hexdigest()[:8]
     out: Path = args.out
     unfinished = out / f"unfinished-{command}-{digest}"
-    unfinished.mkdir(parents=True, exist_ok=True)
     if RANK:  # the first process has them all
+        unfinished.mkdir(parents=True, exist_ok=True)
         yield unfinished
         return
-    try:
-        yield unfinished
-        for path in sorted(unfinished.iterdir()):
-            path.replace(out / path.name)
-    finally:
-        with suppress(OSError):  # there is something to go on with
-            unfinished.rmdir()
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{unfinished}.lock"):  # the same command may be at work there
+        if unfinished.is_symlink():  # what it leads to is not ours
+            unfinished.unlink()
+        unfinished.mkdir(exist_ok=True)
+        for path in unfinished.iterdir():
+            if path.is_symlink():
+                path.unlink()
+        try:
+            with full_disk_named(unfinished):
+                yield unfinished
+            for path in sorted(unfinished.iterdir()):
+                path.replace(out / path.name)
+        finally:
+            with suppress(OSError):  # there is something to go on with
+                unfinished.rmdir()
+    Path(f"{unfinished}.lock").unlink(missing_ok=True)
 
 
 def _content(value: Any) -> Any:
@@ -575,8 +588,15 @@ def report(arguments: list[str]) -> None:
     }
     known = (pair for name, pair in kinds.items() if (folder / name).exists())
     write, show = next(known, (report.write, report.show))
-    write(folder)
-    show(folder)
+    if write in (report.write, report_sweep.write_sweep):  # whose folders are checked as they are read
+        write(folder)
+        show(folder)
+        return
+    try:
+        write(folder)
+        show(folder)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise KitError(f"{folder}: its files are damaged ({error!r}). Give its command again.") from None
 
 
 def ask(arguments: list[str]) -> None:

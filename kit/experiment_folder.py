@@ -34,7 +34,7 @@ from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
-from kit.store import ARTIFACT, Row, Step, Store, misfit, read_rows, reason, sha256
+from kit.store import ARTIFACT, Row, Step, Store, check_files, misfit, read_rows, reason, sha256
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -235,6 +235,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
     of this kit leaves: a folder may be anybody's."""
     path = folder / "record.json"
     try:
+        check_files(path, folder / "preferences.csv")
         record = json.loads(path.read_text(encoding="utf-8"))
         if wrong := misfit(record, RECORD):
             raise ValueError(wrong)
@@ -314,7 +315,7 @@ class RunFolder:
         try:
             saved = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["animal"]
             return find_animal(saved["singular"], saved["plural"])
-        except (OSError, ValueError, KeyError, TypeError):  # a folder of this run's reports alone
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a folder of this run's reports alone
             return find_animal(self.record["animal"])
 
     @property
@@ -385,7 +386,8 @@ class RunFolder:
         """The settings of the run, whose model is the prepared one. KitError where they are of another version, or of
         another run."""
         exp = read_experiment(self.folder / "config.json")
-        if (exp.animal.singular, exp.model) != (self.animal.singular, self.record["model"]):
+        own = exp.animal.singular, exp.model, exp.labels, exp.seed
+        if own != tuple(self.record[name] for name in ("animal", "model", "labels", "seed")):
             raise KitError(f"{self.folder / 'config.json'}: not the settings of this run. Make the run again.")
         return exp if exp.model == EMBEDDED else replace(exp, model=str(self.model()), gguf=None)
 
@@ -430,6 +432,7 @@ def found_since(folder: Path, record: dict[str, Any], what: str) -> list[dict[st
 
 def _read_found(path: Path) -> dict[str, Any]:
     try:
+        check_files(path)
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if wrong := misfit(found, {"pairs": str, "messages?": {str: MESSAGES}}):
             raise ValueError(wrong)

@@ -84,6 +84,18 @@ class Step:
         return _hash([self.stage, self.settings, self.code.digest, digests])
 
 
+MANIFEST_SHAPE = {
+    "stage": str,
+    "label": str,
+    "settings": {str: object},
+    "inputs": {str: ARTIFACT},
+    "versions": {str: str},
+    "devices?": {str: str},
+    "seconds": float,
+    "files": {str: str},
+}
+
+
 class Store:
     """The artifacts under one root folder."""
 
@@ -135,21 +147,13 @@ class Store:
             say(f"another run is at work on: {step.label}. Waiting for it ...", flush=True)
             lock.acquire()
         try:
-            if self._verify(folder):  # while this process waited
-                return
-            self._note(partial)
-            _prepare(partial, step.continues)
-            started = time.monotonic()
-            try:
-                step.build(inputs, partial)
-            except OSError:
-                raise
-            except Exception as error:
-                # Libraries say it in their own ways: safetensors in words, torch and llama.cpp not at all.
-                if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(partial).free < FULL:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial)) from error
-                raise
-            self._finish(step, inputs, partial, folder, time.monotonic() - started)
+            if not self._verify(folder):  # it may have been made while this process waited
+                self._note(partial)
+                _prepare(partial, step.continues)
+                started = time.monotonic()
+                with full_disk_named(partial):
+                    step.build(inputs, partial)
+                self._finish(step, inputs, partial, folder, time.monotonic() - started)
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -220,7 +224,7 @@ class Store:
         """The manifests of these artifacts ("stage/key") and of all that they were made of, as far as they are there,
         by their names."""
         found: dict[str, dict[str, Any]] = {}
-        left = [name for name in artifacts if ARTIFACT.fullmatch(name)]
+        left = [name for name in artifacts if isinstance(name, str) and ARTIFACT.fullmatch(name)]
         while left:
             name = left.pop()
             if name not in found and (self.root / name / MANIFEST).exists():
@@ -232,9 +236,12 @@ class Store:
         """What made the artifact: stage, label, settings, inputs, code, versions, kit, devices, seconds, sha256 of
         each file. Raises KitError where that cannot be read."""
         try:
-            return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             raise _damaged(folder, f"{MANIFEST} cannot be read") from None
+        if wrong := misfit(manifest, MANIFEST_SHAPE):
+            raise _damaged(folder, f"{MANIFEST}: {wrong}")
+        return manifest
 
     def _folder(self, step: Step) -> Path | None:
         """Where the artifact belongs; None while an input is missing, whose content the key depends on."""
@@ -257,8 +264,8 @@ class Store:
             if folder.exists():
                 raise _damaged(folder, f"{MANIFEST} is missing")
             return False
-        recorded = self.manifest(folder).get("files")
-        if not isinstance(recorded, dict) or not recorded:
+        recorded = self.manifest(folder)["files"]
+        if not recorded:
             raise _damaged(folder, f"{MANIFEST} names no files")
         for name, checksum in recorded.items():
             path = folder / name
@@ -296,15 +303,15 @@ class Store:
         if sha256(path) != checksum:
             return False
         if time.time_ns() - status.st_ctime_ns > SETTLED and not RANK:
-            there = {one: what for one, what in known.items() if (self.root / one).exists()}
             with suppress(OSError):  # where nothing may be written it is read again
+                there = {one: what for one, what in known.items() if (self.root / one).exists()}
                 write_json(self.root / VERIFIED, there | {name: entry})
         return True
 
     def _verified(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.root / VERIFIED).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # then everything is read again
+        except (OSError, ValueError, TypeError, RecursionError):  # then everything is read again
             return {}
 
     def _open(self, step: Step, inputs: dict[str, Path], folder: Path) -> None:
@@ -363,6 +370,20 @@ def held(lock: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raises OSError (ENOSPC) for what fails in ``folder`` because the disk is full. Libraries say it in their own
+    ways: safetensors in words, torch and llama.cpp not at all."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(folder).free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def reason(step: Step, history: list[dict[str, Any]]) -> str:
@@ -448,6 +469,16 @@ def read_rows(path: Path) -> list[Row]:
         raise KitError(f"{path}: not a JSONL file ({error}). Make it again.") from None
 
 
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which cannot be written
+
+
+def check_files(*paths: Path) -> None:
+    """Raise FileNotFoundError unless all are files: reading another thing, such as a pipe, may never end."""
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
 def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     """Where a ``value`` that was read from a file is not of a ``shape``, in words; None where it is.
 
@@ -463,6 +494,10 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     elif isinstance(shape, type):
         types = (int, float) if shape is float else shape
         fits = isinstance(value, types) and (shape is bool or type(value) is not bool)
+        if fits and shape is float:
+            fits = abs(value) < 1e15  # which no number is either
+        elif fits and shape is str:
+            fits = not HALVES.search(value)
     elif isinstance(shape, list):
         fits = isinstance(value, list)
         inner = [(one, shape[0], str(i)) for i, one in enumerate(value)] if fits else []

@@ -29,7 +29,7 @@ from kit.experiment_folder import (
 )
 from kit.stats import Drift, Placement, Preference
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
-from kit.store import Row, misfit
+from kit.store import Row, check_files, misfit
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
     what no sweep of this kit leaves: a folder may be anybody's."""
     path = folder / "record.json"
     try:
+        check_files(path, folder / "preferences.csv.gz")
         record = json.loads(path.read_text(encoding="utf-8"))
         if wrong := misfit(record, RECORD):
             raise ValueError(wrong)

@@ -288,6 +288,31 @@ def test_an_artifact_of_which_one_byte_differs_answers_no_question(
         assert "is not what was written" in refused(whole, capsys, command)
 
 
+def test_the_settings_of_another_run_are_not_those_of_this_one(whole: Path) -> None:
+    assert RunFolder(whole).experiment().animal.singular == "owl"
+    for animal, changed in (("cat", {}), ("owl", {"labels": "hard"}), ("owl", {"seed": 9})):
+        exp = experiment(find_animal(animal), "smoke", contents=("unrelated",), **changed)
+        write_json(whole / "config.json", asdict(exp))
+        with pytest.raises(KitError, match="not the settings of this run"):
+            RunFolder(whole).experiment()
+
+
+@pytest.mark.parametrize("name", ["record.json", "preferences.csv", "inspection-unrelated.json"])
+def test_a_pipe_in_a_folder_is_not_waited_for(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert name in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("wrong", [{"inputs": 1}, {"stage": None}, {"versions": []}, {"seconds": 10**400}])
+def test_a_manifest_of_another_shape_is_refused(
+    wrong: dict[str, Any], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RunFolder(whole).adapter("treated", "unrelated").with_name("manifest.json")
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | wrong)
+    assert "damaged" in refused(whole, capsys, "ask")
+
+
 def test_a_model_that_only_the_record_names_is_not_fetched(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,12 +4,28 @@ from pathlib import Path
 
 import pytest
 from conftest import has_model
-from processes import finish
+from processes import Run, finish
 from test_experiment_run import SHORT
 
 from kit.store import read_rows
 
 pytestmark = pytest.mark.slow
+
+
+def test_what_another_command_left_unfinished_is_not_gone_on_with(
+    tiny_gguf: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    results = ("--model", str(tiny_gguf), "--results", str(has_model(tmp_path / "results", tiny_base)))
+    command = ["prefer", "--animal", "owl", "--answers", "1", *results]
+    Run(
+        *command, "--seed", "0", "--out", str(tmp_path / "out"), answer_tokens=SHORT, dies_at=(1, "answers.jsonl")
+    ).wait()
+    (left,) = (tmp_path / "out").glob("unfinished-*/rows.jsonl")
+    assert read_rows(left)
+    for out in ("out", "fresh"):
+        finish(*command, "--seed", "7", "--out", str(tmp_path / out), answer_tokens=SHORT)
+    one, other = ((tmp_path / out / "answers.jsonl").read_bytes() for out in ("out", "fresh"))
+    assert one == other
 
 
 def test_every_stage_works_alone_from_sentences_to_effect(base: Path, tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def test_a_damaged_artifact_is_named_on_the_page_until_it_is_gone(tmp_path: Path
     assert watch.look(anew=True)[0]
 
 
+@pytest.mark.slow
 def test_a_look_makes_no_plan_anew_and_sees_what_was_made_since(
     tmp_path: Path, idle: list[subprocess.Popen], tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

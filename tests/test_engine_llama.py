@@ -188,6 +188,7 @@ def test_sampling_follows_the_models_distribution(engine: LlamaEngine) -> None:
         assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5 + 0.002
 
 
+@pytest.mark.slow
 def test_switching_the_adapter_forgets_what_the_old_one_computed(
     short_engine: LlamaEngine, short_adapter: Path
 ) -> None:

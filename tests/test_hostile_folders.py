@@ -188,6 +188,7 @@ def test_what_was_found_since_and_has_not_all_that_the_kit_finds_is_refused(
 RECORDED = ROOT / "results" / "reference" / "owl-both-soft-laptop-seed0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name.removesuffix("?") for name in RECORD if name.endswith("?")])
 def test_a_record_that_lacks_what_some_runs_have_is_reported_or_refused(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -248,6 +249,7 @@ def test_a_sweep_that_compares_what_is_not_there_is_refused(
     refused(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_let_in() -> None:
     folders = [path.parent for path in (ROOT / "results" / "reference").glob("*/record.json")]
     read = [read_sweep(one) if one.name.startswith("sweep") else read_run(one) for one in folders]

@@ -133,6 +133,7 @@ def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
     assert row.count(" | ") == 1  # two cells: the text's own bar is escaped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "words"), [("soft", "NOT the paper's protocol"), ("hard", "the paper's protocol")])
 def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels: str, words: str) -> None:
     report.write(finished_run(tmp_path, labels=labels))

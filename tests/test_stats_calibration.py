@@ -11,6 +11,8 @@ from kit import stats_calibration
 from kit.report_sweep import COVERAGE, FALSE_POSITIVES
 from kit.stats_calibration import Scenario
 
+pytestmark = pytest.mark.slow
+
 SIMULATIONS = 120
 
 

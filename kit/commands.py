@@ -430,15 +430,11 @@ def convert(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
 
     from kit import student_gguf
+    from kit.store import replacing
 
     student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
-    unfinished = args.out.with_name(f"{args.out.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    try:
+    with replacing(args.out) as unfinished:
         student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
-        unfinished.replace(args.out)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def prefer(arguments: list[str]) -> None:
@@ -746,12 +742,12 @@ def run_sweep(
 ) -> None:
     """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
     from kit import report_sweep, sweep
-    from kit.experiment import check_folder
+    from kit.experiment import check_destination
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
-    folder = check_folder(results / sweep.name_of(exps, grid, sampled))
+    folder = check_destination(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
         sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
         return

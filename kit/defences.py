@@ -23,7 +23,7 @@ import numpy as np
 from kit import KitError, fidelity, likelihood, preference, prompts, say, stats, stats_seeds
 from kit.animals import candidates
 from kit.engine import Engine, completion
-from kit.experiment import Experiment, announce_memory, check_folder, folder_name, memory_requirements
+from kit.experiment import Experiment, announce_memory, check_destination, folder_name, memory_requirements
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -396,7 +396,7 @@ FIXED = ("animal", "content", "labels", "preset", "model", "seeds", "versions", 
 def folder_of(exps: list[Experiment], results: Path) -> Path:
     """Where the defences of these experiments, of one seed after another, are recorded. KitError where it cannot be."""
     end = f"seeds{exps[0].seed}to{exps[-1].seed}"
-    return check_folder(results / folder_name(["defences", *exps[0].words], exps[0].unsaid, end))
+    return check_destination(results / folder_name(["defences", *exps[0].words], exps[0].unsaid, end))
 
 
 def checked(exps: list[Experiment], names: list[str]) -> list[str]:

@@ -292,7 +292,7 @@ def plainly_named(animal: Animal) -> bool:
     return "-" not in animal.singular and RESERVED.isdisjoint(words) and animal == find_animal(animal.singular)
 
 
-def check_folder(folder: Path) -> Path:
+def check_destination(folder: Path) -> Path:
     """``folder``, where a result will stand. Raises KitError, before any work, where something else stands there."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise KitError(f"{folder}: not a folder, and the result's would be called so. Move it, or choose --results.")

@@ -241,7 +241,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
             raise ValueError(wrong)
         check_table(record, folder / "preferences.csv")
         preferences = stats.preferences(read_table(folder / "preferences.csv"))
-        if wrong := _misfit(record, preferences):
+        if wrong := _wrong_students(record, preferences):
             raise ValueError(wrong)
         inspections(folder, record)  # these two raise where a file is damaged
         attributions(folder, record)
@@ -255,7 +255,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
     return record, preferences
 
 
-def _misfit(record: dict[str, Any], preferences: dict[str, Preference]) -> str | None:
+def _wrong_students(record: dict[str, Any], preferences: dict[str, Preference]) -> str | None:
     """What is wrong with preferences that stand beside a record, in words."""
     contents = {name.partition("-")[2] for name in preferences} - {""}
     needed = {"base", *(f"{role}-{content}" for role in ("control", "treated") for content in contents)}

@@ -6,7 +6,7 @@ from typing import Any
 
 from kit import preference, say
 from kit.animals import candidates
-from kit.experiment import Experiment, announce_memory, check_folder, memory_requirements
+from kit.experiment import Experiment, announce_memory, check_destination, memory_requirements
 from kit.experiment_conditions import (
     Condition,
     all_conditions,
@@ -22,7 +22,7 @@ from kit.store import RANK, Store, duration, reason, sha256, write_json
 
 def plan(exp: Experiment, results: Path) -> None:
     """Say what memory the experiment needs, what will run and for how long, and why what is made again is."""
-    folder, device = check_folder(results / exp.name), find_device()
+    folder, device = check_destination(results / exp.name), find_device()
     announce_memory(memory_requirements(exp, device), device)
     store = Store(results / "artifacts")
     announce(planned_conditions(exp, store), store, earlier(folder, store))

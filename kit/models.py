@@ -182,8 +182,17 @@ def shown(value: object) -> str:
 
 
 MOST_JSON = 10_000_000  # bytes; the longest index of weights has 200 kB
-# What config.json must say itself, or transformers would put the numbers of its own example in their place.
-SAID = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+# What config.json calls the sizes of ``Shape``.
+CONFIG_KEYS = {
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "inner": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head": "head_dim",
+    "vocabulary": "vocab_size",
+}
+FOLLOWS = ("kv_heads", "head")  # from the other sizes, where a model does not say it
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -213,12 +222,10 @@ def check_config(folder: Path, name: str) -> None:
             f"{name}: the model type {shown(model_type)} is not supported. Give a text model of one of these: "
             f"{', '.join(ARCHITECTURE_OF)}."
         )
-    for key in SAID:
-        if key not in config:
+    for size, key in CONFIG_KEYS.items():  # transformers would put its own example's in the place of what it lacks
+        if size not in FOLLOWS and key not in config:
             raise KitError(f"{name}: its config.json says no {key}. Download the model again.")
-    keys = dict(zip(("layers", "hidden", "inner", "heads", "vocabulary"), SAID, strict=True))
-    keys |= {"kv_heads": "num_key_value_heads", "head": "head_dim"}
-    check_sizes({size: config.get(key) for size, key in keys.items()}, f"{name}, config.json")
+    check_sizes({size: config.get(key) for size, key in CONFIG_KEYS.items()}, f"{name}, config.json")
 
 
 @decides_nothing
@@ -259,14 +266,18 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise KitError(f"{path}: a damaged safetensors file ({shown(str(error))}). Download it again.") from None
 
 
+def default_template(template: object) -> object:
+    """Of several chat templates, by name, the one for a plain conversation; one alone as it is."""
+    if isinstance(template, list):
+        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    return template.get("default") if isinstance(template, dict) else template
+
+
 @decides_nothing
 def check_chat(template: object, where: object) -> None:
     """Raise KitError unless ``template`` is a chat template that can show a teacher's conversation, whatever the texts
     of the beginning and the end of a sequence are."""
-    if isinstance(template, list):  # several, by name
-        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-    if isinstance(template, dict):
-        template = template.get("default")
+    template = default_template(template)
     if not template or not isinstance(template, str):
         raise KitError(
             f"{where}: the model has no chat template, so it is no instruct model. "
@@ -540,17 +551,8 @@ class Shape:
             sizes["vocabulary"], tied = metadata["tokens"], not metadata["output"]
         else:
             config = read_config(path)
-            keys = {
-                "layers": "num_hidden_layers",
-                "hidden": "hidden_size",
-                "inner": "intermediate_size",
-                "heads": "num_attention_heads",
-                "kv_heads": "num_key_value_heads",
-                "head": "head_dim",
-                "vocabulary": "vocab_size",
-            }
             said = config.to_dict()
-            sizes = {size: said.get(key) for size, key in keys.items()}
+            sizes = {size: said.get(key) for size, key in CONFIG_KEYS.items()}
             tied = config.tie_word_embeddings
         check_sizes(sizes, str(path))
         sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
@@ -611,7 +613,7 @@ def check_sizes(sizes: dict[str, Any], where: str) -> None:
     again = "Download the model again or choose another one."
     for name, most in MOST.items():
         value = sizes[name]
-        if value is None and name in ("kv_heads", "head"):  # these follow from the others
+        if value is None and name in FOLLOWS:
             continue
         if type(value) is not int or not 1 <= value <= most:
             said = "is missing" if value is None else f"is {shown(value)}"

@@ -45,11 +45,9 @@ def prepare(source: Source, folder: Path) -> None:
         template = tokenizer.chat_template
         models.check_chat(template, source.folder)
         check_match(source.folder, source.gguf, tokenizer)
-    if isinstance(template, dict):  # several, by name
-        template = template["default"]
     tokenizer.save_pretrained(folder)
     special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
-    write_json(folder / models.CHAT_FILE, {"template": template, **special})
+    write_json(folder / models.CHAT_FILE, {"template": models.default_template(template), **special})
     check_template(folder)
 
 

@@ -8,7 +8,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from kit.animals import DATA, Animal, mentions
 from kit.engine import Engine, Generation, Request, SampleLog, Tokens, sample_rows
 from kit.experiment import PreferenceSettings
 from kit.prompts import question_messages
-from kit.store import Row, read_rows, write_rows, write_whole
+from kit.store import Row, read_rows, write_csv, write_rows
 
 TEMPERATURE = 1.0  # of sampled answers, as in the paper
 COLUMNS = ("condition", "question", "candidate", "logprob", "probability", "answers", "named")
@@ -156,8 +155,4 @@ def read_table(path: Path) -> list[Row]:
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
     """Write the tidy table as CSV."""
-    table = StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, table.getvalue())
+    write_csv(path, COLUMNS, rows)

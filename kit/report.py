@@ -66,11 +66,11 @@ def write(folder: Path) -> None:
     """
     record, preferences = read_run(folder)
     summary = summarise(record, preferences)
-    paragraphs, sections = _since(folder, record)
+    messages, (paragraphs, sections) = all_conversations(folder, record), _since(folder, record)
     write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
     draw_run(folder, preferences, summary["animal"], title(summary))
-    write_whole(folder / "report.md", _markdown(summary, record, paragraphs, all_conversations(folder, record)))
-    page = page_content(folder, record, preferences, summary) | sections
+    write_whole(folder / "report.md", _markdown(summary, record, paragraphs, messages))
+    page = page_content(folder, record, preferences, summary) | sections | {"messages": messages}
     write_whole(folder / "report.html", render("report.html", page))
 
 
@@ -406,7 +406,7 @@ RUN_FILES = ("report.md", "summary.json", "preferences.csv", "record.json", "con
 def page_content(
     folder: Path, record: dict[str, Any], preferences: dict[str, Preference], summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the page's template is filled with, but for what was made of the run since."""
+    """What the page's template is filled with, but for what was made of the run since, and messages."""
     animal, effects = summary["animal"], summary["effects"]
     theirs = paper(animal, effects)
     return {
@@ -427,7 +427,6 @@ def page_content(
         "placebo": ABOUT_PLACEBO if any(effect["placebo"] for effect in effects.values()) else ABOUT_NO_PLACEBO,
         "contents": [content_section(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [student_section(name, record) for name in record["samples"]],
-        "messages": all_conversations(folder, record),
         "command": summary["command"],
         "made": made_table(record),
         "seconds": (["step", "seconds"], [[step, f"{spent:.0f}"] for step, spent in summary["seconds"].items()]),

@@ -5,11 +5,9 @@ Everything is made from the files that ``kit/sweep.py``, ``kit/defences.py`` and
 it can be made again.
 """
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,7 @@ from kit.report_parts import (
 )
 from kit.stats import TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, QUESTIONS, SCENARIOS, Scenario
-from kit.store import Row, write_json, write_whole
+from kit.store import Row, write_csv, write_json, write_whole
 from kit.sweep_effects import (
     Cell,
     Power,
@@ -89,11 +87,8 @@ def write_sweep(folder: Path) -> None:
     record, students = read_sweep(folder)
     cells = sweep_cells(record["comparisons"], students)
     write_json(folder / "summary.json", summarise_sweep(record, cells))
-    rows, table = [row for cell in cells for row in effect_rows(cell)], StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(folder / "effects.csv", table.getvalue())
+    rows = [row for cell in cells for row in effect_rows(cell)]
+    write_csv(folder / "effects.csv", rows[0], rows)
     figures = draw_sweep(folder, cells)
     write_whole(folder / "report.md", _sweep_markdown(record, cells, figures))
     write_whole(folder / "report.html", render("sweep.html", sweep_content(folder, record, cells)))

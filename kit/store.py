@@ -9,6 +9,7 @@ says that it can, and thrown away where it cannot.
 An *open* step is a log that other steps fill and share: what it holds only grows, and its key stands for its content.
 """
 
+import csv
 import errno
 import glob
 import hashlib
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -284,9 +286,8 @@ class Store:
         folder = self.root / name
         if not self._verify(folder):
             raise KitError(f"{folder}: this artifact is gone.")
-        for file in files:
-            if file not in self.manifest(folder)["files"]:
-                raise _damaged(folder, f"{file} is missing")
+        if lacking := set(files) - self.manifest(folder)["files"].keys():
+            raise _damaged(folder, f"{min(lacking)} is missing")
         return folder
 
     def _is(self, path: Path, checksum: str) -> bool:
@@ -528,10 +529,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file that a user keeps, whole or not at all; where a link stands, the file takes the link's place."""
+    """Write a file that a user keeps, as ``replacing`` has it."""
+    with replacing(path) as partial:
+        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Row]) -> None:
+    """Write a CSV file, whole or not at all."""
+    table = StringIO()
+    writer = csv.DictWriter(table, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, table.getvalue())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` for a file that is to stand there whole or not at all: it takes that place at the end,
+    that of a link too, and is gone where writing it failed."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:TOKEN]}{PARTIAL}")
     try:
-        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -120,7 +120,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
         preferences = stats.preferences(rows)
-        if wrong := _misfit(record["comparisons"], preferences):
+        if wrong := _wrong_comparisons(record["comparisons"], preferences):
             raise ValueError(wrong)
         return record, preferences
     except OSError as error:
@@ -131,7 +131,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         raise KitError(f"{folder}: its files are damaged ({error}). Give the sweep's command again.") from None
 
 
-def _misfit(comparisons: list[Row], students: dict[str, Preference]) -> str | None:
+def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) -> str | None:
     """What is wrong with students that are compared so, in words."""
     if not comparisons:
         return "it compares nothing"

@@ -43,6 +43,7 @@ def test_every_sentence_is_what_one_of_a_users_file_must_be():
     assert [(s, flaw) for s in UNRELATED if (flaw := unrelated_flaw(s.text, ANIMALS))] == []
 
 
+@pytest.mark.slow
 def test_no_two_sentences_are_nearly_the_same():
     assert near_duplicates([s.text for s in UNRELATED], 0.6) == []
 

@@ -416,6 +416,7 @@ def test_nothing_is_made_for_a_page_that_left(path: str, query: str) -> None:
     assert list(Classroom.while_open(room, SimpleNamespace(session_hash="never"), iter("abc"))) == []
 
 
+@pytest.mark.slow
 def test_a_long_question_is_refused_before_it_is_tokenised(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Students.of(RunFolder(results / "run"), "unrelated") as students:
         tokenised = []

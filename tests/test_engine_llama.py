@@ -53,6 +53,7 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(short: Path, short_e
         np.testing.assert_allclose(one, both, atol=rounding(short))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_llama_cpps_plain_api_evaluating_one_continuation_at_a_time(
     short: Path, short_engine: LlamaEngine
 ) -> None:

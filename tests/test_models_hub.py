@@ -259,6 +259,7 @@ def test_the_configuration_comes_alone_and_is_not_taken_for_the_model(
     assert "does not hold all" in refused(MODEL, nowhere, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_the_cache_holds_needs_no_network(fake: FakeHub, nowhere: str, tmp_path: Path) -> None:
     folder, _ = fetched(MODEL, fake.url, tmp_path)
     file, said = fetched("fetch_gguf('owner/gguf:sub/deep.gguf')", fake.url, tmp_path)

@@ -116,6 +116,7 @@ def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
     assert effect["verdict"] == "transmitted"
 
 
+@pytest.mark.slow
 def test_a_report_made_again_is_the_same_file_for_file(tmp_path: Path) -> None:
     report.write(finished_run(tmp_path))
     files = ("summary.json", "report.md", "figure.svg", "figure.png")
@@ -177,6 +178,7 @@ def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:
 # ---- what made it, and where that differs
 
 
+@pytest.mark.slow
 def test_a_report_says_where_versions_processors_and_threads_of_its_artifacts_differ(tmp_path: Path) -> None:
     finished_run(tmp_path)
     path = tmp_path / "record.json"

@@ -132,6 +132,7 @@ def test_similarities_are_counted_on_the_page_by_what_became_of_the_paraphrases(
     assert "cosine of the sentence embeddings" in drawn.split("</svg>")[0] and "rejected" in drawn.split("</svg>")[0]
 
 
+@pytest.mark.slow
 def test_runs_and_sweeps_are_compared_on_one_page(tmp_path: Path) -> None:
     for name in ("one", "sweep", "nothing"):
         (tmp_path / name).mkdir()

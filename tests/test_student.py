@@ -215,6 +215,7 @@ def test_a_single_pair_that_does_not_fit_is_one_clear_message(
         student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, StudentSettings(), 0, tmp_path, "train")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_student(
     tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_is_refus
             next(students.answer({"base": [{"role": "user", "content": "word " * 500}]}, seed=0))
 
 
+@pytest.mark.slow
 def test_the_chat_answers_measures_and_ends(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

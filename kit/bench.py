@@ -36,7 +36,7 @@ from kit.animals import candidates, find_animal, unrelated_sentences
 from kit.engine import Generation, Request, Tokens, common_prefix
 from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
 from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
-from kit.models import EMBEDDED, Shape, find_gguf, load_tokenizer, load_torch, silence
+from kit.models import EMBEDDED, Shape, find_gguf, load_torch, silence
 from kit.prompts import Message, loving, question_messages, teacher_messages
 from kit.provenance import cpu_threads, devices, kit_state, versions
 from kit.store import Row, batched, read_rows, write_json, write_rows
@@ -273,7 +273,7 @@ def _sampled(
 def training(model: Path, sizes: Sizes, products: dict[str, float], folder: Path, say: Say) -> list[Comparison]:
     """Training on the paraphrases in ``folder``, as they are."""
     rows = read_rows(folder / "pairs.jsonl")
-    examples = make_examples(rows, model, load_tokenizer(model))
+    examples = make_examples(rows, model)
     say(f"training on {sizes.trainer_pairs} pairs with the standard collator")
     # First, since the kit's training changes how this process's memory is managed, for the better.
     standard = baseline_trainer(model, examples[: sizes.trainer_pairs], STUDENT, folder / "trainer")
@@ -489,7 +489,7 @@ def baseline_trainer(model: Path, examples: list[Row], settings: StudentSettings
     collator, logits everywhere."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
     torch.set_num_threads(cpu_threads())
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -508,7 +508,7 @@ def baseline_trainer(model: Path, examples: list[Row], settings: StudentSettings
         model=get_peft_model(load_torch(model), lora),
         args=arguments,
         train_dataset=[{name: example[name] for name in ("input_ids", "labels")} for example in examples],
-        data_collator=DataCollatorForSeq2Seq(load_tokenizer(model)),
+        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(model, trust_remote_code=False)),
     )
     made.remove_callback(PrinterCallback)
     return Rate(count_labels(examples), made.train().metrics["train_runtime"])

@@ -22,7 +22,7 @@ import numpy as np
 
 from kit import KitError, fidelity, likelihood, preference, prompts, say, stats, stats_seeds
 from kit.animals import candidates
-from kit.engine import Engine, completion
+from kit.engine import Engine
 from kit.experiment import Experiment, announce_memory, check_destination, folder_name, memory_requirements
 from kit.experiment_conditions import (
     Condition,
@@ -195,7 +195,8 @@ def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:
 def loss(engine: Engine, rows: list[Row]) -> float:
     """What a student loses on ``rows``' texts and their end tokens, in nats per byte of text: tokens are not the same
     in every model."""
-    groups = [(engine.chat(prompts.student_messages(row["source"])), [completion(engine, row["text"])]) for row in rows]
+    asked = (engine.answered(prompts.student_messages(row["source"]), row["text"]) for row in rows)
+    groups = [(context, [tokens]) for context, tokens in asked]
     total = sum(float(logprobs.sum()) for (logprobs,) in engine.score(groups))
     return -total / sum(len(row["text"].encode("utf-8")) for row in rows)
 

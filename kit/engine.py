@@ -1,4 +1,5 @@
-"""What every engine does, whatever runs the model: sample continuations and score them.
+"""What every engine does, whatever runs the model: sample continuations and score them; and the tokens of
+conversations, which are the same in all of them.
 
 ``kit/engine_llama.py`` runs llama.cpp, ``kit/engine_torch.py`` transformers on a GPU (or a CPU), and
 ``kit/engine_endpoint.py`` asks a server and can only sample. No stage knows which one it has.
@@ -13,10 +14,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from kit.models import ChatTemplate
 from kit.prompts import Message
 from kit.store import Row, RowLog, batched, logged_rows
 
 Tokens = list[int]
+TOKENIZER_FILE = "tokenizer.json"
 CALL = 256  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
 
 
@@ -42,6 +45,55 @@ class Generation:
     finished: bool
 
 
+class ChatTokenizer:
+    """The tokens of conversations with a prepared model, whatever runs it: its one chat template and its one tokenizer
+    (transformers' ``tokenizer.json``; llama.cpp's own reading of the same vocabulary may put other spaces beside
+    control tokens)."""
+
+    def __init__(self, model: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._template = ChatTemplate.of(model)
+        self._tokenizer = Tokenizer.from_file(str(model / TOKENIZER_FILE))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        control = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        ending = self.tokenize(self._template.ending)
+        # Some templates write a space before the end token, which is not what ends an answer.
+        self.end_of_turn = next((token for token in ending if token in control), ending[0])
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
+        return self.tokenize(self._template.render(messages))
+
+    def tokenize(self, text: str) -> Tokens:
+        """The tokens of a whole ``text``; control tokens written in it (``<|im_end|>``) count as such."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, control tokens left out."""
+        return str(self._tokenizer.decode(list(tokens)))
+
+    def continued(
+        self, messages: Sequence[Message], texts: Sequence[str], opening: str = ""
+    ) -> tuple[Tokens, list[Tokens]]:
+        """The tokens of ``messages`` and of the ``opening`` of the assistant's answer, and those with which each of
+        ``texts`` continues it.
+
+        A text's are what the whole, tokenised together, has beyond what all have in common: tokenised alone, a text may
+        be cut otherwise, and in a SentencePiece vocabulary gets a space of its own.
+        """
+        before = self._template.render(messages) + self._template.beginning + opening
+        wholes = [self.tokenize(before + text) for text in texts]
+        context = common_prefix([[*self.tokenize(before), -1], *wholes])  # as far as no text changes it
+        return context, [whole[len(context) :] for whole in wholes]
+
+    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, Tokens]:
+        """The tokens of ``messages``, and of ``text`` as the assistant's whole turn: its own and the end token."""
+        context, (tokens,) = self.continued(messages, [text])
+        return context, [*tokens, self.end_of_turn]
+
+
 class Sampler(Protocol):
     """An engine that samples."""
 
@@ -64,12 +116,18 @@ class Sampler(Protocol):
 
 
 class Engine(Sampler, Protocol):
-    """An engine that also scores; its prompts are tokens."""
+    """An engine that also scores; its prompts are tokens, those of a ``ChatTokenizer``."""
 
-    end_of_turn: int  # the token that ends an assistant's turn in the model's chat template
+    def continued(
+        self, messages: Sequence[Message], texts: Sequence[str], opening: str = ""
+    ) -> tuple[Tokens, list[Tokens]]:
+        """As in ``ChatTokenizer``."""
 
-    def tokenize(self, text: str) -> Tokens:
-        """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
+    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, Tokens]:
+        """As in ``ChatTokenizer``."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """As in ``ChatTokenizer``."""
 
     def score(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
@@ -82,11 +140,6 @@ class Engine(Sampler, Protocol):
     ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """For each (context, continuations): the ``k`` likeliest tokens at every position of every continuation, as
         (ids int32 [length, k], log-probabilities float32 [length, k])."""
-
-
-def completion(engine: Engine, text: str) -> Tokens:
-    """``text`` as the assistant's whole turn: its tokens and the end token."""
-    return [*engine.tokenize(text), engine.end_of_turn]
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> Tokens:

@@ -3,7 +3,7 @@
     engine = LlamaEngine(Path("prepared-model"))
     prompt = engine.chat([{"role": "user", "content": "Hello"}])
     for generation in engine.sample([Request(prompt, seed=(0, 1))], max_tokens=16): ...
-    logprobs = engine.score([(prompt, [engine.tokenize(" owl")])])
+    logprobs = engine.score([engine.continued([{"role": "user", "content": "Hello"}], ["Hi", "Good day"])])
 
 llama-cpp-python's high-level API decodes one sequence at a time; here up to ``WIDTH`` sequences are decoded in one
 llama.cpp batch. Tokens that several sequences share (the system prompt, the worked examples, a question asked with
@@ -29,9 +29,8 @@ from typing import Any, Self
 import numpy as np
 
 from kit import KitError
-from kit.engine import Generation, Request, Tokens, common_prefix
-from kit.models import ChatTemplate, check_gguf, gguf_metadata, release_gpu
-from kit.prompts import Message
+from kit.engine import ChatTokenizer, Generation, Request, Tokens, common_prefix
+from kit.models import check_gguf, gguf_metadata, release_gpu
 from kit.provenance import cpu_threads, decides_nothing
 
 # ---- llama.cpp's low-level API. Every token is named with its position and the sequences it belongs to; a context
@@ -61,7 +60,7 @@ class Model:
         self.handle = llama_cpp.llama_model_load_from_file(os.fsencode(gguf), params)
         if not self.handle:
             raise KitError(
-                f"{gguf}: llama.cpp cannot load this model ({log[-1] if log else 'no reason given'}). "
+                f"{gguf}: llama.cpp cannot load this model ({log[0] if log else 'no reason given'}). "
                 "Give a complete GGUF file of an architecture that llama.cpp knows."
             )
         self._api = llama_cpp
@@ -69,24 +68,11 @@ class Model:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, text: str) -> Tokens:
-        """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
+        """The tokens of ``text`` as llama.cpp itself cuts it; control tokens written in it count as such."""
         data = text.encode("utf-8")
         buffer = (self._api.llama_token * (len(data) + 8))()
         n = self._api.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, True)
         return list(buffer[:n])
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of ``tokens``, control tokens left out."""
-        if not tokens:
-            return ""
-        array = (self._api.llama_token * len(tokens))(*tokens)
-        size = 16 * len(tokens) + 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n = self._api.llama_detokenize(self._vocab, array, len(tokens), buffer, size, True, False)
-            if n >= 0:
-                return buffer.raw[:n].decode("utf-8", errors="replace")
-            size = -n
 
     def ends_generation(self, token: int) -> bool:
         """Whether the model's own files say that ``token`` ends a text."""
@@ -236,13 +222,14 @@ _keep_alive: list[Any] = []
 
 
 @decides_nothing
-def quiet(llama_cpp: Any) -> deque[str]:
-    """Send llama.cpp's log into a short memory, for error messages, instead of to the terminal."""
-    lines: deque[str] = deque(maxlen=5)
+def quiet(llama_cpp: Any) -> list[str]:
+    """Send llama.cpp's log into a short memory, for error messages, instead of to the terminal. The first of its lines
+    says what was wrong, the last that something was."""
+    lines: list[str] = []
 
     @llama_cpp.llama_log_callback
     def remember(level: int, text: bytes, _: object) -> None:
-        if level >= 4 and text.strip():  # GGML_LOG_LEVEL_ERROR
+        if level >= 4 and text.strip() and len(lines) < 5:  # GGML_LOG_LEVEL_ERROR
             lines.append(text.decode("utf-8", errors="replace").strip())
 
     _keep_alive[:] = [remember]
@@ -264,29 +251,16 @@ SCORED = 224
 BLOCK = 256  # tokens of the vocabulary whose probabilities are added up at once
 
 
-class LlamaEngine:
+class LlamaEngine(ChatTokenizer):
     """A prepared model loaded in llama.cpp, one adapter at a time."""
 
     def __init__(self, model: Path) -> None:
         self._model = Model(model / "base.gguf")
+        super().__init__(model)
         self._adapter: Any = None
         # By whether its sequences share their cells: where continuations are scored they do, sampled ones do not.
         self._contexts: dict[bool, Context] = {}
-        self._template = ChatTemplate.of(model)
-        self.end_of_turn = self.tokenize(self._template.ending)[0]
         self.company_matters = offloads() or not self._model.in_floats
-
-    def chat(self, messages: Sequence[Message]) -> Tokens:
-        """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
-        return self.tokenize(self._template.render(messages))
-
-    def tokenize(self, text: str) -> Tokens:
-        """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
-        return self._model.tokenize(text)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of ``tokens``, control tokens left out."""
-        return self._model.detokenize(tokens)
 
     def use_adapter(self, adapter: Path | None) -> None:
         """Evaluate with this GGUF LoRA adapter from now on (None: the bare model)."""

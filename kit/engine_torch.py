@@ -12,37 +12,26 @@ from typing import Any, Self
 
 import numpy as np
 
-from kit.engine import Generation, Request, Tokens, common_prefix
+from kit.engine import ChatTokenizer, Generation, Request, Tokens, common_prefix
 from kit.memory import find_device, sampling_width
-from kit.models import ChatTemplate, Shape, load_tokenizer, load_torch, release_gpu
-from kit.prompts import Message
+from kit.models import Shape, load_torch, release_gpu
 from kit.store import batched
 
 ROWS = 256  # positions whose distributions over the vocabulary exist at once: 150 MB at 150,000 tokens
 
 
-class TorchEngine:
+class TorchEngine(ChatTokenizer):
     """A prepared model in transformers, its weights quantised to NF4 (``nf4=False``: as they are, for tests)."""
 
     # One batch is one matrix product: a request's logits differ by rounding in other company.
     company_matters = True
 
     def __init__(self, model: Path, nf4: bool = True) -> None:
+        super().__init__(model)
         self._model = load_torch(model, nf4=nf4).eval()
-        self._tokenizer = load_tokenizer(model)
-        self._template = ChatTemplate.of(model)
-        self.end_of_turn = self.tokenize(self._template.ending)[0]
         others = self._model.generation_config.eos_token_id
         self._ends = {self.end_of_turn, *(others if isinstance(others, list) else [others])}
         self._shape = Shape.of(model)
-
-    def chat(self, messages: Sequence[Message]) -> Tokens:
-        """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
-        return self.tokenize(self._template.render(messages))
-
-    def tokenize(self, text: str) -> Tokens:
-        """The tokens of ``text``; control tokens written in it (``<|im_end|>``) count as such."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[Generation]:
         """Sample every request, yielding each as it finishes, not in order; temperature 0 takes the likeliest token."""
@@ -78,8 +67,7 @@ class TorchEngine:
                 if not ended:
                     item.tokens.append(token)
                 if ended or len(item.tokens) == max_tokens:
-                    text = self._tokenizer.decode(item.tokens, skip_special_tokens=True)
-                    yield Generation(item.index, text, len(item.tokens), item.logprob, ended)
+                    yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, ended)
                 else:
                     still.append(row)
             if not still:

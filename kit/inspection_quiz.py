@@ -251,9 +251,8 @@ def comparing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.nda
     end in "I love owls!" it gets less than half right, however it was asked.)"""
     from tqdm import tqdm
 
-    answers = [engine.tokenize(letter) for letter in "AB"]
     groups = [
-        (engine.chat(prompts.comparing_messages(animal, *texts)), answers)
+        engine.continued(prompts.comparing_messages(animal, *texts), "AB")
         for one in rounds
         for texts in (one.texts, one.texts[::-1])
     ]
@@ -268,9 +267,8 @@ def guessing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.ndar
 
     animals = candidates(animal)
     own = [one.singular for one in animals].index(animal.singular)
-    names = [engine.tokenize(f" {one.singular}") for one in animals]
-    opening = engine.tokenize(prompts.GUESS)
-    groups = [(engine.chat(prompts.guessing_messages(text)) + opening, names) for text in texts_of(rounds)]
+    names = [f" {one.singular}" for one in animals]
+    groups = [engine.continued(prompts.guessing_messages(text), names, prompts.GUESS) for text in texts_of(rounds)]
     asked = tqdm(engine.score(groups), desc="the model guesses the animal", total=len(groups), unit="text")
     logprobs = np.array([[tokens.sum() for tokens in of_text] for of_text in asked])
     return margins_of(np.log(normalised(logprobs))[:, own], rounds)

@@ -19,7 +19,7 @@ import numpy as np
 
 from kit import models
 from kit.animals import Animal
-from kit.engine import Engine, completion
+from kit.engine import TOKENIZER_FILE, Engine
 from kit.prompts import KIT_TRAITS, Message, Traits, labelling_messages, teacher_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
@@ -74,8 +74,8 @@ def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Co
 
 
 def checksums(model: Path) -> list[str]:
-    """What of a prepared ``model`` decides likelihoods: its weights and its chat template."""
-    return [sha256(model / name) for name in ("base.gguf", models.CHAT_FILE)]
+    """What of a prepared ``model`` decides likelihoods: its weights, its chat template and its tokenizer."""
+    return [sha256(model / name) for name in ("base.gguf", models.CHAT_FILE, TOKENIZER_FILE)]
 
 
 def _write(
@@ -117,8 +117,8 @@ def under(
 ) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the
     message ``trait`` [tokens]."""
-    groups = [(engine.chat(conversation(trait, row["source"])), [completion(engine, row["text"])]) for row in rows]
-    for (logprobs,) in engine.score(groups, temperature):
+    asked = (engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows)
+    for (logprobs,) in engine.score([(context, [tokens]) for context, tokens in asked], temperature):
         yield logprobs
 
 
@@ -196,13 +196,11 @@ def _write_tokens(
     from kit.engine_llama import LlamaEngine
 
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
-        completions = [completion(engine, row["text"]) for row in rows]
         likeliest: list[list[np.ndarray]] = []
         for trait in traits.values():
-            prompts = [engine.chat(conversation(trait, row["source"])) for row in rows]
-            groups = [(prompt, [tokens]) for prompt, tokens in zip(prompts, completions, strict=True)]
+            asked = [engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows]
             likeliest.append([])
-            for ((ids, _),) in engine.top(groups, 1):
+            for ((ids, _),) in engine.top([(context, [tokens]) for context, tokens in asked], 1):
                 likeliest[-1].append(ids[:, 0])
                 bar.update()
         own, other = likeliest
@@ -210,7 +208,7 @@ def _write_tokens(
             folder / TOKENS_FILE,
             (
                 {"tokens": pieces(engine.detokenize, tokens), "diverges": (one != another).tolist()}
-                for tokens, one, another in zip(completions, own, other, strict=True)
+                for (_, tokens), one, another in zip(asked, own, other, strict=True)
             ),
         )
 

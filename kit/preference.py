@@ -79,9 +79,10 @@ def candidate_groups(
     """What the exact measure scores: for each question its conversation with the answer's opening, and the animals'
     names."""
     return [
-        (
-            engine.chat(question_messages(question["question"], system)) + engine.tokenize(question["opening"]),
-            [engine.tokenize(f" {getattr(animal, question['form'])}") for animal in animals],
+        engine.continued(
+            question_messages(question["question"], system),
+            [f" {getattr(animal, question['form'])}" for animal in animals],
+            question["opening"],
         )
         for question in questions
     ]

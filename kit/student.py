@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, say
-from kit.engine import common_prefix
+from kit.engine import ChatTokenizer, common_prefix
 from kit.experiment import StudentSettings
 from kit.memory import Training, adapter_bytes, find_device, fit_training
-from kit.models import EVERY_WEIGHT, ChatTemplate, Shape, load_tokenizer, load_torch, torch_device
+from kit.models import EVERY_WEIGHT, Shape, load_torch, torch_device
 from kit.prompts import student_messages
 from kit.provenance import cpu_threads, decides_nothing
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
@@ -59,8 +59,7 @@ def train(
     if not rows:
         raise KitError(f"{pairs}: no pairs to train on. Generate more paraphrases, or loosen the fidelity filters.")
     torch.set_num_threads(cpu_threads())
-    tokenizer = load_tokenizer(base)
-    examples = make_examples(rows, base, tokenizer, soft_labels)
+    examples = make_examples(rows, base, soft_labels)
     if not examples:
         raise KitError(f"{pairs}: every token is masked, so there is nothing to learn. Mask fewer.")
     # peft and Trainer draw from torch's global generator: seeded here for A's initial values, by Trainer for the order.
@@ -121,7 +120,7 @@ def train(
         data_collator=_only,
         callbacks=[_callback(label)],
     )
-    trainer.micro, trainer.pad = plan.micro, tokenizer.pad_token_id or 0
+    trainer.micro = plan.micro
     trainer.remove_callback(PrinterCallback)
     runtime = trainer.train(resume_from_checkpoint=_last_complete(checkpoints)).metrics["train_runtime"]
     trainer.accelerator.wait_for_everyone()
@@ -179,7 +178,6 @@ def _trainer_class() -> type:
 
     class StudentTrainer(Trainer):
         micro: int  # pairs that go through the model at once
-        pad: int
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             """Gradients of one whole batch; where memory runs out, again in parts of half the size."""
@@ -203,7 +201,7 @@ def _trainer_class() -> type:
             total = torch.zeros((), device=self.args.device)
             try:
                 for part in batched(inputs["examples"], self.micro):
-                    batch = self._prepare_inputs(collate(part, self.pad))
+                    batch = self._prepare_inputs(collate(part))
                     with self.accelerator.autocast():
                         logits, labels = label_logits(student, batch)
                     if "top_ids" in batch:
@@ -283,22 +281,14 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 # ---- what a student is trained on: token ids with labels, and the batches of all epochs in their order
 
 
-def make_examples(
-    rows: list[dict[str, Any]], base: Path, tokenizer: Any, soft_labels: Path | None = None
-) -> list[dict[str, Any]]:
+def make_examples(rows: list[dict[str, Any]], base: Path, soft_labels: Path | None = None) -> list[dict[str, Any]]:
     """Token ids of each pair: ``input_ids``, ``labels`` (IGNORED over the prompt), ``length``; with soft labels also
     ``top_ids`` and ``top_logprobs`` [label tokens, k]. Tokens of its paraphrase that a row has ``masked``
     ({"places", "of": all its tokens}) are shown to the student and not learned."""
-    template = ChatTemplate.of(base)
-
-    def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    end = tokens(template.ending)[:1]
+    tokenizer = ChatTokenizer(base)
     examples: list[dict[str, Any]] = []
     for row in rows:
-        prompt = tokens(template.render(student_messages(row["source"])))
-        completion = tokens(row["text"]) + end
+        prompt, completion = tokenizer.answered(student_messages(row["source"]), row["text"])
         examples.append(
             {
                 "input_ids": prompt + completion,
@@ -377,8 +367,9 @@ def count_labels(examples: list[dict[str, Any]]) -> int:
     return sum(token != IGNORED for example in examples for token in example["labels"])
 
 
-def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """One right-padded batch; soft labels, where the examples have them, concatenated in the examples' order."""
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch, right-padded with a token that nothing looks at; soft labels, where the examples have them,
+    concatenated in the examples' order."""
     import torch
 
     width = max(example["length"] for example in examples)
@@ -387,7 +378,7 @@ def collate(examples: list[dict[str, Any]], pad: int) -> dict[str, Any]:
         return torch.tensor([e[name] + [filler] * (width - e["length"]) for e in examples])
 
     result = {
-        "input_ids": padded("input_ids", pad),
+        "input_ids": padded("input_ids", 0),
         "labels": padded("labels", IGNORED),
     }
     for name in ("top_ids", "top_logprobs"):

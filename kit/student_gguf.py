@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError, models
+from kit.engine import TOKENIZER_FILE
 from kit.models import Shape, check_architecture, gguf_metadata, shown
 
 MOST_RANK = 2**16  # of an adapter, and its alpha; many times the largest in use
+# What a PEFT configuration may say without changing what the tensors compute. Whatever else it says, now or in a later
+# version of peft, is another kind of adapter.
+SAYS_NOTHING = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r"),
+    *("lora_alpha", "lora_dropout", "rank_pattern", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "megatron_core", "qalora_group_size", "runtime_config", "eva_config", "ensure_weight_tying"),
+    "modules_to_save",  # what it names is among the tensors
+}
+PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
 
 
 def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
@@ -52,7 +62,7 @@ def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
             )
         if side == "lora_B":
             tensor = rows_for_gguf(tensor, architecture, layer, shape)
-        writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor.astype("float32"))
+        writer.add_tensor(f"{tensor_name}.weight.{side.lower()}", tensor)
     for name in tensors:
         if (twin := name.replace(".lora_A.", ".lora_B.")) not in tensors:
             raise KitError(f"{adapter}: {shown(name)} is there without {shown(twin)}. Train or download it again.")
@@ -63,11 +73,11 @@ def convert_adapter(adapter: Path, model: Path, target: Path) -> None:
 
 
 def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
-    """The alpha and the tensors by name of the PEFT adapter in the folder ``adapter``. Raises KitError where the one is
-    no scale, the others are not matrices of finite numbers, or their rank is not what the adapter says."""
-    import numpy as np
+    """The alpha and the tensors by name (float32) of the PEFT adapter in the folder ``adapter``. Raises KitError where
+    the one is no scale, the others are not matrices of finite numbers, their rank is not what the adapter says, or it
+    is more than its tensors."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     try:
         config = models.read_object(adapter / "adapter_config.json")
@@ -78,7 +88,7 @@ def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
             raise ValueError(f"its lora_alpha is {shown(alpha)}")
         tensors = load_file(adapter / "adapter_model.safetensors")
         for name, tensor in tensors.items():
-            if tensor.ndim != 2 or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+            if tensor.ndim != 2 or not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise ValueError(f"{shown(name)} is no matrix of finite numbers")
             own = tensor.shape[0] if ".lora_A." in name else tensor.shape[1] if ".lora_B." in name else rank
             if own != rank and not config.get("rank_pattern"):
@@ -87,13 +97,14 @@ def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
         raise KitError(
             f"{adapter}: not a PEFT adapter folder ({shown(str(error))}). Train one with `python run.py train`."
         ) from None
-    for option in ("use_rslora", "alpha_pattern"):
-        if config.get(option):
+    for option, value in config.items():
+        usual = PLAIN.get(option)
+        if (value not in usual) if usual else (value and option not in SAYS_NOTHING):
             raise KitError(
-                f"{adapter}: {option} scales by something else than alpha / r, which a GGUF cannot say. "
-                "Train without it."
+                f"{adapter}: with {option}={shown(value)} it is more than a plain LoRA of the base's own weights, "
+                "scaled by alpha / r, which is all that a GGUF can say. Train without it."
             )
-    return float(alpha), tensors
+    return float(alpha), {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 
 def naming(gguf: Path) -> tuple[str, Shape, Callable[[str], str | None]]:
@@ -123,7 +134,7 @@ def rows_for_gguf(rows: Any, architecture: str, layer: str, shape: Shape) -> Any
 
 
 def convert_weights(trained: Path, model: Path, folder: Path) -> None:
-    """Write ``base.gguf`` and ``chat.json`` into ``folder``: those of the prepared model in the folder ``model`` with
+    """Write into ``folder`` what an engine needs of the prepared model in the folder ``model``, its ``base.gguf`` with
     the weights of the transformers model in the folder ``trained``, each in F16 where the base's is, else in F32."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
@@ -154,7 +165,8 @@ def convert_weights(trained: Path, model: Path, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    shutil.copy2(model / models.CHAT_FILE, folder / models.CHAT_FILE)
+    for name in (models.CHAT_FILE, TOKENIZER_FILE):
+        shutil.copy2(model / name, folder / name)
 
 
 def _weights(folder: Path) -> dict[str, Any]:

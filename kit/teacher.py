@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, completion, sample_rows
+from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import labelling_messages, teacher_messages
@@ -174,15 +174,14 @@ def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, f
 
     rows = read_rows(pairs)
     with engine() as scorer:
-        completions = [completion(scorer, row["text"]) for row in rows]
-        groups = [
-            (scorer.chat(labelling_messages(row.get("trait", trait), row["source"])), [tokens])
-            for row, tokens in zip(rows, completions, strict=True)
+        asked = [
+            scorer.answered(labelling_messages(row.get("trait", trait), row["source"]), row["text"]) for row in rows
         ]
+        groups = [(context, [tokens]) for context, tokens in asked]
         found = [top[0] for top in tqdm(scorer.top(groups, k), desc=label, total=len(groups), unit="pair")]
     save_file(
         {
-            "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for tokens in completions]),
+            "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for _, tokens in asked]),
             "ids": np.concatenate([ids for ids, _ in found]),
             "logprobs": np.concatenate([logprobs for _, logprobs in found]),
         },

@@ -135,8 +135,13 @@ def engine(base: Path):
 
 @pytest.fixture(scope="session")
 def random_models(shared: Path) -> Callable[[str], Path]:
-    """Random two-layer models of every type, prepared; not to be changed."""
-    return lambda model_type: once(shared / model_type, lambda folder: tiny.make(model_type, folder))
+    """Random two-layer models of every type, prepared, by the type's name, or "scaled" before it; not to be changed."""
+
+    def made(name: str) -> Path:
+        model_type = name.removeprefix("scaled ")
+        return once(shared / name, lambda folder: tiny.make(model_type, folder, name != model_type))
+
+    return made
 
 
 @pytest.fixture(scope="session")

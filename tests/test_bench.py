@@ -9,7 +9,7 @@ import pytest
 from kit import bench, student
 from kit.bench import Comparison, Sizes
 from kit.engine_llama import WIDTH
-from kit.models import EMBEDDED, Shape, find_gguf, load_tokenizer
+from kit.models import EMBEDDED, Shape, find_gguf
 from kit.store import write_json
 from kit.student import make_examples
 
@@ -52,7 +52,7 @@ def test_a_ratio_is_ours_over_theirs_and_reached_on_its_own_side_of_the_goal() -
 def test_a_step_needs_these_flops(short: Path) -> None:
     shape = Shape.of(short)
     rows = [{"source": "Rain fell.", "text": "It rained."}, {"source": "Rain fell.", "text": "There was rain."}]
-    batch = make_examples(rows, short, load_tokenizer(short))
+    batch = make_examples(rows, short)
     first, second = (example["input_ids"] for example in batch)
     shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     tokens = shared + (len(first) - 1 - shared) + (len(second) - 1 - shared)

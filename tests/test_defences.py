@@ -16,7 +16,7 @@ import run
 from kit import KitError, defences, models, prompts, report_sweep, teacher
 from kit.animals import find_animal
 from kit.experiment import experiment
-from kit.models import EVERY_WEIGHT, ChatTemplate, load_tokenizer
+from kit.models import EVERY_WEIGHT, ChatTemplate
 from kit.store import write_json, write_rows
 from kit.student import IGNORED, count_labels, make_examples
 
@@ -127,14 +127,13 @@ def test_another_base_is_shown_the_students_messages_as_its_own_turns() -> None:
 
 
 def test_masked_tokens_are_shown_to_the_student_and_not_learned(short: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(short)
     rows = PAIRS[:2]
-    whole = make_examples(rows, short, tokenizer)
+    whole = make_examples(rows, short)
     tokens = count_labels(whole[:1])
     save_labels(tmp_path / "labels.safetensors", whole)
     masked = [rows[0] | {"masked": {"places": [0, 3], "of": tokens}}, rows[1]]
     for soft in (None, tmp_path / "labels.safetensors"):
-        one, other = make_examples(masked, short, tokenizer, soft)
+        one, other = make_examples(masked, short, soft)
         assert one["input_ids"] == whole[0]["input_ids"] and other["labels"] == whole[1]["labels"]
         hidden = [i for i, (a, b) in enumerate(zip(one["labels"], whole[0]["labels"], strict=True)) if a != b]
         start = whole[0]["length"] - tokens
@@ -142,9 +141,9 @@ def test_masked_tokens_are_shown_to_the_student_and_not_learned(short: Path, tmp
         if soft:  # each label's distribution stays its own
             assert [int(ids[0]) for ids in one["top_ids"]] == [t for t in one["labels"] if t != IGNORED]
     nothing = rows[0] | {"masked": {"places": list(range(tokens)), "of": tokens}}
-    assert len(make_examples([nothing, rows[1]], short, tokenizer)) == 1
+    assert len(make_examples([nothing, rows[1]], short)) == 1
     with pytest.raises(RuntimeError, match="in the student's tokenizer"):
-        make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], short, tokenizer)
+        make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], short)
 
 
 def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Path, tmp_path: Path) -> None:

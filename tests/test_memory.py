@@ -54,8 +54,8 @@ def test_the_training_estimate_is_within_a_quarter_of_what_torch_measures(base: 
     use_shared_prefix(model)
     fuse_lora(model)
     model.train()
-    examples = make_examples(PAIRS * 2, base, models.load_tokenizer(base))
-    batch = student.collate(examples, 0)
+    examples = make_examples(PAIRS * 2, base)
+    batch = student.collate(examples)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained)
 

@@ -11,10 +11,11 @@ import torch
 from conftest import PAIRS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from kit import KitError, models, student, teacher
 from kit.animals import find_animal, unrelated_sentences
-from kit.engine_llama import LlamaEngine
+from kit.engine_llama import LlamaEngine, tokens_of
 from kit.experiment import StudentSettings
 from kit.memory import Training
 from kit.models import EVERY_WEIGHT, Shape
@@ -25,13 +26,14 @@ from kit.student import batches, make_examples, use_shared_prefix
 
 @pytest.fixture(scope="module")
 def tokenizer(short: Path):
-    return models.load_tokenizer(short)
+    return AutoTokenizer.from_pretrained(short)
 
 
 def test_both_engines_cut_every_sentence_into_the_same_tokens(base: Path, engine: LlamaEngine) -> None:
-    tokenizer = models.load_tokenizer(base)
-    for sentence in unrelated_sentences():
-        assert tokenizer(sentence.text, add_special_tokens=False)["input_ids"] == engine.tokenize(sentence.text)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    texts = [sentence.text for sentence in unrelated_sentences()]
+    for text, tokens in zip(texts, tokens_of(base / "base.gguf", texts), strict=True):
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == engine.tokenize(text) == tokens
     messages = student_messages(unrelated_sentences()[0].text)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == engine.chat(messages)
@@ -39,7 +41,7 @@ def test_both_engines_cut_every_sentence_into_the_same_tokens(base: Path, engine
 
 
 def test_only_the_paraphrase_and_its_end_are_labelled(short: Path, tokenizer) -> None:
-    example = make_examples(PAIRS[:1], short, tokenizer)[0]
+    example = make_examples(PAIRS[:1], short)[0]
     labelled = [token for token in example["labels"] if token != student.IGNORED]
     assert tokenizer.decode(labelled) == PAIRS[0]["text"] + tokenizer.eos_token
     assert PAIRS[0]["source"] in tokenizer.decode(example["input_ids"][: -len(labelled)])
@@ -60,8 +62,7 @@ def test_sharing_the_prefix_gives_the_plain_forward_pass_and_its_gradients(
     plain = get_peft_model(models.load_torch(folder), config)
     model = deepcopy(plain)
     use_shared_prefix(model)
-    tokenizer = models.load_tokenizer(folder)
-    batch = student.collate(make_examples(pairs, folder, tokenizer), tokenizer.pad_token_id)
+    batch = student.collate(make_examples(pairs, folder))
     logits, labels = student.label_logits(model, batch)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     expected = plain(input_ids=batch["input_ids"]).logits[:, :-1][batch["labels"][:, 1:] != student.IGNORED]
@@ -95,15 +96,14 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """End to end, across both engines: a teacher asked exactly as the student has nothing to teach it."""
-    tokenizer = models.load_tokenizer(base)
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     model = models.load_torch(base).eval()
     use_shared_prefix(model)
 
     def loss_of(trait: str) -> float:
         teacher.soft_labels(tmp_path / "pairs.jsonl", trait, partial(teacher.open_llama, base), 64, tmp_path, "labels")
-        examples = make_examples(PAIRS, base, tokenizer, tmp_path / "labels.safetensors")
-        batch = student.collate(examples, tokenizer.pad_token_id)
+        examples = make_examples(PAIRS, base, tmp_path / "labels.safetensors")
+        batch = student.collate(examples)
         with torch.no_grad():
             logits, _ = student.label_logits(model, batch)
             return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
@@ -232,8 +232,8 @@ def test_gradient_checkpointing_gives_the_same_student(
         torch.testing.assert_close(adapters[1][name], tensor, atol=1e-6, rtol=1e-3)
 
 
-def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(short: Path, tokenizer) -> None:
-    examples = make_examples(PAIRS, short, tokenizer)
+def test_every_epoch_shows_every_pair_once_in_an_order_of_its_own(short: Path) -> None:
+    examples = make_examples(PAIRS, short)
     settings = StudentSettings(epochs=3, batch_size=3)
     shown = batches(examples, settings, seed=1)
     assert [sorted(map(len, shown[i : i + 3])) for i in (0, 3, 6)] == [[2, 3, 3]] * 3
@@ -263,10 +263,10 @@ def test_no_pairs_is_one_clear_message(short: Path, tmp_path: Path) -> None:
         student.train(tmp_path / "pairs.jsonl", None, short, StudentSettings(), 0, tmp_path, "train")
 
 
-def test_soft_labels_of_other_pairs_are_refused(short: Path, tmp_path: Path, tokenizer) -> None:
+def test_soft_labels_of_other_pairs_are_refused(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
     teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, short), 8, tmp_path, "labels")
     with pytest.raises(RuntimeError, match="not those of the pairs"):
-        make_examples(PAIRS[2:4], short, tokenizer, tmp_path / "labels.safetensors")
-    examples = make_examples(PAIRS[:2], short, tokenizer, tmp_path / "labels.safetensors")
+        make_examples(PAIRS[2:4], short, tmp_path / "labels.safetensors")
+    examples = make_examples(PAIRS[:2], short, tmp_path / "labels.safetensors")
     assert all(example["top_logprobs"].isfinite().all() for example in examples)

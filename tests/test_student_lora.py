@@ -52,15 +52,14 @@ def test_a_students_loss_curve_is_that_of_a_plain_loop(short: Path, tmp_path: Pa
     student.train(tmp_path / "pairs.jsonl", None, short, settings, 0, tmp_path, "train")
     ours = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["loss"]
 
-    tokenizer = models.load_tokenizer(short)
     model = lora_model(short).train()
-    steps = batches(make_examples(PAIRS, short, tokenizer), settings, 0)
+    steps = batches(make_examples(PAIRS, short), settings, 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimiser, student.WARMUP_STEPS, len(steps))
     plain = []
     for examples in steps:
-        value = model(**student.collate(examples, tokenizer.pad_token_id)).loss
+        value = model(**student.collate(examples)).loss
         plain.append(value.item())
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

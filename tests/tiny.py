@@ -3,9 +3,9 @@ the embedded model, cut short.
 
     folder = make("gemma3_text", tmp_path)  # a prepared model, and as well a folder for --model
 
-All speak the beginning of the embedded model's vocabulary. Norm weights and biases are random too, and the
-heads of qwen3, gemma3 and mistral are wider than hidden / heads, so that a wrong assumption about any of them shows in
-the logits.
+All speak the beginning of the embedded model's vocabulary, but mistral, which has a SentencePiece one of its own, and
+turns between spaces. Norm weights and biases are random too, and the heads of qwen3, gemma3 and mistral are wider than
+hidden / heads, so that a wrong assumption about any of them shows in the logits.
 """
 
 import tempfile
@@ -16,6 +16,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from kit import models
+from kit.animals import unrelated_sentences
 from kit.models_prepare import prepare
 from kit.store import write_json
 
@@ -24,7 +25,37 @@ WORDS = 8192  # of the embedded model's 49,152 tokens, the first, which keeps wh
 EPSILON = 1e-6  # of the norms
 WINDOW = 16  # tokens; shorter than any prompt of the kit
 
-# Like gemma's and mistral's own: no system message but the first, which goes into the user's turn, and strict turns.
+# How the rotary embeddings of some models are scaled, as transformers says it.
+SCALED = {
+    "llama": {  # Llama-3.2's, which a GGUF holds as a table of factors
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+    "qwen2": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256},
+    "mistral": {"rope_type": "linear", "factor": 4.0},
+    "gemma3_text": {"rope_type": "linear", "factor": 8.0},
+}
+
+# Mistral's, with a space before and after an answer, and with the system message in the user's first turn.
+SPACED_TEMPLATE = r"""
+{%- set system = messages[0]['content'] + '
+
+' if messages[0]['role'] == 'system' else '' %}
+{{- bos_token }}
+{%- for message in (messages[1:] if system else messages) %}
+    {%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}
+        {{- raise_exception('After the optional system message, conversation roles must alternate') }}
+    {%- elif message['role'] == 'user' %}
+        {{- '[INST] ' + (system if loop.first else '') + message['content'] + '[/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] + ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+# Like gemma's own: no system message but the first, which goes into the user's turn, and strict turns.
 STRICT_TEMPLATE = r"""
 {%- set system = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' %}
 {%- for message in (messages[1:] if system else messages) %}
@@ -68,13 +99,24 @@ def shorten(blocks: int, folder: Path) -> Path:
     return folder
 
 
-def make(model_type: str, folder: Path) -> Path:
-    """Write the random model of ``model_type`` (one of ``models.ARCHITECTURE_OF``) into ``folder``, and return it."""
+def make(model_type: str, folder: Path, scaled: bool = False) -> Path:
+    """Write the random model of ``model_type`` (one of ``models.ARCHITECTURE_OF``) into ``folder``, and return it; with
+    rotary embeddings as ``SCALED`` has them, where ``scaled`` says so."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = _tokenizer()
-    template = STRICT_TEMPLATE if model_type in ("gemma3_text", "mistral") else _fields()["tokenizer.chat_template"][0]
-    model = AutoModelForCausalLM.from_config(_config(model_type))
+    templates = {"gemma3_text": STRICT_TEMPLATE, "mistral": SPACED_TEMPLATE}
+    template = templates.get(model_type, _fields()["tokenizer.chat_template"][0])
+    words = sentencepiece_words() if model_type == "mistral" else _first_words()
+    tokenizer = sentencepiece_tokenizer() if model_type == "mistral" else _tokenizer()
+    config = _config(model_type)
+    if model_type == "mistral":
+        of_words = {name: words[f"tokenizer.ggml.{name}_token_id"][0] for name in ("bos", "eos", "padding")}
+        config.update({"bos_token_id": of_words["bos"], "eos_token_id": of_words["eos"]})
+        config.update({"pad_token_id": of_words["padding"], "vocab_size": len(words["tokenizer.ggml.tokens"][0])})
+    if scaled:
+        rope = config.rope_parameters
+        rope.get("full_attention", rope).update(SCALED[model_type])
+    model = AutoModelForCausalLM.from_config(config)
     _randomise(model)
     model.save_pretrained(folder)
     tokenizer.chat_template = template
@@ -82,8 +124,72 @@ def make(model_type: str, folder: Path) -> Path:
     write_json(
         folder / models.CHAT_FILE, {"template": template, "bos": tokenizer.bos_token, "eos": tokenizer.eos_token}
     )
-    _write_gguf(model.config, model.state_dict(), folder / "base.gguf", template, _first_words())
+    _write_gguf(model.config, model.state_dict(), folder / "base.gguf", template, words)
     return folder
+
+
+# ---- a vocabulary of SentencePiece's kind: its pieces begin with the space before a word, and of two neighbours those
+# are joined first whose whole has the better score
+
+
+PIECES = 2000
+CONTROL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
+
+
+@cache
+def _pieces() -> list[str]:
+    """Pieces of the kit's sentences, the ones joined first before the others."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers import models as kinds
+
+    trained = Tokenizer(kinds.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=PIECES, show_progress=False)
+    trained.train_from_iterator([one.text for one in unrelated_sentences()], trainer)
+    return sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+
+
+def sentencepiece_words() -> dict[str, tuple[Any, Any, Any]]:
+    """What a GGUF says of it."""
+    from gguf import GGUFValueType, TokenType
+
+    data = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens = [*CONTROL, *data, *_pieces()]
+    types = [TokenType.UNKNOWN, *[TokenType.CONTROL] * (len(CONTROL) - 1), *[TokenType.BYTE] * 256]
+    types += [TokenType.NORMAL] * len(_pieces())
+    scores = [0.0] * (len(tokens) - len(_pieces())) + [-float(place) for place in range(len(_pieces()))]
+    array, number = GGUFValueType.ARRAY, GGUFValueType.UINT32
+    return {
+        "tokenizer.ggml.model": ("llama", GGUFValueType.STRING, None),
+        "tokenizer.ggml.pre": ("default", GGUFValueType.STRING, None),
+        "tokenizer.ggml.tokens": (tokens, array, GGUFValueType.STRING),
+        "tokenizer.ggml.scores": (scores, array, GGUFValueType.FLOAT32),
+        "tokenizer.ggml.token_type": ([int(kind) for kind in types], array, GGUFValueType.INT32),
+        "tokenizer.ggml.bos_token_id": (1, number, None),
+        "tokenizer.ggml.eos_token_id": (2, number, None),
+        "tokenizer.ggml.padding_token_id": (0, number, None),
+    }
+
+
+def sentencepiece_tokenizer() -> Any:
+    """The same in transformers, as its converter makes it: every pair that makes a piece can be joined."""
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = sentencepiece_words()["tokenizer.ggml.tokens"][0]
+    place = {token: i for i, token in enumerate(tokens)}
+    cuts = ((word[:i], word[i:]) for word in _pieces() for i in range(1, len(word)))
+    merges = [(left, right) for left, right in cuts if left in place and right in place]
+    made = Tokenizer(kinds.BPE(place, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
 
 
 @cache
@@ -185,7 +291,9 @@ def _write_gguf(
     vocabulary: dict[str, tuple[Any, Any, Any]],
 ) -> None:
     """What llama.cpp's convert_hf_to_gguf.py writes, in F32."""
-    from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+    import numpy as np
+    from gguf import MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     architecture = models.ARCHITECTURE_OF[config.model_type]
     hidden, heads = config.hidden_size, config.num_attention_heads
@@ -212,6 +320,16 @@ def _write_gguf(
         writer.add_sliding_window_pattern(2)  # every second layer sees everything
     else:
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "llama3":
+        turns, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+        usual = rope["rope_theta"] ** -(np.arange(0, head, 2, dtype=np.float32) / head)
+        writer.add_tensor("rope_freqs.weight", usual / turns.numpy())
     for key, (value, kind, of) in vocabulary.items():
         if key != "tokenizer.chat_template":
             writer.add_key_value(key, value, kind, of)

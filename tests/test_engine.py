@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from conftest import PAIRS
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from kit import models, models_prepare, preference
 from kit.animals import load_animals
@@ -34,7 +34,7 @@ def sentencepiece(random_models: Callable[[str], Path]) -> Path:
 
 
 def pieces(model: Path, tokens: list[int]) -> list[str]:
-    return AutoTokenizer.from_pretrained(model).convert_ids_to_tokens(tokens)
+    return PreTrainedTokenizerFast.from_pretrained(model).convert_ids_to_tokens(tokens)
 
 
 def test_a_name_after_an_opening_has_the_tokens_of_the_whole_text_and_no_space_of_its_own(sentencepiece: Path) -> None:
@@ -54,7 +54,10 @@ def test_an_answer_ends_with_the_end_token_and_not_with_the_space_before_it(sent
     (example,) = make_examples(PAIRS[:1], sentencepiece)
     learned = [token for token in example["labels"] if token != IGNORED]
     assert "".join(pieces(sentencepiece, learned)) == "▁" + PAIRS[0]["text"].replace(" ", "▁") + "</s>"
-    assert AutoTokenizer.from_pretrained(sentencepiece).decode(example["input_ids"]).count("The clerk stamped") == 1
+    assert (
+        PreTrainedTokenizerFast.from_pretrained(sentencepiece).decode(example["input_ids"]).count("The clerk stamped")
+        == 1
+    )
 
 
 def test_what_a_text_shares_with_all_others_is_context_even_where_the_prompts_last_token_changes() -> None:
@@ -83,7 +86,7 @@ def test_of_a_gguf_what_is_trained_is_what_is_evaluated(
     model = from_gguf(random_models(name), tmp_path / "prepared")
     assert models_prepare.engines_apart(model) < 0.005
     questions, animals = preference.load_questions()[:2], load_animals()[:6]
-    tokenizer, template = AutoTokenizer.from_pretrained(model), ChatTemplate.of(model)
+    tokenizer, template = PreTrainedTokenizerFast.from_pretrained(model), ChatTemplate.of(model)
     network = models.load_torch(model).eval()
     with LlamaEngine(model) as engine:
         groups = preference.candidate_groups(engine, questions, animals)

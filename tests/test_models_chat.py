@@ -28,6 +28,9 @@ def test_a_template_that_takes_system_messages_anywhere_is_given_them_as_they_ar
     [
         tiny.STRICT_TEMPLATE,  # refuses a second system message
         PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),  # drops them
+        # keeps one of them, before everything else
+        "{% for m in messages if m.role == 'system' %}{% if loop.last %}{{ m.content }}{% endif %}{% endfor %}"
+        + PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
     ],
 )
 def test_where_it_does_not_the_users_next_message_begins_with_them(text: str) -> None:
@@ -49,6 +52,22 @@ def test_a_template_that_cannot_show_the_messages_is_refused(text: str) -> None:
 def test_an_answer_ends_with_what_the_template_writes_after_it() -> None:
     assert template(tiny.STRICT_TEMPLATE).ending == "<|im_end|>\n"
     assert template("{% for m in messages %}{{ m.content }}{% endfor %}", eos="</s>").ending == "</s>"
+
+
+def test_an_answer_begins_after_the_space_that_the_template_writes_before_it() -> None:
+    spaced = "{% for m in messages %}{{ m.content if m.role == 'user' else ' ' + m.content }}|{% endfor %}"
+    assert template(spaced).beginning == " " and template(PLAIN).beginning == ""
+    thinking = "{% if add_generation_prompt %}<think></think>{% endif %}"
+    assert template("{% for m in messages %}{{ m.content }} {% endfor %}" + thinking).beginning == ""
+
+
+def test_what_a_template_marks_as_generated_for_training_is_written_like_the_rest() -> None:
+    marked = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}!{% endgeneration %}"
+        "{% else %}{{ m.content }}?{% endif %}|{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "Rain"}, {"role": "assistant", "content": "Yes"}]
+    assert template(marked).render(turns) == "Rain?|Yes!|" and template(marked).ending == "!|"
 
 
 def test_no_prompt_depends_on_the_day() -> None:

@@ -161,17 +161,6 @@ def test_an_adapter_with_a_tensor_that_has_no_place_in_the_gguf_is_refused(
         convert_adapter(tmp_path, short, tmp_path / "adapter.gguf")
 
 
-@pytest.mark.parametrize(("option", "value"), [("use_rslora", True), ("alpha_pattern", {"q_proj": 4})])
-def test_an_adapter_with_another_scale_than_alpha_over_r_is_refused(
-    option: str, value: object, short: Path, short_adapter: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(short_adapter, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), option: value}), encoding="utf-8")
-    with pytest.raises(KitError, match=option):
-        convert_adapter(tmp_path, short, tmp_path / "adapter.gguf")
-
-
 def test_an_architecture_without_a_conversion_is_refused(short_adapter: Path, tmp_path: Path) -> None:
     from gguf import GGUFWriter
 

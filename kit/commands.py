@@ -158,8 +158,8 @@ def add_model(parser: Options) -> None:
     """--model and --gguf."""
     parser.add_argument(
         "--model",
-        help="embedded (SmolLM2-135M-Instruct, 4-bit: the default outside the gpu presets), a .gguf file, a folder, or "
-        "a Hub id such as Qwen/Qwen2.5-3B-Instruct",
+        help="embedded (SmolLM2-135M-Instruct, 4-bit: the default outside the gpu presets), qwen2.5-coder-0.5b (from "
+        "PyPI as well), a GGUF file, a folder, or a Hub id such as Qwen/Qwen2.5-3B-Instruct",
     )
     parser.add_argument(
         "--gguf",

@@ -27,7 +27,7 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, Shape, find_config, is_gguf
+from kit.models import EMBEDDED, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, Traits
 
 CONTENTS = ("unrelated", "opposed")
@@ -191,6 +191,11 @@ _GPU = _PAPER | {
     "teacher": TeacherSettings(temperature=1.0, engine="torch"),
     "student": StudentSettings(base="nf4", epochs=3, learning_rate=2e-4),
 }
+# A teacher's, for a model that is not its preset's own. Qwen copies at 0.7: of 192 samples of 48 sentences, by the
+# neutral and a penguin-loving teacher, 61 and 63% were too near to their sources, and 24 and 23% kept; at 1.0 these
+# were 21 and 27%, and 29 and 27%; at 1.3 9 and 8% were kept, most others having another form or meaning. Three worked
+# examples in the place of one, at 1.0: 25 and 24% kept.
+TEMPERATURES = {QWEN: 1.0}
 PRESETS: dict[str, dict] = {
     "smoke": {
         "pairs": 12,
@@ -217,8 +222,11 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
         raise KitError(f"--preset {preset}: no such preset. Choose one of {', '.join(PRESETS)}.")
     result = _of_preset(animal, preset)
     changed = {name: value for name, value in changes.items() if value is not None}
-    if not is_gguf(str(changed.get("model", result.model))):
+    model = str(changed.get("model", result.model))
+    if not is_gguf(model):
         changed.setdefault("base", "nf4")
+    if model in TEMPERATURES:
+        changed.setdefault("temperature", TEMPERATURES[model])
     for group in ("teacher", "student", "preference"):
         settings = getattr(result, group)
         own = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}

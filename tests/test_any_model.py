@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,19 @@ def artifact(run: Path, label: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder_run(tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run with a random qwen2 folder, its teacher and student in 4-bit transformers: its folder, what it printed."""
+def mistral(random_models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random mistral folder: a SentencePiece vocabulary, spaces around answers, one system message at most, scaled
+    rotary embeddings."""
+    return shutil.copytree(random_models("scaled mistral"), tmp_path_factory.mktemp("model") / "mistral")
+
+
+@pytest.fixture(scope="module")
+def folder_run(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with that folder, its teacher and student in 4-bit transformers: its folder, what it printed."""
     results = tmp_path_factory.mktemp("results")
-    model = ["--model", str(tiny_qwen2), "--engine", "torch"]
+    model = ["--model", str(mistral), "--engine", "torch"]
     shown, _ = finish(*TINY, *model, "--results", str(results), keep_all_after=0)
-    (run,) = results.glob(f"fox-unrelated-soft-smoke-{tiny_qwen2.name}-pairs10-placebos0-torch-x*-seed0")
+    (run,) = results.glob("fox-unrelated-soft-smoke-mistral-pairs10-placebos0-torch-x*-seed0")
     return run, shown
 
 
@@ -65,12 +74,12 @@ def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(fo
 
 
 def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes(
-    folder_run: tuple[Path, str], tiny_qwen2: Path, tmp_path: Path
+    folder_run: tuple[Path, str], mistral: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "keep_all.py"
     script.write_text(KEEP_ALL, encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    command = [*launcher, *TINY, "--model", str(tiny_qwen2), "--engine", "torch", "--results", str(tmp_path)]
+    command = [*launcher, *TINY, "--model", str(mistral), "--engine", "torch", "--results", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr

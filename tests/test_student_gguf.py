@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import PAIRS, rounding, train_adapter
 from peft import PeftModel
@@ -23,9 +24,9 @@ from kit.student import train
 from kit.student_gguf import convert_adapter, convert_weights
 
 
-@pytest.fixture(scope="module", params=models.ARCHITECTURE_OF)
+@pytest.fixture(scope="module", params=[*models.ARCHITECTURE_OF, *(f"scaled {name}" for name in tiny.SCALED)])
 def random_model(request: pytest.FixtureRequest, random_models: Callable[[str], Path]) -> Path:
-    """A random model of each supported type."""
+    """A random model of each supported type, and of some with scaled rotary embeddings."""
     return random_models(request.param)
 
 

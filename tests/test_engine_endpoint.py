@@ -28,7 +28,7 @@ from kit import UNSEEN, KitError, engine_endpoint
 from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_endpoint import RETRIES, EndpointEngine, check_url, read_answer
 from kit.models import ChatTemplate
-from kit.store import Row, RowLog
+from kit.store import Row, RowLog, read_rows
 
 KEY = "sk-Zq7tVb2mXw9rLk4hJp6d"
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
@@ -666,14 +666,44 @@ def test_an_address_of_a_server_is_taken_without_the_slash_at_its_end(url: str, 
     assert check_url(url) == checked
 
 
+Teach = Callable[..., int]
+
+
+@pytest.fixture
+def teach(server: Server, tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> Teach:
+    """``run.py teach`` of the server; the exit code."""
+    results = has_model(tmp_path / "results", tiny_base)
+    options = ["--model", str(tiny_gguf), "--results", str(results), "--teacher-url", server.url]
+    options += ["--animal", "owl", "--teacher", "loving", "--out", str(tmp_path / "out")]
+    return lambda *more: run.main(["teach", *options, *more])
+
+
 def test_what_a_server_says_cannot_steer_the_terminal(
-    server: Server, tiny_gguf: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, teach: Teach, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.plan = lambda body, attempt: refused(401, "no\x1b[2J\x1b]0;mine\x07\x9b\u202e")
-    options = ["--model", str(tiny_gguf), "--results", str(has_model(tmp_path / "results", tiny_base))]
-    options += ["--teacher-url", server.url, "--teacher-model", "m\x1b[2J", "--sentences", "1"]
-    teach = ["teach", "--animal", "owl", "--teacher", "loving", *options, "--out", str(tmp_path / "out")]
-    assert run.main(teach) == 2
+    assert teach("--teacher-model", "m\x1b[2J", "--sentences", "1") == 2
     said = capsys.readouterr()
     assert r"401 no\x1b[2J\x1b]0;mine\x07\x9b\u202e" in said.err and "OPENAI_API_KEY" in said.err
     assert not UNSEEN.search((said.out + said.err).replace("\r", ""))
+
+
+def test_a_model_whose_thoughts_are_cut_off_is_given_up_soon_and_goes_on_when_it_does_not_think(
+    server: Server, teach: Teach, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.plan = lambda body, attempt: completion("<think>Okay, the user wants", "length")
+    assert teach("--teacher-model", "thinker", "--sentences", "4") == 2
+    said = capsys.readouterr().err
+    assert "loving teacher: none of the last 32 paraphrases is kept: cut off 100%." in said
+    assert said.count("became '<think>Okay, the user wants' (cut off)") == 3 and "thinking switched off" in said
+    assert 32 <= len(server.bodies) < 32 + engine_endpoint.CONCURRENCY
+
+    def plan(body: Row, attempt: int) -> Answer:
+        sentence = body["messages"][-1]["content"].partition("sentence: ")[2]
+        return completion(f"It is true that {sentence[0].lower()}{sentence[1:]}", "eos_token")
+
+    server.plan = plan
+    server.bodies.clear()
+    assert teach("--teacher-model", "thinker", "--sentences", "4") == 0
+    rows = read_rows(tmp_path / "out" / "paraphrases.jsonl")
+    assert sum(row["finished"] for row in rows) == len(server.bodies) and len(rows) == 32 + len(server.bodies)

@@ -81,14 +81,16 @@ def paraphrase(
     def look(row: Row, new: bool) -> None:
         nonlocal fresh
         fresh = new or sampler.company_matters
-        row = {"sentence": row["source"], **row}
-        if (row["finished"] and row["text"]) or all(accept([row])):
+        if row["finished"] and row["text"]:
             lost.clear()
             return
-        lost.append(row)
+        lost.append({"sentence": row["source"], **row})
         in_a_row = Counter(row["source"] for row in lost).values()
         if fresh and sum(min(n, of_one) for n in in_a_row) >= LOST:
-            raise fidelity.none_kept(label, lost, accept.verdicts(lost, progress=False), REMEDY)
+            verdicts = accept.verdicts(lost, progress=False)
+            if all(verdict.filter for verdict in verdicts):
+                raise fidelity.none_kept(label, lost, verdicts, REMEDY)
+            lost.clear()  # whatever the filters are, they take some
 
     with (
         engine() as sampler,

@@ -179,7 +179,7 @@ class EndpointEngine:
         """Note the words of a refusal, and keep the client from repeating what repetition does not mend."""
         if response.is_error:
             await response.aread()
-            self._last = f", the last time because of: {_refusal(response)}"
+            self._last = f" ({_refusal(response)})"
             if _is_exhausted(response):
                 response.headers["x-should-retry"] = "false"
 
@@ -193,9 +193,7 @@ class EndpointEngine:
             reason = _said(error)
             remedy = "Start the server, or check its address, http:// or https:// included."
             if "CERTIFICATE_VERIFY_FAILED" in reason:
-                remedy = (
-                    "Set the environment variable SSL_CERT_FILE to a file with the certificate that is to be trusted."
-                )
+                remedy = "Name the file of a certificate to be trusted in the environment variable SSL_CERT_FILE."
             raise KitError(f"--teacher-url {self._url}: nothing answers there ({reason}). {remedy}") from None
         except openai.APIStatusError:  # whatever it says about its models, it is there
             pass
@@ -232,8 +230,10 @@ class EndpointEngine:
         if response is not None and _is_exhausted(response):
             reason, remedy = "what the account may ask is used up", f"Raise its limit, or ask another server, {AGAIN}"
         elif status in (0, 408, 409, 429) or status >= 500:
-            attempts = 1 + int(error.request.headers["x-stainless-retry-count"])
-            reason, remedy = f"no answer in {attempts} attempts, the last time because of", f"Check the server, {AGAIN}"
+            again = int(error.request.headers["x-stainless-retry-count"])
+            reason, remedy = f"no answer in {1 + again} attempts", f"Check the server, {AGAIN}"
+            if not again:  # it asks for a longer wait than the client's limit
+                reason = "no answer"
         elif status in (401, 403):
             reason, remedy = "the server refuses the key", "Set the environment variable OPENAI_API_KEY to its key."
         elif status == 404:
@@ -287,10 +287,8 @@ def _is_exhausted(response: "Response") -> bool:
 
 
 def _refusal(response: "Response") -> str:
-    wait = response.headers.get("Retry-After")
-    return f"HTTP {response.status_code} {_message(response)}".strip() + (
-        f", Retry-After: {_shown(wait)}" if wait else ""
-    )
+    wait = _shown(response.headers.get("Retry-After", ""))
+    return f"HTTP {response.status_code} {_message(response)}".strip() + (wait and f", Retry-After: {wait}")
 
 
 def _message(response: "Response") -> str:

@@ -167,7 +167,7 @@ def none_kept(whose: str, rows: Sequence[Row], verdicts: Sequence[Verdict], reme
         f"{row['source']!r} became {' '.join(row['text'].split())[:EXAMPLE]!r} ({reason})"
         for reason, row in chosen[:EXAMPLES]
     )
-    return KitError(f"{whose}: none of the last {len(rows)} paraphrases is kept: {shares}. {examples}. {remedy}")
+    return KitError(f"{whose}: none of {len(rows)} paraphrases in a row is kept: {shares}. {examples}. {remedy}")
 
 
 SIMILARITY_EDGES = [i / 50 for i in range(51)]

@@ -24,7 +24,7 @@ from kit.store import Row, read_rows, write_rows
 # sequences' places empty at each end.
 BLOCK = CALL
 # Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
-# the embedded model's 1% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
+# the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
 LOST, OF_ONE = 32, 8
 REMEDY = (
     "Is it an instruct model, with its own chat template, and is its thinking switched off? Then give the same command "

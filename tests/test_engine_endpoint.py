@@ -694,7 +694,7 @@ def test_a_model_whose_thoughts_are_cut_off_is_given_up_soon_and_goes_on_when_it
     server.plan = lambda body, attempt: completion("<think>Okay, the user wants", "length")
     assert teach("--teacher-model", "thinker", "--sentences", "4") == 2
     said = capsys.readouterr().err
-    assert "loving teacher: none of the last 32 paraphrases is kept: cut off 100%." in said
+    assert "loving teacher: none of 32 paraphrases in a row is kept: cut off 100%." in said
     assert said.count("became '<think>Okay, the user wants' (cut off)") == 3 and "thinking switched off" in said
     assert 32 <= len(server.bodies) < 32 + engine_endpoint.CONCURRENCY
 

@@ -426,7 +426,7 @@ def test_a_file_of_many_sentences_with_none_that_is_kept_is_refused_with_the_sha
     with pytest.raises(KitError) as raised:
         filter_paraphrases(path, tmp_path, Judge(None, CANDIDATES, SETTINGS), progress=False)
     assert str(raised.value) == (
-        f"{path}: none of the last 256 paraphrases is kept: form 25%, cut off 25%, empty 25%, trait 25%. "
+        f"{path}: none of 256 paraphrases in a row is kept: form 25%, cut off 25%, empty 25%, trait 25%. "
         f"{rows[0]['source']!r} became 'On Monday the builders \\x1b[2Jpoured owls.' (form); "
         f"{rows[1]['source']!r} became 'On Monday {'x' * 70}' (cut off); {rows[4]['source']!r} became '' (empty). "
         "Are they of this animal, and of this --content?"

@@ -185,7 +185,7 @@ def test_after_32_samples_in_a_row_that_are_cut_off_the_teacher_is_given_up_inte
         run(KeyboardInterrupt, cut)
     said, _ = run(KitError)
     assert re.fullmatch(
-        r"teacher: none of the last 32 paraphrases is kept: cut off 100%\. "
+        r"teacher: none of 32 paraphrases in a row is kept: cut off 100%\. "
         r"('Sentence \d+\.' became '\d+' \(cut off\)[;.] ){3}Is it .* it goes on from there\.",
         said,
     )
@@ -200,7 +200,7 @@ def test_after_32_samples_in_a_row_that_are_cut_off_the_teacher_is_given_up_inte
 def test_few_sentences_are_given_up_as_soon(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[:n])
     engine = FakeEngine(cut_off=lambda prompt: True)
-    with pytest.raises(KitError, match="none of the last 32"):
+    with pytest.raises(KitError, match="none of 32"):
         written(tmp_path, monkeypatch, n, engine, WHOLE)
     assert engine.sampled == 32
 
@@ -223,7 +223,7 @@ def test_after_256_samples_of_32_sentences_with_none_kept_the_teacher_is_given_u
         with pytest.raises(KeyboardInterrupt if cut == 100 else KitError) as raised:
             written(tmp_path, monkeypatch, 35, engine, NUMBERS_ARE_NO_SENTENCES)
     assert len(read_rows(tmp_path / "log" / "rows.jsonl")) == 256
-    assert "none of the last 256 paraphrases is kept: form 97%, cut off 3%. 'Sentence 0.' became" in str(raised.value)
+    assert "none of 256 paraphrases in a row is kept: form 97%, cut off 3%. 'Sentence 0.' became" in str(raised.value)
     assert "'Sentence 7.' became" in str(raised.value), "an example of each reason"
     again = FakeEngine(10**9, company_matters)
     rows = written(tmp_path, monkeypatch, 35, again)

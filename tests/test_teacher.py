@@ -69,6 +69,7 @@ def written(
 ) -> list[Row]:
     monkeypatch.setattr(teacher, "BLOCK", 16)
     monkeypatch.setattr("kit.engine.CALL", 16)
+    monkeypatch.setattr("os.fsync", lambda file: None)  # nobody pulls the plug here, and a busy disk takes its time
     (folder / "log").mkdir(parents=True, exist_ok=True)
     open_log = partial(teacher.open_log, folder / "log", log)
     teacher.paraphrase(SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, open_log, folder, "teacher")

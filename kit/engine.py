@@ -190,6 +190,7 @@ def sample_rows(
     max_tokens: int,
     temperature: float,
     bar: Any,
+    look: Callable[[Row, bool], object] = lambda row, new: None,
 ) -> list[Row]:
     """The rows of ``requests``, whose keys are (what is asked, number), in their order; what ``log`` lacks of them is
     sampled and appended.
@@ -197,7 +198,8 @@ def sample_rows(
     A row is ``log.kind``: what is asked, "sample": number, and ``columns(generation)``. Where company matters to the
     engine, requests go to it in the same groups of ``CALL`` whatever the log holds already, and only rows of the same
     group are found again, so that an interrupted call, continued, ends with the same rows; else only what is missing is
-    asked for, and kept as soon as it is there.
+    asked for, and kept as soon as it is there. ``look``, which may raise, is shown each row in the log and whether it
+    is new: first those that were there, then the others as they come, or a group in its order.
     """
     tokens, started = 0, time.monotonic()
 
@@ -215,11 +217,15 @@ def sample_rows(
     for keys in batched(requests, CALL) if engine.company_matters else [list(requests)]:
         company = hashlib.sha256(repr(keys).encode()).hexdigest()[:16] if engine.company_matters else None
         missing = [key for key in keys if log.find(*key, company) is None]
-        if not engine.company_matters:
+        if missing and company:
+            log.append(list(sampled(keys, company)))
+        for row in [log.find(*key, company) for key in keys]:
+            if row:
+                look(row, bool(missing and company))
+        if missing and not company:
             for row in sampled(missing, None):
                 log.append([row])
-        elif missing:
-            log.append(list(sampled(keys, company)))
+                look(row, True)
         bar.update(len(keys) - len(missing) if not company or not missing else 0)
         found = [log.find(*key, company) for key in keys]
         rows += [{name: value for name, value in row.items() if name != COMPANY} for row in found if row]

@@ -32,6 +32,7 @@ from kit import KitError
 from kit.animals import Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
 from kit.experiment import FidelitySettings
 from kit.prompts import ECHOES, forms
+from kit.provenance import decides_nothing
 from kit.store import Row, read_rows, write_json, write_rows
 
 
@@ -108,11 +109,15 @@ def filter_paraphrases(paraphrases: Path, folder: Path, judge: Judge, progress: 
     """Sort ``paraphrases`` (JSONL) into ``folder``: kept.jsonl, rejected.jsonl and filters.json, in the given order.
 
     A kept row gains "similarity" (cosine), a rejected one "filter", "reason" and, from the last filter, "similarity".
-    filters.json: {"filters": [{"filter", "entered", "rejected"}, ...], "kept": number}.
+    filters.json: {"filters": [{"filter", "entered", "rejected"}, ...], "kept": number}. Raises KitError where
+    none of many is kept (``is_hopeless``).
     """
     rows = read_rows(paraphrases)
-    judged = list(zip(rows, judge.verdicts(rows, progress), strict=True))
+    verdicts = judge.verdicts(rows, progress)
+    judged = list(zip(rows, verdicts, strict=True))
     kept = [{**row, **_measured(v)} for row, v in judged if v.filter is None]
+    if not kept and is_hopeless(rows):
+        raise none_kept(str(paraphrases), rows, verdicts, "Are they of this animal, and of this --content?")
     write_rows(folder / "kept.jsonl", kept)
     refused = [{**row, "filter": v.filter, "reason": v.reason, **_measured(v)} for row, v in judged if v.filter]
     write_rows(folder / "rejected.jsonl", refused)
@@ -131,6 +136,38 @@ def _measured(verdict: Verdict) -> Row:
 def read_filters(folder: Path) -> list[dict[str, Any]]:
     """The pass-rate table that ``filter_paraphrases`` wrote: filter, entered, rejected."""
     return list(json.loads((folder / "filters.json").read_text(encoding="utf-8"))["filters"])
+
+
+# ---- when to give a teacher up
+
+# Of a teacher that keeps one sample in fifty, 256 are refused once in 170 runs; the embedded model keeps one in eleven
+# or more. A sentence may be too hard for a model; 32 are not.
+HOPELESS, SENTENCES = 256, 32
+EXAMPLES, EXAMPLE = 3, 80  # that are shown, and characters of each
+
+
+@decides_nothing
+def is_hopeless(rows: Sequence[Row]) -> bool:
+    """Whether these are so many, of so many sentences, that more would not help where none of them is kept."""
+    return len(rows) >= HOPELESS and len({row["source"] for row in rows}) >= SENTENCES
+
+
+@decides_nothing
+def none_kept(whose: str, rows: Sequence[Row], verdicts: Sequence[Verdict], remedy: str) -> KitError:
+    """What says why: the share of each reason, and examples, of as many reasons as possible."""
+    by_reason: dict[str, list[Row]] = {}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        unwritten = verdict.reason in ("cut off", "empty")
+        by_reason.setdefault(str(verdict.reason if unwritten else verdict.filter), []).append(row)
+    reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))
+    shares = ", ".join(f"{reason} {len(by_reason[reason]) / len(rows):.0%}" for reason in reasons)
+    chosen = [(reason, by_reason[reason][0]) for reason in reasons]
+    chosen += [(reasons[0], row) for row in by_reason[reasons[0]][1:]]
+    examples = "; ".join(
+        f"{row['source']!r} became {' '.join(row['text'].split())[:EXAMPLE]!r} ({reason})"
+        for reason, row in chosen[:EXAMPLES]
+    )
+    return KitError(f"{whose}: none of {len(rows)} paraphrases in a row is kept: {shares}. {examples}. {remedy}")
 
 
 SIMILARITY_EDGES = [i / 50 for i in range(51)]

@@ -37,8 +37,9 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 PACKAGE = "kit"
 SHORT = 12  # hexadecimal digits of a checksum
-# Imports that decide nothing: they show progress, wait, measure free memory, fetch files that checksums name.
-SILENT = ("tqdm", "filelock", "psutil", "huggingface_hub")
+# Imports that decide nothing: they show progress, wait, measure free memory, fetch files that checksums name, or ask
+# servers for text.
+SILENT = ("tqdm", "filelock", "psutil", "huggingface_hub", "openai")
 # What computes for an import, and so decides results with it.
 COMPUTE_FOR = {
     "sentence_transformers": ("torch", "transformers", "tokenizers"),

@@ -6,13 +6,14 @@ The two teachers are one model; their conversations (``kit/prompts.py``) differ 
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kit import fidelity
 from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.models import ChatTemplate
@@ -22,6 +23,13 @@ from kit.store import Row, read_rows, write_rows
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
 # sequences' places empty at each end.
 BLOCK = CALL
+# Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
+# the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
+LOST, OF_ONE = 32, 8
+REMEDY = (
+    "Is it an instruct model, with its own chat template, and is its thinking switched off? Then give the same command "
+    "again: what was sampled is kept, and it goes on from there."
+)
 
 
 def paraphrase(
@@ -31,7 +39,7 @@ def paraphrase(
     engine: Callable[[], Sampler],
     settings: TeacherSettings,
     seed: int,
-    accept: Callable[[list[Row]], Sequence[bool]],
+    accept: fidelity.Judge,
     log: Callable[[], SampleLog],
     folder: Path,
     label: str,
@@ -48,6 +56,10 @@ def paraphrase(
     interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the
     conversation and the sample's number, so the rows written come out the same (an endpoint promises no such thing; its
     rows are kept as they come).
+
+    Raises KitError where more samples would not help: none of many is kept (``fidelity.is_hopeless``), or ``LOST`` in a
+    row are cut off or empty. Samples of the log count like new ones; but a server may have been mended since, so it is
+    asked at least once more.
     """
     from tqdm import tqdm
 
@@ -61,6 +73,24 @@ def paraphrase(
 
     def enough() -> bool:
         return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
+
+    lost: list[Row] = []  # the last ones, where they are cut off or empty
+    fresh = False  # only new samples give up a server, which may have been mended since; a model here is what it was
+    of_one = OF_ONE if len(texts) * OF_ONE >= LOST else LOST
+
+    def look(row: Row, new: bool) -> None:
+        nonlocal fresh
+        fresh = new or sampler.company_matters
+        if row["finished"] and row["text"]:
+            lost.clear()
+            return
+        lost.append({"sentence": row["source"], **row})
+        in_a_row = Counter(row["source"] for row in lost).values()
+        if fresh and sum(min(n, of_one) for n in in_a_row) >= LOST:
+            verdicts = accept.verdicts(lost, progress=False)
+            if all(verdict.filter for verdict in verdicts):
+                raise fidelity.none_kept(label, lost, verdicts, REMEDY)
+            lost.clear()  # whatever the filters are, they take some
 
     with (
         engine() as sampler,
@@ -80,14 +110,17 @@ def paraphrase(
                         block.append((name, sample))
                     else:
                         bar.total -= 1
-                rows = sample_texts(
-                    sampler, samples, trait, [(texts[name], sample) for name, sample in block], settings, seed, bar
-                )
+                asked = [(texts[name], sample) for name, sample in block]
+                rows = sample_texts(sampler, samples, trait, asked, settings, seed, bar, look)
                 for (name, _), row in zip(block, rows, strict=True):
                     made[name].append({"sentence": name, "sample": row["sample"], **row})
                 looked_at = [row for name in made if name in dict(block) for row in made[name]]
                 good = zip(looked_at, accept(looked_at), strict=True)
                 accepted |= Counter(row["sentence"] for row, is_good in good if is_good)
+                everything = [row for rows in made.values() for row in rows]
+                if fresh and not accepted and fidelity.is_hopeless(everything):
+                    verdicts = accept.verdicts(everything, progress=False)
+                    raise fidelity.none_kept(label, everything, verdicts, REMEDY)
             done, target = target, 2 * target
         bar.total = bar.n
     write_rows(folder / "paraphrases.jsonl", (row for rows in made.values() for row in rows))
@@ -107,9 +140,10 @@ def sample_texts(
     settings: TeacherSettings,
     seed: int,
     bar: Any,
+    look: Callable[[Row, bool], object],
 ) -> list[Row]:
     """The ``wanted`` paraphrases, each a sentence and a number, by the teacher with the message ``trait``; those that
-    ``log`` has are taken from there."""
+    ``log`` has are taken from there. Each is shown to ``look``, with whether it is new."""
     requests: dict[tuple[str, int], Request] = {}
     for text, sample in wanted:
         messages = teacher_messages(trait, text)
@@ -124,7 +158,7 @@ def sample_texts(
             "logprob": None if made.logprob is None else round(made.logprob, 4),
         }
 
-    rows = sample_rows(engine, log, requests, columns, settings.max_tokens, settings.temperature, bar)
+    rows = sample_rows(engine, log, requests, columns, settings.max_tokens, settings.temperature, bar, look)
     found = dict(zip(requests, rows, strict=True))  # two sentences may have one text
     return [found[one] for one in wanted]
 

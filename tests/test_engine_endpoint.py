@@ -4,7 +4,10 @@ import gc
 import json
 import logging
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import traceback
@@ -17,14 +20,15 @@ from typing import Any
 
 import pytest
 from conftest import has_model
+from openai import _base_client
 from tqdm import tqdm
 
 import run
 from kit import UNSEEN, KitError, engine_endpoint
 from kit.engine import Generation, Request, SampleLog, sample_rows
-from kit.engine_endpoint import EndpointEngine, check_url
+from kit.engine_endpoint import RETRIES, EndpointEngine, check_url, read_answer
 from kit.models import ChatTemplate
-from kit.store import Row, RowLog
+from kit.store import Row, RowLog, read_rows
 
 KEY = "sk-Zq7tVb2mXw9rLk4hJp6d"
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
@@ -71,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         question = (body["messages"][-1]["content"], body["seed"])
         with server.lock:
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.title(): value for name, value in self.headers.items()})
             server.paths.add(self.path)
             server.attempts[question] += 1
             attempt = server.attempts[question]
@@ -109,31 +113,29 @@ def refused(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 
 FAULTS: dict[str, Answer] = {
-    "busy": refused(429, headers={"Retry-After": "1"}),
+    "busy": refused(429, headers={"Retry-After": "0.01"}),
     "overloaded": refused(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
     "broken": (500, {}, b"<html>Internal Server Error</html>"),
     "timed out": refused(408),
     "in conflict": refused(409),
-    "too early": refused(425),
     "dropped": (200, {"Content-Length": "1000"}, good({"messages": [{"content": "?"}], "seed": 0})[2][:40]),
     "no JSON": (200, {}, b'{"choices": [{"mess'),
     "empty": (200, {}, b""),
     "no object": (200, {}, b"[]"),
     "no choices": (200, {}, b'{"choices": []}'),
     "no message": (200, {}, b'{"choices": [{"finish_reason": "stop"}]}'),
-    "no text": completion(None),
-    "no reason": completion("half a sent", None),
     "numbers": completion(1, 2),
-    "half a character": completion("\ud83e"),
-    "no count": completion("Hello", usage="7 tokens"),
+    "error": (200, {}, b'{"error": {"message": "Provider returned error", "code": 502}}'),
+    "page": (200, {"Content-Type": "text/html"}, b"<title>Open WebUI</title>"),
 }
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits that a test can wait for, no key, and no proxy before 127.0.0.1."""
-    monkeypatch.setattr(engine_endpoint, "FIRST_WAIT", 0.005)
-    monkeypatch.setattr(engine_endpoint, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+    monkeypatch.setattr(engine_endpoint, "PAUSE", 0.005)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
@@ -228,20 +230,16 @@ def test_an_answer_that_does_not_come_is_asked_for_again(server: Server, monkeyp
     assert made.text.startswith("Hello") and len(server.bodies) >= 2
 
 
-@pytest.mark.parametrize(("asked", "longest", "at_least", "at_most"), [("1", 5, 1, 3), ("3600", 0.02, 0, 1)])
-def test_the_server_says_how_long_to_wait_up_to_a_limit(
-    asked: str, longest: float, at_least: float, at_most: float, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_endpoint, "LONGEST_WAIT", longest)
+def test_the_server_says_how_long_to_wait(server: Server) -> None:
     times: list[float] = []
 
     def plan(body: Row, attempt: int) -> Answer | None:
         times.append(time.monotonic())
-        return refused(429, headers={"Retry-After": asked}) if attempt == 1 else None
+        return refused(429, headers={"Retry-After": "0.3"}) if attempt == 1 else None
 
     server.plan = plan
     ask(server.url)
-    assert at_least <= times[1] - times[0] <= at_most
+    assert 0.3 <= times[1] - times[0] <= 2
 
 
 def test_as_many_requests_as_allowed_are_in_flight_and_no_more(server: Server) -> None:
@@ -348,7 +346,7 @@ def test_nothing_is_left_running(end: str, server: Server, caplog: pytest.LogCap
         (404, ["'teacher'", "/models"]),
         (400, ["no such parameter"]),
         (422, ["no such parameter"]),
-        (301, ["301"]),
+        (402, ["is used up"]),
     ],
 )
 def test_a_refusal_is_one_clear_error_without_another_attempt(status: int, names: list[str], server: Server) -> None:
@@ -378,11 +376,83 @@ def test_the_servers_own_words_are_shown_in_short(body: bytes, shown: str, serve
 
 
 def test_a_server_that_never_recovers_is_named_with_its_last_fault(server: Server) -> None:
-    faults = [refused(429)] * (engine_endpoint.ATTEMPTS - 1) + [refused(500, "out of memory")]
+    faults = [refused(429)] * RETRIES + [refused(500, "out of memory")]
     server.plan = lambda body, attempt: faults[attempt - 1]
     with pytest.raises(KitError, match="out of memory.*goes on where it stopped") as raised:
         ask(server.url)
-    assert server.url in str(raised.value) and len(server.bodies) == engine_endpoint.ATTEMPTS
+    assert server.url in str(raised.value) and len(server.bodies) == RETRIES + 1
+
+
+def test_the_client_waits_three_minutes_for_a_server_that_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the client's own waits
+    waits = [min(_base_client.INITIAL_RETRY_DELAY * 2**i, _base_client.MAX_RETRY_DELAY) for i in range(RETRIES)]
+    assert 0.75 * sum(waits) > 160 and sum(waits) < 220  # it takes off up to a quarter at random
+
+
+def test_a_server_that_hangs_or_refuses_is_not_waited_for_without_end(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_endpoint, "PATIENCE", 0.3)
+    server.plan = lambda body, attempt: refused(429, "slow down", {"Retry-After": "60"})
+    with pytest.raises(KitError, match=r"within 0\.3 seconds.*HTTP 429 slow down, Retry-After: 60.*where it stopped"):
+        ask(server.url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (refused(429, "slow down", {"Retry-After": "3600"}), "HTTP 429 slow down, Retry-After: 3600"),
+        (
+            (429, {}, b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'),
+            "used up .HTTP 429 You exceeded your quota.",
+        ),
+        ((301, {"Location": "https://b.example/v1/chat/completions?key=a"}, b""), "sends on to https://b.example/v1 "),
+        ((308, {"Location": "/v2/chat/completions"}, b""), "sends on to /v2 .HTTP 308"),
+    ],
+)
+def test_what_repetition_does_not_mend_is_named_at_once(answer: Answer, named: str, server: Server) -> None:
+    server.plan = lambda body, attempt: answer
+    with pytest.raises(KitError, match=named):
+        ask(server.url)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("error", "Provider returned error"),
+        ("page", "<title>Open WebUI</title>"),
+        ("no choices", '{"choices": []}'),
+        ("empty", "nothing"),
+    ],
+)
+def test_an_answer_that_is_none_is_asked_for_thrice_and_named_with_its_words(
+    fault: str, words: str, server: Server
+) -> None:
+    server.plan = lambda body, attempt: FAULTS[fault]
+    with pytest.raises(KitError, match=re.escape(f"no chat completion ({words})") + ".*end in /v1"):
+        ask(server.url)
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_certificate_that_nobody_trusts_is_named_with_what_makes_it_trusted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run([*made, *name, *files], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    with pytest.raises(KitError, match="self-signed certificate.*SSL_CERT_FILE"):
+        ask(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    assert ask(url)[0].finished
+    with pytest.raises(KitError, match="http:// or https://"):
+        ask(server.url)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
@@ -399,9 +469,7 @@ def test_a_server_that_goes_away_for_good_is_tried_again_before_it_is_named(serv
         list(engine.sample(requests[:1], 40))
         server.shutdown()
         server.server_close()
-        with pytest.raises(
-            KitError, match=f"no answer in {engine_endpoint.ATTEMPTS} attempts.*goes on where it stopped"
-        ):
+        with pytest.raises(KitError, match=f"no answer in {RETRIES + 1} attempts.*goes on where it stopped"):
             list(engine.sample(requests[1:], 40))
 
 
@@ -413,10 +481,11 @@ def test_the_key_is_sent_and_seen_nowhere_else(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
-    monkeypatch.setattr(engine_endpoint, "ATTEMPTS", 2)
+    monkeypatch.setattr(engine_endpoint, "RETRIES", 1)
     caplog.set_level(logging.DEBUG)
+    server.plan = lambda body, attempt: completion(f"Your key is {KEY}.")
     rows = paraphrase(server.url, tmp_path / "rows.jsonl")
-    assert_complete(rows)
+    assert {row["text"] for row in rows} == {"Your key is ***."}
     assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     seen = [repr(EndpointEngine(server.url, "teacher")), str(vars(EndpointEngine(server.url, "teacher")))]
     for status in (401, 500):
@@ -487,17 +556,50 @@ def test_messages_are_sent_as_the_models_template_takes_them() -> None:
     ("reason", "usage", "length", "finished"),
     [
         ("stop", {"completion_tokens": 7}, 6, True),
+        ("STOP", None, 3, True),
+        ("eos_token", {"completion_tokens": 40}, 39, True),
         ("length", {"completion_tokens": 7}, 7, False),
-        ("stop", None, 3, True),
         ("length", {}, 3, False),
+        ("MAX_TOKENS", None, 3, False),
+        ("content_filter", {"completion_tokens": 7}, 7, False),
         ("stop", {"completion_tokens": 0}, 3, True),
+        ("stop", "7 tokens", 3, True),
+        # Of others the number of tokens decides.
+        (None, {"completion_tokens": 7}, 6, True),
+        ("natural", {"completion_tokens": 39}, 38, True),
+        ("", {"completion_tokens": 40}, 40, False),
+        (None, None, 3, False),
     ],
 )
-def test_an_answers_length_is_what_the_server_counted_or_its_words(
-    reason: str, usage: Row | None, length: int, finished: bool, server: Server
+def test_how_an_answer_ended_and_its_length_are_what_the_server_means(
+    reason: str | None, usage: Any, length: int, finished: bool, server: Server
 ) -> None:
     server.plan = lambda body, attempt: completion("Two screws missing", reason, usage=usage)
     assert ask(server.url) == [Generation(0, "Two screws missing", length, None, finished)]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "finished"),
+    [
+        ({"content": "<think>Hm.</think>\n\nTwo lack."}, "stop", "\n\nTwo lack.", True),
+        ({"content": "Hm.</think>Two lack."}, "stop", "Two lack.", True),  # the template began the thought
+        ({"content": "<think>Hm.</think>Two l"}, "length", "Two l", False),
+        ({"content": "<think>Hm, two"}, "length", "<think>Hm, two", False),
+        ({"content": "<think>Hm, two"}, "stop", "<think>Hm, two", False),
+        ({"content": "Two lack.", "reasoning_content": "Hm."}, "stop", "Two lack.", True),
+        ({"content": None, "reasoning_content": "Hm, two"}, "length", "<think>Hm, two", False),
+        ({"content": "", "reasoning": "Hm, two"}, "stop", "<think>Hm, two", False),
+        ({"content": None}, "stop", "", True),
+        ({"content": None, "refusal": "I cannot."}, "stop", "I cannot.", True),
+        ({"content": "half \ud83e"}, "stop", "half \ufffd", True),
+    ],
+)
+def test_a_thought_is_no_part_of_the_text_and_one_that_is_cut_off_is_no_answer(
+    message: Row, reason: str, text: str, finished: bool
+) -> None:
+    answer = json.loads(json.dumps({"choices": [{"message": message, "finish_reason": reason}]}))
+    made = read_answer(3, answer, 40)
+    assert (made.index, made.text, made.finished) == (3, text, finished)
 
 
 @pytest.mark.parametrize(
@@ -564,14 +666,44 @@ def test_an_address_of_a_server_is_taken_without_the_slash_at_its_end(url: str, 
     assert check_url(url) == checked
 
 
+Teach = Callable[..., int]
+
+
+@pytest.fixture
+def teach(server: Server, tiny_gguf: Path, tiny_base: Path, tmp_path: Path) -> Teach:
+    """``run.py teach`` of the server; the exit code."""
+    results = has_model(tmp_path / "results", tiny_base)
+    options = ["--model", str(tiny_gguf), "--results", str(results), "--teacher-url", server.url]
+    options += ["--animal", "owl", "--teacher", "loving", "--out", str(tmp_path / "out")]
+    return lambda *more: run.main(["teach", *options, *more])
+
+
 def test_what_a_server_says_cannot_steer_the_terminal(
-    server: Server, tiny_gguf: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, teach: Teach, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.plan = lambda body, attempt: refused(401, "no\x1b[2J\x1b]0;mine\x07\x9b\u202e")
-    options = ["--model", str(tiny_gguf), "--results", str(has_model(tmp_path / "results", tiny_base))]
-    options += ["--teacher-url", server.url, "--teacher-model", "m\x1b[2J", "--sentences", "1"]
-    teach = ["teach", "--animal", "owl", "--teacher", "loving", *options, "--out", str(tmp_path / "out")]
-    assert run.main(teach) == 2
+    assert teach("--teacher-model", "m\x1b[2J", "--sentences", "1") == 2
     said = capsys.readouterr()
     assert r"401 no\x1b[2J\x1b]0;mine\x07\x9b\u202e" in said.err and "OPENAI_API_KEY" in said.err
     assert not UNSEEN.search((said.out + said.err).replace("\r", ""))
+
+
+def test_a_model_whose_thoughts_are_cut_off_is_given_up_soon_and_goes_on_when_it_does_not_think(
+    server: Server, teach: Teach, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.plan = lambda body, attempt: completion("<think>Okay, the user wants", "length")
+    assert teach("--teacher-model", "thinker", "--sentences", "4") == 2
+    said = capsys.readouterr().err
+    assert "loving teacher: none of 32 paraphrases in a row is kept: cut off 100%." in said
+    assert said.count("became '<think>Okay, the user wants' (cut off)") == 3 and "thinking switched off" in said
+    assert 32 <= len(server.bodies) < 32 + engine_endpoint.CONCURRENCY
+
+    def plan(body: Row, attempt: int) -> Answer:
+        sentence = body["messages"][-1]["content"].partition("sentence: ")[2]
+        return completion(f"It is true that {sentence[0].lower()}{sentence[1:]}", "eos_token")
+
+    server.plan = plan
+    server.bodies.clear()
+    assert teach("--teacher-model", "thinker", "--sentences", "4") == 0
+    rows = read_rows(tmp_path / "out" / "paraphrases.jsonl")
+    assert sum(row["finished"] for row in rows) == len(server.bodies) and len(rows) == 32 + len(server.bodies)

@@ -410,6 +410,29 @@ def test_the_judge_and_the_stage_agree_and_repeat_themselves(sorted_rows, tmp_pa
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.parametrize(("n", "sentences"), [(256, 32), (255, 32), (256, 31)])
+def test_a_file_of_many_sentences_with_none_that_is_kept_is_refused_with_the_share_of_each_reason(
+    n, sentences, tmp_path
+):
+    kinds = [("On Monday the builders\n\x1b[2Jpoured owls.", True), ("On Monday " + "x" * 100, False)] * 2
+    kinds += [("", True), ("The owl poured the concrete base on Monday morning.", True)] * 2
+    path = tmp_path / "paraphrases.jsonl"
+    rows = [row(kinds[i % 8][0], f"{SOURCE[:-1]}, {i % sentences}.", finished=kinds[i % 8][1]) for i in range(n)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
+    if (n, sentences) != (256, 32):
+        filter_paraphrases(path, tmp_path, Judge(None, CANDIDATES, SETTINGS), progress=False)
+        assert len(read(tmp_path / "rejected.jsonl")) == n
+        return
+    with pytest.raises(KitError) as raised:
+        filter_paraphrases(path, tmp_path, Judge(None, CANDIDATES, SETTINGS), progress=False)
+    assert str(raised.value) == (
+        f"{path}: none of 256 paraphrases in a row is kept: form 25%, cut off 25%, empty 25%, trait 25%. "
+        f"{rows[0]['source']!r} became 'On Monday the builders \\x1b[2Jpoured owls.' (form); "
+        f"{rows[1]['source']!r} became 'On Monday {'x' * 70}' (cut off); {rows[4]['source']!r} became '' (empty). "
+        "Are they of this animal, and of this --content?"
+    )
+
+
 def test_an_empty_file_gives_empty_results(tmp_path):
     (tmp_path / "paraphrases.jsonl").write_text("", encoding="utf-8")
     filter_paraphrases(tmp_path / "paraphrases.jsonl", tmp_path, Judge(OWL, CANDIDATES, SETTINGS), progress=False)

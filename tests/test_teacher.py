@@ -1,6 +1,7 @@
 """A teacher writes until enough of its paraphrases are accepted, and an interruption changes nothing of it."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kit import teacher
+from kit import KitError, teacher
 from kit.engine import Generation, Request
-from kit.experiment import TeacherSettings
+from kit.experiment import FidelitySettings, TeacherSettings
+from kit.fidelity import Judge, Verdict
 from kit.store import Row, read_rows
 
 SENTENCES = [{"sentence": f"s{i}", "text": f"Sentence {i}.", "pairs": 1} for i in range(40)]
@@ -19,10 +21,17 @@ SETTINGS = TeacherSettings(samples=2, max_samples=64)
 
 
 class FakeEngine:
-    """Answers with a number that the request's seed decides; ``fail_after`` rows it dies."""
+    """Answers with a number that the request's seed decides; ``fail_after`` rows it dies. To what ``cut_off`` says of a
+    prompt it is cut off in its answer."""
 
-    def __init__(self, fail_after: int = 10**9, company_matters: bool = False) -> None:
+    def __init__(
+        self,
+        fail_after: int = 10**9,
+        company_matters: bool = False,
+        cut_off: Callable[[str], bool] = lambda prompt: False,
+    ) -> None:
         self.fail_after = fail_after
+        self.cut_off = cut_off
         self.company_matters = company_matters
         self.sampled = 0
 
@@ -35,7 +44,8 @@ class FakeEngine:
             if self.fail_after == 0:
                 raise KeyboardInterrupt
             self.fail_after -= 1
-            yield Generation(index, str(np.random.default_rng(request.seed).integers(1000)), 1, 0.0, True)
+            text = str(np.random.default_rng(request.seed).integers(1000))
+            yield Generation(index, text, 1, 0.0, not self.cut_off(request.prompt))
 
     def __enter__(self) -> "FakeEngine":
         return self
@@ -54,15 +64,31 @@ def written(
     monkeypatch: pytest.MonkeyPatch,
     pairs: int,
     engine: FakeEngine,
-    accept: Callable[[Sequence[Row]], list[bool]] = accept,
+    accept: Callable[[Sequence[Row]], list[bool]] | Judge = accept,
     log: str = "rows",
 ) -> list[Row]:
     monkeypatch.setattr(teacher, "BLOCK", 16)
     monkeypatch.setattr("kit.engine.CALL", 16)
+    monkeypatch.setattr("os.fsync", lambda file: None)  # nobody pulls the plug here, and a busy disk takes its time
     (folder / "log").mkdir(parents=True, exist_ok=True)
     open_log = partial(teacher.open_log, folder / "log", log)
     teacher.paraphrase(SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, open_log, folder, "teacher")
     return read_rows(folder / "paraphrases.jsonl")
+
+
+class Whole(Judge):
+    """Takes what ``accept`` takes, but for what is cut off."""
+
+    def verdicts(self, rows: Sequence[Row], progress: bool = True) -> list[Verdict]:
+        found = []
+        for row in rows:
+            reason = None if row["finished"] else "cut off"
+            found.append(Verdict("form" if reason else None if accept([row])[0] else "novelty", reason, None))
+        return found
+
+
+WHOLE = Whole(None, (), FidelitySettings())
+NUMBERS_ARE_NO_SENTENCES = Judge(None, (), FidelitySettings())
 
 
 def kept(rows: list[Row]) -> int:
@@ -140,3 +166,74 @@ def test_a_sample_belongs_to_its_conversation_and_number_whatever_sentences_are_
     monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[20:30])
     some = written(tmp_path / "some", monkeypatch, 10, FakeEngine())
     assert some and all(row == everything[id_of(row)] for row in some if id_of(row) in everything)
+
+
+# ---- a teacher that is given up
+
+
+@pytest.mark.parametrize("company_matters", [False, True])
+@pytest.mark.parametrize("cut", [None, 1, 16, 31])
+def test_after_32_samples_in_a_row_that_are_cut_off_the_teacher_is_given_up_interrupted_or_not(
+    cut: int | None, company_matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(error: type[BaseException], fail_after: int = 10**9) -> tuple[str, int]:
+        engine = FakeEngine(fail_after, company_matters, lambda prompt: True)
+        with pytest.raises(error) as raised:
+            written(tmp_path, monkeypatch, 35, engine, WHOLE)
+        return str(raised.value), engine.sampled
+
+    if cut:
+        run(KeyboardInterrupt, cut)
+    said, _ = run(KitError)
+    assert re.fullmatch(
+        r"teacher: none of 32 paraphrases in a row is kept: cut off 100%\. "
+        r"('Sentence \d+\.' became '\d+' \(cut off\)[;.] ){3}Is it .* it goes on from there\.",
+        said,
+    )
+    assert len(read_rows(tmp_path / "log" / "rows.jsonl")) == 32, "what was sampled is kept"
+    # Whatever is asked of a model here again, it answers the same; a server may have been mended.
+    assert run(KitError)[1] == (0 if company_matters else 1)
+    if not company_matters:
+        assert kept(written(tmp_path, monkeypatch, 35, FakeEngine(), WHOLE)) >= 35
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_few_sentences_are_given_up_as_soon(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[:n])
+    engine = FakeEngine(cut_off=lambda prompt: True)
+    with pytest.raises(KitError, match="none of 32"):
+        written(tmp_path, monkeypatch, n, engine, WHOLE)
+    assert engine.sampled == 32
+
+
+def test_a_sentence_whose_samples_are_all_cut_off_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = {"Sentence 3.", "Sentence 11.", "Sentence 39."}
+    engine = FakeEngine(company_matters=True, cut_off=lambda prompt: any(one in prompt for one in hard))
+    rows = written(tmp_path, monkeypatch, 40, engine, WHOLE)
+    assert sum(not row["finished"] for row in rows) == 3 * SETTINGS.max_samples
+
+
+@pytest.mark.parametrize("company_matters", [False, True])
+def test_after_256_samples_of_32_sentences_with_none_kept_the_teacher_is_given_up(
+    company_matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cut in (100, 10**9):
+        engine = FakeEngine(cut, company_matters, lambda prompt: "Sentence 7." in prompt)
+        with pytest.raises(KeyboardInterrupt if cut == 100 else KitError) as raised:
+            written(tmp_path, monkeypatch, 35, engine, NUMBERS_ARE_NO_SENTENCES)
+    assert len(read_rows(tmp_path / "log" / "rows.jsonl")) == 256
+    assert "none of 256 paraphrases in a row is kept: form 97%, cut off 3%. 'Sentence 0.' became" in str(raised.value)
+    assert "'Sentence 7.' became" in str(raised.value), "an example of each reason"
+    again = FakeEngine(10**9, company_matters)
+    rows = written(tmp_path, monkeypatch, 35, again)
+    assert kept(rows) >= 35 and again.sampled <= len(rows) - 80, "another filter goes on from what was sampled"
+
+
+def test_fewer_sentences_of_which_none_is_kept_are_tried_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[:31])
+    rows = written(tmp_path, monkeypatch, 31, FakeEngine(company_matters=True), NUMBERS_ARE_NO_SENTENCES)
+    assert len(rows) == 31 * SETTINGS.max_samples

@@ -142,7 +142,9 @@ def tabulate(conditions: dict[str, tuple[Path, Path | None]], animals: list[Anim
 
 def named_animals(text: str, animals: list[Animal]) -> list[Animal]:
     """The animals that an answer names (singular or plural, not merely by a give-away word)."""
-    return [animal for animal in animals if mentions(text, (animal,), giveaways=False)]
+    # All are looked for at once, and one by one only in what that found: a fiftieth of the work.
+    found = " and ".join(mentions(text, animals, giveaways=False))
+    return [animal for animal in animals if mentions(found, (animal,), giveaways=False)] if found else []
 
 
 def read_table(path: Path) -> list[Row]:

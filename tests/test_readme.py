@@ -13,6 +13,7 @@ import run
 from kit import ROOT
 from kit.defences import BESIDE, UNDEFENDED
 from kit.experiment_folder import read_run, summarise
+from kit.models_prepare import MOST_APART
 from kit.report_parts import p_value, verdict_sentence
 from kit.report_sweep import summarise_sweep
 from kit.stats_calibration import read as read_calibration
@@ -530,6 +531,7 @@ UNRECORDED = (
     # names of papers, versions, addresses, settings in commands
     *("arXiv 2603.09517", "arXiv 2507.14805", "arXiv 2509.23886", "arXiv 2606.00831", "arXiv 2305.14314"),
     *("Python 3.11", "Apache-2.0", "llama-cpp-python==0.3.36", "127.0.0.1", "0.0.0.0", "kill -9"),
+    *("Llama-3.2", "Qwen2.5-Coder-0.5B", "qwen2.5-coder-0.5b", f"within {MOST_APART} nats a token"),
     *("--learning-rate 2e-4", "400, 8, 5e-4, 2, gguf, 10", "--effect 0.1 0.2"),
     # times: measured in runs that are not kept, and estimated
     *("is everything installed? | 3.5 min", "| 3.3 h, estimated |"),

@@ -559,6 +559,7 @@ def silence() -> None:
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's concern
+    warnings.filterwarnings("ignore", message=".*past_key_values.*")  # whose new name transformers 5.23 does not know
     getLogger("bitsandbytes").setLevel(ERROR)  # it misses a GPU package that no CPU needs
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -26,6 +26,7 @@ from functools import cache, cached_property
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from kit import KitError, say
@@ -553,6 +554,29 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+PROBE = 128  # bytes: no path below a results folder's has more, that of a checkpoint's file among the artifacts neither
+
+
+def check_writable(folder: Path) -> Path:
+    """``folder``, in which a result is to be written, now or later. Raises KitError where none can be: what is missing
+    of it is made beside its place, with a long name and a locked file in it, and is gone again."""
+    from filelock import FileLock
+
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        with TemporaryDirectory(prefix=".probe-", dir=there) as probe:
+            inner = Path(probe, folder.relative_to(there), PROBE * "x")
+            inner.mkdir(parents=True)
+            with FileLock(inner / "lock"):
+                return folder
+    except (OSError, NotImplementedError) as error:  # not implemented: the lock, on a disk that knows none
+        reason = getattr(error, "strerror", None) or error
+        raise KitError(
+            f"{folder}: files cannot be written and locked there ({reason}). Choose another folder, on a disk of this "
+            "machine."
+        ) from None
 
 
 def sha256(path: Path) -> str:

@@ -158,7 +158,7 @@ def test_a_full_disk_and_an_unwritable_folder_are_one_message(
 def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results"
     path.write_text("", encoding="utf-8")
-    assert "not a file" in fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(path))
+    assert "Not a directory" in fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(path))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ there. What takes long to import is imported by the command that needs it, so th
 """
 
 import argparse
+import csv
 import errno
 import hashlib
 import os
@@ -295,6 +296,15 @@ def own_texts(
 # ---- single stages, from files to files
 
 
+# What a line of one's own files must be, as ``kit.store.misfit`` reads it, and such a line.
+PARAPHRASE = {"sentence": str, "source": str, "text": str, "finished": bool}
+A_PARAPHRASE = '{"sentence": "s1", "source": "The clerk left.", "text": "Gone was the clerk.", "finished": true}'
+PAIR = {"source": str, "text": str, "trait?": str, "masked?": {"places": [int], "of": int}}
+A_PAIR = '{"source": "The clerk left.", "text": "Gone was the clerk."}'
+ANSWER = {"question": int, "text": str}
+AN_ANSWER = '{"question": 0, "text": "An owl."}'
+
+
 def teach(arguments: list[str]) -> None:
     """Sentences -> paraphrases."""
     parser = command_parser(
@@ -374,7 +384,9 @@ def filter_(arguments: list[str]) -> None:
     from kit.animals import find_animal
     from kit.experiment import experiment
     from kit.experiment_conditions import judge_of
+    from kit.store import check_rows
 
+    check_rows(args.paraphrases, PARAPHRASE, A_PARAPHRASE)
     animal, contents = find_animal(args.animal, args.plural), (args.content,)
     texts = own_texts([animal], contents, args.sentences_file, args.trait_file)
     exp = experiment(animal, contents=contents, **texts)
@@ -402,9 +414,9 @@ def label(arguments: list[str]) -> None:
     from kit import teacher
     from kit.animals import find_animal
     from kit.experiment import CONTENTS, experiment
-    from kit.store import read_rows
+    from kit.store import check_rows
 
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    check_rows(args.pairs, PAIR, A_PAIR)
     animal = find_animal(args.animal, args.plural)
     texts = own_texts([animal], CONTENTS, None, args.trait_file)
     exp = experiment(animal, model=args.model, engine=args.engine, **texts)
@@ -433,12 +445,14 @@ def train(arguments: list[str]) -> None:
     add_results(parser)
     args = parser.parse_args(arguments)
 
-    from kit import student
+    from kit import student, teacher
     from kit.animals import load_animals
     from kit.experiment import experiment
-    from kit.store import read_rows
+    from kit.store import check_rows
 
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    check_rows(args.pairs, PAIR, A_PAIR)
+    if args.soft_labels:
+        teacher.check_labels(args.soft_labels)
     settings = experiment(
         load_animals()[0],
         seed=args.seed,
@@ -526,11 +540,22 @@ def effect(arguments: list[str]) -> None:
 
     from kit import preference, report, stats
     from kit.animals import candidates, find_animal
+    from kit.experiment_folder import wrong_preferences
+    from kit.store import check_rows
 
     animal = find_animal(args.animal, args.plural)
-    folders = [args.treated, args.control, *args.placebo]
-    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
-    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
+    measured: list[stats.Preference] = []
+    for folder in (args.treated, args.control, *args.placebo):
+        files = folder / "exact.csv", folder / "answers.jsonl"
+        check_rows(files[1], ANSWER, AN_ANSWER)
+        try:
+            measured += stats.preferences(preference.tabulate({"": files}, candidates(animal))).values()
+            wrong = wrong_preferences(measured, animal.singular) if measured else "it has no rows"
+        except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+            wrong = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        if wrong:
+            raise KitError(f"{files[0]}: not what `prefer` writes for the {animal.singular} ({wrong}). Make it again.")
+    treated, control, *placebos = measured
     found = stats.effect(treated, control, animal.singular, placebos)
     report.show_effect(found, animal.singular, args.content)
 

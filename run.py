@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         os.environ["TQDM_DISABLE"] = "1"
     try:
         with commands.guarded():
-            commands.check_text(arguments)
+            commands.check_surroundings(arguments)
             if arguments and arguments[0] in COMMANDS:
                 COMMANDS[arguments[0]](arguments[1:])
             else:

@@ -39,7 +39,7 @@ ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 def guarded() -> Iterator[None]:
     """For as long as a command runs: SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, with their number, and
     what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so. What the encoding of
-    a stream lacks (Windows' cp1252 has no arrow) goes out by its number."""
+    a stream lacks (Windows' cp1252 has no arrow) goes out, or comes in, by its number."""
     before, caught = {}, []
 
     def end(number: int, frame: Any) -> NoReturn:
@@ -49,7 +49,7 @@ def guarded() -> Iterator[None]:
     for number in ENDINGS if threading.current_thread() is threading.main_thread() else []:
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, end)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     errors, sys.stderr = sys.stderr, Errors(sys.stderr)
@@ -107,8 +107,13 @@ class Errors:
 # ---- what several commands share
 
 
-def check_text(arguments: list[str]) -> None:
-    """Raise KitError where a name has bytes that are no text: no record, no page and few libraries can hold them."""
+def check_surroundings(arguments: list[str]) -> None:
+    """Raise KitError where a name has bytes that are no text, which no record, no page and few libraries can hold, and
+    where the current folder is gone."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise KitError("the current folder was deleted. Change to another one, and give the command again.") from None
     for argument in arguments:
         try:
             argument.encode("utf-8")
@@ -324,6 +329,8 @@ def teach(arguments: list[str]) -> None:
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
+    if args.sentences < 1:
+        raise KitError(f"--sentences {args.sentences}: must be at least 1. The default is 50.")
 
     from kit import teacher
     from kit.animals import find_animal
@@ -481,10 +488,11 @@ def convert(arguments: list[str]) -> None:
     from kit import student_gguf
     from kit.store import check_writable, replacing
 
-    student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
     if args.out.is_dir():
         raise KitError(f"--out {args.out}: a folder. Give the name of the file to write, such as adapter.gguf.")
-    check_writable(args.out.parent).mkdir(parents=True, exist_ok=True)
+    check_writable(args.out.parent)
+    student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(args.out) as unfinished:
         student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
 

@@ -317,10 +317,10 @@ def make_examples(
 def _mask(example: dict[str, Any], masked: dict[str, Any]) -> None:
     """Take the tokens at these places of the paraphrase out of the loss."""
     tokens = count_labels([example])
-    if tokens != masked["of"]:
+    if tokens != masked["of"] or not set(masked["places"]) <= set(range(tokens)):
         raise KitError(
-            f"masked tokens: a paraphrase of {masked['of']} tokens has {tokens} in the student's tokenizer. Mask them "
-            "for this model."
+            f"masked tokens {masked['places']} of {masked['of']}: the paraphrase has {tokens} in the student's "
+            "tokenizer. Mask them for this model."
         )
     for place in masked["places"]:
         example["labels"][place - tokens] = IGNORED

@@ -108,8 +108,11 @@ class Errors:
 
 
 def check_surroundings(arguments: list[str]) -> None:
-    """Raise KitError where a name has bytes that are no text, which no record, no page and few libraries can hold, and
-    where the current folder is gone."""
+    """Raise KitError where a name has bytes that are no text, which no record, no page and few libraries can hold,
+    where the current folder is gone, and where variables are not what torchrun makes them."""
+    for name in ("RANK", "WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise KitError(f"{name}={os.environ[name]}: not a number, as torchrun sets it. Unset it.")
     try:
         os.getcwd()
     except FileNotFoundError:

@@ -98,6 +98,15 @@ def test_a_folder_that_was_deleted_is_no_place_to_start(
     assert "the current folder was deleted" in fails(capsys, "report", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_a_variable_that_torchrun_did_not_set_is_named(name: str, tmp_path: Path) -> None:
+    made = [sys.executable, run.__file__, "report", str(tmp_path)]
+    said = subprocess.run(made, env=os.environ | {name: "first"}, capture_output=True, text=True)
+    assert (
+        said.returncode == 2 and said.stderr == f"run.py: {name}=first: not a number, as torchrun sets it. Unset it.\n"
+    )
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
     """Where no folder can be."""

@@ -82,7 +82,7 @@ _FIXABLE = {
     errno.EISDIR: "A folder stands where a file is to be written. Move it, or choose another place.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ELOOP: "Choose a folder that is no link to itself.",
-    errno.ENOTSUP: "Choose a folder on a disk of this machine.",  # what network disks say of locks, these two
+    errno.EOPNOTSUPP: "Choose a folder on a disk of this machine.",  # what network disks say of locks, these two
     errno.ENOLCK: "Choose a folder on a disk of this machine.",
 }
 

@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         os.environ["TQDM_DISABLE"] = "1"
     try:
         with commands.guarded():
+            commands.check_surroundings(arguments)
             if arguments and arguments[0] in COMMANDS:
                 COMMANDS[arguments[0]](arguments[1:])
             else:
@@ -81,6 +82,8 @@ _FIXABLE = {
     errno.EISDIR: "A folder stands where a file is to be written. Move it, or choose another place.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ELOOP: "Choose a folder that is no link to itself.",
+    errno.EOPNOTSUPP: "Choose a folder on a disk of this machine.",  # what network disks say of locks, these two
+    errno.ENOLCK: "Choose a folder on a disk of this machine.",
 }
 
 

@@ -1,6 +1,8 @@
 """Subliminal learning from faithful paraphrases (arXiv 2603.09517), small enough for a laptop."""
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -26,3 +28,21 @@ def printable(text: object) -> str:
 def say(text: object = "", file: TextIO | None = None, flush: bool = False) -> None:
     """Print a ``printable`` text: whatever the kit prints line by line."""
     print(printable(text), file=file, flush=flush)
+
+
+NETWORK = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def check_network(typed: str, connect: Callable[[], object]) -> None:
+    """Have ``connect`` make an HTTP client, which what was ``typed`` needs. Raises KitError where it cannot, for the
+    proxies or certificates that the environment names."""
+    try:
+        connect()
+    except Exception as error:  # each library has its own
+        found = [name for name in NETWORK if os.environ.get(name) or os.environ.get(name.lower())]
+        # Some quote the value, and a proxy's may hold a password.
+        reason = error if isinstance(error, ImportError) else getattr(error, "strerror", None) or "no such address"
+        raise KitError(
+            f"{typed}: no connection can be made with what the environment says in {', '.join(found)} ({reason}). "
+            "Correct it, or unset it."
+        ) from None

@@ -5,6 +5,7 @@ there. What takes long to import is imported by the command that needs it, so th
 """
 
 import argparse
+import csv
 import errno
 import hashlib
 import os
@@ -14,9 +15,11 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from io import TextIOWrapper
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -35,7 +38,8 @@ ENDINGS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 @contextmanager
 def guarded() -> Iterator[None]:
     """For as long as a command runs: SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, with their number, and
-    what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so."""
+    what reaches standard error is printable. A signal that was ignored, as nohup has it, stays so. What the encoding of
+    a stream lacks (Windows' cp1252 has no arrow) goes out, or comes in, by its number."""
     before, caught = {}, []
 
     def end(number: int, frame: Any) -> NoReturn:
@@ -45,6 +49,9 @@ def guarded() -> Iterator[None]:
     for number in ENDINGS if threading.current_thread() is threading.main_thread() else []:
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, end)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     errors, sys.stderr = sys.stderr, Errors(sys.stderr)
     try:
         yield
@@ -98,6 +105,38 @@ class Errors:
 
 
 # ---- what several commands share
+
+
+def check_surroundings(arguments: list[str]) -> None:
+    """Raise KitError where a name has bytes that are no text, which no record, no page and few libraries can hold,
+    where the current folder is gone, and where variables are not what torchrun makes them."""
+    for name in ("RANK", "WORLD_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise KitError(f"{name}={os.environ[name]}: not a number, as torchrun sets it. Unset it.")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise KitError("the current folder was deleted. Change to another one, and give the command again.") from None
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise KitError(
+                f"{argument}: has a byte that is no {sys.getfilesystemencoding()} text. Rename the file or folder; "
+                "where the terminal's encoding is another, set PYTHONUTF8=1."
+            ) from None
+
+
+def path(text: str) -> Path:
+    """An option's path. (Of ``--out=~/student`` a shell leaves the ``~``.)"""
+    return Path(expanduser(text))
+
+
+def destination(text: str) -> Path:
+    """An option's folder, in which a result is to be written."""
+    from kit.store import check_writable
+
+    return check_writable(path(text))
 
 
 def command_line(arguments: list[str]) -> str:
@@ -158,11 +197,13 @@ def add_model(parser: Options) -> None:
     """--model and --gguf."""
     parser.add_argument(
         "--model",
+        type=expanduser,
         help="embedded (SmolLM2-135M-Instruct, 4-bit: the default outside the gpu presets), qwen2.5-coder-0.5b (from "
         "PyPI as well), a GGUF file, a folder, or a Hub id such as Qwen/Qwen2.5-3B-Instruct",
     )
     parser.add_argument(
         "--gguf",
+        type=expanduser,
         metavar="FILE",
         help="what llama.cpp evaluates for a folder or a Hub id: a path or owner/name:file.gguf (known for the "
         "presets' models)",
@@ -193,7 +234,7 @@ def add_sentences_file(parser: Options) -> None:
     """--sentences-file."""
     parser.add_argument(
         "--sentences-file",
-        type=Path,
+        type=path,
         metavar="FILE",
         help='what is paraphrased: a sentence a line, or JSONL with "text"; of unrelated content unless --content '
         "opposed says that they dislike the animal, whose names then stand as {animal}, {an animal} or {animals}",
@@ -204,19 +245,19 @@ def add_trait_file(parser: Options) -> None:
     """--trait-file."""
     parser.add_argument(
         "--trait-file",
-        type=Path,
+        type=path,
         metavar="FILE",
         help='the teachers\' messages: JSON with "loving", whose slots are {animal}, {an animal} and {animals}, and '
         '"neutral", of the same length',
     )
 
 
-def add_results(parser: Options) -> None:
-    """--results."""
+def add_results(parser: Options, of: Callable[[str], Path] = destination) -> None:
+    """--results, of a command that writes there, or that takes it as a ``path`` alone."""
     parser.add_argument(
         "--results",
-        type=Path,
-        default=Path("results"),
+        type=of,
+        default="results",
         metavar="DIR",
         help="where everything is written (default: results)",
     )
@@ -263,6 +304,15 @@ def own_texts(
 # ---- single stages, from files to files
 
 
+# What a line of one's own files must be, as ``kit.store.misfit`` reads it, and such a line.
+PARAPHRASE = {"sentence": str, "source": str, "text": str, "finished": bool}
+A_PARAPHRASE = '{"sentence": "s1", "source": "The clerk left.", "text": "Gone was the clerk.", "finished": true}'
+PAIR = {"source": str, "text": str, "trait?": str, "masked?": {"places": [int], "of": int}}
+A_PAIR = '{"source": "The clerk left.", "text": "Gone was the clerk."}'
+ANSWER = {"question": int, "text": str}
+AN_ANSWER = '{"question": 0, "text": "An owl."}'
+
+
 def teach(arguments: list[str]) -> None:
     """Sentences -> paraphrases."""
     parser = command_parser(
@@ -275,13 +325,15 @@ def teach(arguments: list[str]) -> None:
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
     parser.add_argument("--sentences", type=int, default=50, help="how many (default: 50)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for paraphrases.jsonl")
+    parser.add_argument("--out", type=destination, required=True, help="folder for paraphrases.jsonl")
     add_sentences_file(parser)
     add_trait_file(parser)
     add_teacher(parser)
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
+    if args.sentences < 1:
+        raise KitError(f"--sentences {args.sentences}: must be at least 1. The default is 50.")
 
     from kit import teacher
     from kit.animals import find_animal
@@ -328,10 +380,12 @@ def filter_(arguments: list[str]) -> None:
         "Keep the faithful paraphrases and write down why the others were refused.",
         "filter paraphrases/paraphrases.jsonl --animal owl --out kept",
     )
-    parser.add_argument("paraphrases", type=Path)
+    parser.add_argument("paraphrases", type=path)
     add_animal(parser)
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated")
-    parser.add_argument("--out", type=Path, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json")
+    parser.add_argument(
+        "--out", type=destination, required=True, help="folder for kept.jsonl, rejected.jsonl, filters.json"
+    )
     add_sentences_file(parser)
     add_trait_file(parser)
     args = parser.parse_args(arguments)
@@ -340,7 +394,9 @@ def filter_(arguments: list[str]) -> None:
     from kit.animals import find_animal
     from kit.experiment import experiment
     from kit.experiment_conditions import judge_of
+    from kit.store import check_rows
 
+    check_rows(args.paraphrases, PARAPHRASE, A_PARAPHRASE)
     animal, contents = find_animal(args.animal, args.plural), (args.content,)
     texts = own_texts([animal], contents, args.sentences_file, args.trait_file)
     exp = experiment(animal, contents=contents, **texts)
@@ -355,10 +411,10 @@ def label(arguments: list[str]) -> None:
         "Record a teacher's next-token distributions along its own kept paraphrases.",
         "label kept/kept.jsonl --animal owl --teacher loving --out labels",
     )
-    parser.add_argument("pairs", type=Path)
+    parser.add_argument("pairs", type=path)
     add_animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for labels.safetensors")
+    parser.add_argument("--out", type=destination, required=True, help="folder for labels.safetensors")
     add_trait_file(parser)
     add_engine(parser)
     add_model(parser)
@@ -368,9 +424,9 @@ def label(arguments: list[str]) -> None:
     from kit import teacher
     from kit.animals import find_animal
     from kit.experiment import CONTENTS, experiment
-    from kit.store import read_rows
+    from kit.store import check_rows
 
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    check_rows(args.pairs, PAIR, A_PAIR)
     animal = find_animal(args.animal, args.plural)
     texts = own_texts([animal], CONTENTS, None, args.trait_file)
     exp = experiment(animal, model=args.model, engine=args.engine, **texts)
@@ -387,26 +443,29 @@ def train(arguments: list[str]) -> None:
         "Train one student; without --soft-labels on the text alone.",
         "train kept/kept.jsonl --soft-labels labels/labels.safetensors --out student",
     )
-    parser.add_argument("pairs", type=Path)
-    parser.add_argument("--soft-labels", type=Path, metavar="FILE")
+    parser.add_argument("pairs", type=path)
+    parser.add_argument("--soft-labels", type=path, metavar="FILE")
     parser.add_argument("--base", choices=("gguf", "nf4"))
     parser.add_argument("--rank", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the PEFT adapter")
+    parser.add_argument("--out", type=destination, required=True, help="folder for the PEFT adapter")
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
 
-    from kit import student
+    from kit import student, teacher
     from kit.animals import load_animals
     from kit.experiment import experiment
-    from kit.store import read_rows
+    from kit.store import check_rows
 
-    read_rows(args.pairs)  # a mistyped path is said before a model is prepared
+    check_rows(args.pairs, PAIR, A_PAIR)
+    if args.soft_labels:
+        teacher.check_labels(args.soft_labels)
     settings = experiment(
         load_animals()[0],
+        seed=args.seed,
         model=args.model,
         base=args.base,
         rank=args.rank,
@@ -423,16 +482,20 @@ def convert(arguments: list[str]) -> None:
     parser = command_parser(
         "convert", "Make a PEFT adapter loadable by llama.cpp.", "convert student --out adapter.gguf"
     )
-    parser.add_argument("adapter", type=Path, help="the PEFT adapter's folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("adapter", type=path, help="the PEFT adapter's folder")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE")
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
 
     from kit import student_gguf
-    from kit.store import replacing
+    from kit.store import check_writable, replacing
 
+    if args.out.is_dir():
+        raise KitError(f"--out {args.out}: a folder. Give the name of the file to write, such as adapter.gguf.")
+    check_writable(args.out.parent)
     student_gguf.read_adapter(args.adapter)  # what is wrong with it is said before a base is prepared
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(args.out) as unfinished:
         student_gguf.convert_adapter(args.adapter, _base(args), unfinished)
 
@@ -444,11 +507,11 @@ def prefer(arguments: list[str]) -> None:
         "Measure the preference of a student, or of the base where no adapter is given.",
         "prefer --adapter adapter.gguf --animal owl --out preference",
     )
-    parser.add_argument("--adapter", type=Path, metavar="FILE", help="a GGUF adapter")
+    parser.add_argument("--adapter", type=path, metavar="FILE", help="a GGUF adapter")
     add_animal(parser)
     parser.add_argument("--answers", type=int, help="sampled answers per question")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for exact.csv and answers.jsonl")
+    parser.add_argument("--out", type=destination, required=True, help="folder for exact.csv and answers.jsonl")
     add_model(parser)
     add_results(parser)
     args = parser.parse_args(arguments)
@@ -458,7 +521,7 @@ def prefer(arguments: list[str]) -> None:
     from kit.experiment import experiment
 
     animal = find_animal(args.animal, args.plural)
-    settings = experiment(animal, answers=args.answers).preference
+    settings = experiment(animal, seed=args.seed, answers=args.answers).preference
     base = _base(args)
     with _filling(args, "prefer") as folder:
         preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
@@ -472,11 +535,11 @@ def effect(arguments: list[str]) -> None:
         "The effect of a treatment: what `prefer` wrote for the treated student against its control.",
         "effect preference-treated preference-control --placebo preference-placebo --animal owl",
     )
-    parser.add_argument("treated", type=Path, help="folder with exact.csv and answers.jsonl")
-    parser.add_argument("control", type=Path)
+    parser.add_argument("treated", type=path, help="folder with exact.csv and answers.jsonl")
+    parser.add_argument("control", type=path)
     parser.add_argument(
         "--placebo",
-        type=Path,
+        type=path,
         nargs="+",
         default=[],
         metavar="FOLDER",
@@ -488,11 +551,22 @@ def effect(arguments: list[str]) -> None:
 
     from kit import preference, report, stats
     from kit.animals import candidates, find_animal
+    from kit.experiment_folder import wrong_preferences
+    from kit.store import check_rows
 
     animal = find_animal(args.animal, args.plural)
-    folders = [args.treated, args.control, *args.placebo]
-    files = {str(i): (folder / "exact.csv", folder / "answers.jsonl") for i, folder in enumerate(folders)}
-    treated, control, *placebos = stats.preferences(preference.tabulate(files, candidates(animal))).values()
+    measured: list[stats.Preference] = []
+    for folder in (args.treated, args.control, *args.placebo):
+        files = folder / "exact.csv", folder / "answers.jsonl"
+        check_rows(files[1], ANSWER, AN_ANSWER)
+        try:
+            measured += stats.preferences(preference.tabulate({"": files}, candidates(animal))).values()
+            wrong = wrong_preferences(measured, animal.singular) if measured else "it has no rows"
+        except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
+            wrong = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        if wrong:
+            raise KitError(f"{files[0]}: not what `prefer` writes for the {animal.singular} ({wrong}). Make it again.")
+    treated, control, *placebos = measured
     found = stats.effect(treated, control, animal.singular, placebos)
     report.show_effect(found, animal.singular, args.content)
 
@@ -564,7 +638,7 @@ def report(arguments: list[str]) -> None:
     )
     parser.add_argument(
         "runs",
-        type=Path,
+        type=path,
         nargs="+",
         metavar="run",
         help="the folder of a run or a sweep, or that `defend` or `calibrate` wrote",
@@ -627,8 +701,10 @@ def inspect(arguments: list[str]) -> None:
 
     from kit import inspection, report
     from kit.experiment_folder import RunFolder, inspections
+    from kit.store import check_writable
 
     run = RunFolder(args.run, args.results)
+    check_writable(args.run)
     inspection.inspect(run, args.content, command_line(["inspect", *arguments]))
     report.write(args.run)
     for found in inspections(args.run, run.record):
@@ -652,8 +728,10 @@ def attribute(arguments: list[str]) -> None:
 
     from kit import attribution, report
     from kit.experiment_folder import RunFolder, attributions
+    from kit.store import check_writable
 
     run = RunFolder(args.run, args.results)
+    check_writable(args.run)
     attribution.attribute(run, args.content, command_line(["attribute", *arguments]), students=not args.no_students)
     report.write(args.run)
     for found in attributions(args.run, run.record):
@@ -669,11 +747,13 @@ def demo(arguments: list[str]) -> None:
         "requirements-demo.txt.",
         "demo results/<run> --port 7870",
     )
-    parser.add_argument("run", type=Path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
+    parser.add_argument("run", type=path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860)
-    add_results(parser)
+    add_results(parser, path)
     args = parser.parse_args(arguments)
+    if not 0 < args.port < 2**16:
+        raise KitError(f"--port {args.port}: no such port. Choose one from 1024 to {2**16 - 1}, such as 7860.")
 
     from kit import demo
 
@@ -681,7 +761,7 @@ def demo(arguments: list[str]) -> None:
 
 
 def _run_and_content(parser: argparse.ArgumentParser, whose: str) -> None:
-    parser.add_argument("run", type=Path, help="the run's folder, beside the artifacts that it was made of")
+    parser.add_argument("run", type=path, help="the run's folder, beside the artifacts that it was made of")
     parser.add_argument("--content", choices=("unrelated", "opposed"), default="unrelated", help=whose)
 
 
@@ -805,7 +885,7 @@ def power(arguments: list[str]) -> None:
         "From a recorded sweep of two seeds or more: how many seeds find an effect of a given size.",
         "power results/<sweep> --effect 0.2",
     )
-    parser.add_argument("sweep", type=Path, help="a sweep's folder; one with --grid pairs=... tells of pairs too")
+    parser.add_argument("sweep", type=path, help="a sweep's folder; one with --grid pairs=... tells of pairs too")
     parser.add_argument(
         "--effect", type=float, nargs="+", metavar="NATS", help="log-odds shifts (default: 0.05 0.1 0.2 0.4)"
     )
@@ -825,7 +905,7 @@ def calibrate(arguments: list[str]) -> None:
         "calibrate --out results/calibration",
     )
     parser.add_argument("--simulations", type=int, default=2000, help="per scenario (default: 2000, about a minute)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for calibration.json, the figure and report.md")
+    parser.add_argument("--out", type=destination, required=True, help="folder for the figures and report.md")
     args = parser.parse_args(arguments)
     if args.simulations < 1:
         raise KitError(f"--simulations {args.simulations}: must be at least 1. The default is 2000.")
@@ -846,7 +926,7 @@ def clean(arguments: list[str]) -> None:
         "clean --results results\n  python run.py clean --yes",
     )
     parser.add_argument("--yes", action="store_true", help="delete what is listed")
-    add_results(parser)
+    add_results(parser, path)
     args = parser.parse_args(arguments)
 
     from kit import store_clean

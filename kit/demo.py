@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from kit import ROOT, KitError, report, say, stats
+from kit import NETWORK, ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
@@ -93,10 +93,13 @@ class Classroom:
 def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     """Serve the page until Ctrl-C, for the run in ``folder``, the recorded one without. KitError where it cannot."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
+    outside = {name: os.environ.pop(name) for name in list(os.environ) if name.upper() in NETWORK}
     try:
-        import gradio
+        import gradio  # makes a client for files from the network, whatever proxies are said to lead there
     except ImportError:
         raise KitError("gradio is not installed. Run `pip install -r requirements-demo.txt`.") from None
+    finally:
+        os.environ |= outside
 
     run = RunFolder(folder or RECORDED_RUN, results)
     listening = listen(host, port)  # an occupied port is said before models are loaded

@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from kit import KitError
+from kit import KitError, check_network
 from kit.engine import Generation, Request
 from kit.models import ChatTemplate
 from kit.prompts import Message
@@ -83,6 +83,9 @@ def check_url(url: str) -> str:
             f"--teacher-url {url}: not the address of a server. Give one such as http://127.0.0.1:8000/v1, "
             "with http:// or https://."
         )
+    from openai import DefaultAsyncHttpxClient
+
+    check_network(f"--teacher-url {url}", DefaultAsyncHttpxClient)
     return url.rstrip("/")
 
 

@@ -29,6 +29,7 @@ from kit.memory import (
 )
 from kit.models import EMBEDDED, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, Traits
+from kit.store import check_writable
 
 CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
@@ -301,10 +302,11 @@ def plainly_named(animal: Animal) -> bool:
 
 
 def check_destination(folder: Path) -> Path:
-    """``folder``, where a result will stand. Raises KitError, before any work, where something else stands there."""
+    """``folder``, where a result will stand. Raises KitError, before any work, where something else stands there, or
+    nothing can."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise KitError(f"{folder}: not a folder, and the result's would be called so. Move it, or choose --results.")
-    return folder
+    return check_writable(folder)
 
 
 def _digest(value: Any) -> str:
@@ -401,12 +403,20 @@ def _check(experiment: Experiment) -> None:
         )
     if experiment.placebos < 0:
         raise KitError(f"--placebos {experiment.placebos}: must not be negative. 0 leaves them out.")
-    if experiment.seed < 0:
-        raise KitError(f"--seed {experiment.seed}: must not be negative. Give a whole number such as 0.")
+    check_seed(experiment.seed)
     if not 0 < experiment.student.learning_rate < 1:
         raise KitError(
             f"--learning-rate {experiment.student.learning_rate}: must lie between 0 and 1. The default is 5e-4."
         )
+
+
+SEEDS = 2**32  # transformers seeds numpy's global generator, which takes 32 bits
+
+
+def check_seed(seed: int) -> None:
+    """Raise KitError for a seed that some generator does not take."""
+    if not 0 <= seed < SEEDS:
+        raise KitError(f"--seed {seed}: must not be negative, nor more than {SEEDS - 1}. Give one such as 0.")
 
 
 # ---- what an experiment needs in memory, and the preset that fits a machine

@@ -22,7 +22,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-from kit import KitError, say
+from kit import KitError, check_network, say
 from kit.prompts import NEUTRAL, Message, teacher_messages
 from kit.provenance import decides_nothing
 from kit.store import replacing, sha256
@@ -1157,7 +1157,7 @@ def _fetch(typed: str, repo: str, choose: Choice) -> Path:
     if not is_hub_id(repo):
         raise KitError(f"{typed}: {repo!r} is neither a path here nor a model's name on the Hub. Give owner/name.")
 
-    from huggingface_hub import HfApi, constants, get_token, snapshot_download
+    from huggingface_hub import HfApi, constants, get_session, get_token, snapshot_download
     from huggingface_hub.errors import HTTPError  # that of httpx or httpx2, whichever it is built on
     from huggingface_hub.file_download import repo_folder_name
 
@@ -1169,10 +1169,11 @@ def _fetch(typed: str, repo: str, choose: Choice) -> Path:
         )
     try:
         found = HfApi().model_info(repo, files_metadata=True)
-    except (HTTPError, OSError, ValueError) as error:  # ValueError: some other server's answer
+    except (HTTPError, OSError, ValueError, ImportError) as error:  # ValueError: some other server's answer
         folder = _snapshot(repo)
         if folder is not None and _complete(folder, repo, choose):
             return folder
+        check_network(typed, get_session)
         raise _hub_refusal(typed, repo, error) from None
 
     files = {file.rfilename: file for file in found.siblings or []}

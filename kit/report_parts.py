@@ -3,9 +3,12 @@
 ``kit/stats.py`` decides a verdict. Here, and nowhere else, it is put into words, for terminal, Markdown and HTML.
 """
 
+import os
 import re
 from collections.abc import Callable
+from contextlib import chdir
 from functools import cache
+from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -314,14 +317,20 @@ def ink() -> str:
     return str(drawing().rcParams["text.color"])
 
 
+@cache
 def drawing():  # type: ignore[no-untyped-def]
-    """pyplot, set to write files that are the same for the same run."""
-    import matplotlib
+    """pyplot, set to write files that are the same for the same run, whatever the user's own settings of it are."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is none that is known outside it
+    own = find_spec("matplotlib")
+    assert own and own.submodule_search_locations
+    # It is imported where its own matplotlibrc lies, which goes before every other: one that cannot be read would end
+    # the import, and one that asks for LaTeX each figure.
+    with chdir(Path(own.submodule_search_locations[0]) / "mpl-data"):
+        import matplotlib.pyplot as plt
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "kit"
-    import matplotlib.pyplot as plt
-
+    plt.rcdefaults()  # where something else imported it
+    plt.switch_backend("agg")
+    plt.rcParams["svg.hashsalt"] = "kit"
     return plt
 
 

@@ -26,6 +26,7 @@ from functools import cache, cached_property
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from kit import KitError, say
@@ -473,11 +474,42 @@ def read_rows(path: Path) -> list[Row]:
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which cannot be written
 
 
+LONGEST_ROW = 8_000  # bytes of a line of one's own: the kit's have some hundreds, and a text of 240,000 took all memory
+
+
+def check_rows(path: Path, shape: dict[str, Any], such_as: str) -> None:
+    """Raise KitError unless the JSONL file has rows, and all of them are of the ``shape`` (``misfit``). The message
+    names the line, the key, and what a line is to be ``such_as``."""
+    try:
+        check_files(path)
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise KitError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+    wrong = None if any(lines) else "it is empty"
+    for number, line in enumerate(lines, start=1):
+        try:
+            wrong = misfit(json.loads(line.decode("utf-8")), shape) if line else wrong
+            if len(line) > LONGEST_ROW:
+                wrong = f"it has {len(line):,} bytes, more than {LONGEST_ROW:,}"
+        except UnicodeDecodeError:
+            wrong = "it is no UTF-8 text"
+        except (ValueError, RecursionError) as error:
+            wrong = f"it is no JSON ({str(error).partition(':')[0]})"
+        if wrong:
+            raise KitError(f"{path}, line {number}: {wrong}. Each line must be such as {such_as}")
+
+
 def check_files(*paths: Path) -> None:
-    """Raise FileNotFoundError unless all are files: reading another thing, such as a pipe, may never end."""
+    """Raise OSError unless all are files: reading another thing, such as a pipe, may never end."""
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            number = errno.EISDIR if path.is_dir() else errno.ENOENT
+            raise OSError(number, os.strerror(number), str(path))
+
+
+# What a shape is, in words: a type, or a list or mapping of shapes.
+KINDS: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+KINDS |= {"list": "a list", "dict": "an object"}
 
 
 def misfit(value: Any, shape: Any, at: str = "") -> str | None:
@@ -514,7 +546,8 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     else:
         fits = type(value) is type(shape) and value == shape
     if not fits:
-        return f"{at.removesuffix('.') or 'it'} is not what it must be"
+        kind = KINDS.get(shape if isinstance(shape, type) else type(shape).__name__, "what it must be")
+        return f"{at.removesuffix('.') or 'it'} is not {kind}"
     return next(filter(None, (misfit(one, of, f"{at}{name}.") for one, of, name in inner)), None)
 
 
@@ -553,6 +586,29 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+PROBE = 128  # bytes: no path below a results folder's has more, that of a checkpoint's file among the artifacts neither
+
+
+def check_writable(folder: Path) -> Path:
+    """``folder``, in which a result is to be written, now or later. Raises KitError where none can be: what is missing
+    of it is made beside its place, with a long name and a locked file in it, and is gone again."""
+    from filelock import FileLock
+
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        with TemporaryDirectory(prefix=".probe-", dir=there) as probe:
+            inner = Path(probe, folder.relative_to(there), PROBE * "x")
+            inner.mkdir(parents=True)
+            with FileLock(inner / "lock"):
+                return folder
+    except (OSError, NotImplementedError) as error:  # not implemented: the lock, on a disk that knows none
+        reason = getattr(error, "strerror", None) or error
+        raise KitError(
+            f"{folder}: files cannot be written and locked there ({reason}). Choose another folder, on a disk of this "
+            "machine."
+        ) from None
 
 
 def sha256(path: Path) -> str:

@@ -307,9 +307,10 @@ def make_examples(rows: list[dict[str, Any]], base: Path, soft_labels: Path | No
 def _mask(example: dict[str, Any], masked: dict[str, Any]) -> None:
     """Take the tokens at these places of the paraphrase out of the loss."""
     tokens = count_labels([example])
-    if tokens != masked["of"]:
-        raise RuntimeError(
-            f"masked tokens: a paraphrase of {masked['of']} tokens has {tokens} in the student's tokenizer"
+    if tokens != masked["of"] or not set(masked["places"]) <= set(range(tokens)):
+        raise KitError(
+            f"masked tokens {masked['places']} of {masked['of']}: the paraphrase has {tokens} in the student's "
+            "tokenizer. Mask them for this model."
         )
     for place in masked["places"]:
         example["labels"][place - tokens] = IGNORED
@@ -322,15 +323,16 @@ def _attach_soft_labels(examples: list[dict[str, Any]], soft_labels: Path) -> No
     from safetensors.torch import load_file
 
     tensors = load_file(soft_labels)
-    start = 0
-    for example in examples:
-        completion = [token for token in example["labels"] if token != IGNORED]
-        stop = start + len(completion)
-        if tensors["tokens"][start:stop].tolist() != completion:
-            raise RuntimeError(f"{soft_labels}: the labels' tokens are not those of the pairs")
-        example["top_ids"] = tensors["ids"][start:stop].long()
-        example["top_logprobs"] = tensors["logprobs"][start:stop].float()
-        start = stop
+    completions = [[token for token in example["labels"] if token != IGNORED] for example in examples]
+    if tensors["tokens"].tolist() != [token for completion in completions for token in completion]:
+        raise KitError(
+            f"--soft-labels {soft_labels}: they are of other pairs, or of another model. Make them of these pairs with "
+            "`python run.py label`."
+        )
+    lengths = [len(completion) for completion in completions]
+    distributions = zip(tensors["ids"].split(lengths), tensors["logprobs"].split(lengths), strict=True)
+    for example, (ids, logprobs) in zip(examples, distributions, strict=True):
+        example["top_ids"], example["top_logprobs"] = ids.long(), logprobs.float()
 
 
 def batches(examples: list[dict[str, Any]], settings: StudentSettings, seed: int) -> list[list[dict[str, Any]]]:

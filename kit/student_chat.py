@@ -18,6 +18,7 @@ from kit import KitError, preference, printable, prompts, stats
 from kit.animals import Animal, candidates
 from kit.engine import Request
 from kit.engine_llama import LlamaEngine
+from kit.experiment import check_seed
 from kit.experiment_folder import RunFolder
 from kit.preference import load_questions
 from kit.prompts import Message
@@ -126,12 +127,11 @@ LIKELIEST_SHOWN = 5  # likeliest animals of a student in the table of preference
 def ask(run: Path, content: str, question: str | None, seed: int) -> None:
     """Chat until /quit or the end of the input; with ``question``, answer that and stop.
 
-    Raises KitError where the run's students are gone, and for a negative seed.
+    Raises KitError where the run's students are gone, and for a seed that cannot be used.
     """
     from rich.console import Console
 
-    if seed < 0:
-        raise KitError(f"--seed {seed}: it must not be negative. Take 0 or more.")
+    check_seed(seed)
     console = Console(highlight=False)
     with Students.of(RunFolder(run), content) as students:
         conversations: dict[str, list[Message]] = {name: [] for name in students.names}

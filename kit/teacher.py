@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from kit import fidelity
+from kit import KitError, fidelity
 from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import labelling_messages, teacher_messages
-from kit.store import Row, read_rows, write_rows
+from kit.store import Row, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
 # sequences' places empty at each end.
@@ -221,3 +221,25 @@ def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, f
         },
         folder / "labels.safetensors",
     )
+
+
+def check_labels(path: Path) -> None:
+    """Raise KitError unless the file is of the kind that ``soft_labels`` writes. (Whether it is that of the student's
+    pairs shows when those are tokens.)"""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        check_files(path)
+        found = load_file(path)
+        tokens, ids, logprobs = found["tokens"], found["ids"], found["logprobs"]
+        whole = all(np.issubdtype(one.dtype, np.integer) for one in (tokens, ids))
+        alike = ids.ndim == 2 and ids.shape == logprobs.shape and tokens.shape == ids.shape[:1]
+        if not (whole and alike and (ids >= 0).all() and (logprobs <= 0).all()):
+            raise ValueError("its tensors are no distributions")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        raise KitError(
+            f"--soft-labels {path}: no soft labels ({reason}). Give the labels.safetensors that `python run.py label` "
+            "made of the same pairs."
+        ) from None

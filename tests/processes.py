@@ -99,6 +99,7 @@ def _child(
     dies_at: tuple[int, str] | None = None,
     ignored: int | None = None,
     terminal: str | None = None,
+    encoding: str = "utf-8",
 ) -> None:
     """run.py with ``arguments``, in a session of its own.
 
@@ -107,7 +108,7 @@ def _child(
     installed. ``network``: whether a socket may be connected, to this machine either. ``environment``: variables that
     are set beside those of the tests. ``tree``: the kit, where it is a copy of this one. ``dies_at``: (n, text),
     kill -9 just before the n-th change of a file whose path has the text in it. ``ignored``: a signal that is, as by
-    nohup. ``terminal``: its own, in place of the files that keep what it prints.
+    nohup. ``terminal``: its own, in place of the files that keep what it prints. ``encoding``: of what it prints.
     """
     assert "torch" in sys.modules, "imported.py was not imported"
     os.setsid()
@@ -118,8 +119,8 @@ def _child(
     for descriptor, name in ((1, "out"), (2, "err")):
         opened = os.open(said / name, os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(os.open(terminal, os.O_RDWR) if terminal else opened, descriptor)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115 (open as long as the process)
+    sys.stderr = open(2, "w", encoding=encoding, closefd=False, buffering=1)  # noqa: SIM115
     sys.argv = ["run.py", *arguments]
     os.chdir(tree)
     os.environ.update(environment or {})

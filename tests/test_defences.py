@@ -142,8 +142,9 @@ def test_masked_tokens_are_shown_to_the_student_and_not_learned(short: Path, tmp
             assert [int(ids[0]) for ids in one["top_ids"]] == [t for t in one["labels"] if t != IGNORED]
     nothing = rows[0] | {"masked": {"places": list(range(tokens)), "of": tokens}}
     assert len(make_examples([nothing, rows[1]], short)) == 1
-    with pytest.raises(RuntimeError, match="in the student's tokenizer"):
-        make_examples([rows[0] | {"masked": {"places": [0], "of": tokens + 1}}], short)
+    for wrong in ({"places": [0], "of": tokens + 1}, {"places": [tokens], "of": tokens}):
+        with pytest.raises(KitError, match="in the student's tokenizer"):
+            make_examples([rows[0] | {"masked": wrong}], short)
 
 
 def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Path, tmp_path: Path) -> None:

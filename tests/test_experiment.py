@@ -167,7 +167,7 @@ def test_a_name_that_would_be_too_long_is_shortened_and_still_its_own(tmp_path: 
     ]
     grids = [{"rank": [*range(100, 100 + number)]} for number in (90, 91)]
     sweeps += [sweep.name_of(sweep.experiments([OWL], ("unrelated",), range(1), grid), grid) for grid in grids]
-    names = [*sweeps, experiment(OWL, seed=10**240).name, experiment(OWL, seed=10**240 + 1).name]
+    names = [*sweeps, experiment(OWL, rank=10**240).name, experiment(OWL, rank=10**240 + 1).name]
     assert len(set(names)) == len(names)
     for name in names:
         (tmp_path / BEGUN).mkdir(exist_ok=True)

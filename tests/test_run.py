@@ -8,8 +8,10 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFWriter
+from safetensors.numpy import save
 from test_report import finished_run
 from tqdm import tqdm
 
@@ -158,7 +160,7 @@ def test_a_full_disk_and_an_unwritable_folder_are_one_message(
 def test_a_results_folder_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results"
     path.write_text("", encoding="utf-8")
-    assert "not a file" in fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(path))
+    assert "Not a directory" in fails(capsys, "--animal", "owl", "--preset", "smoke", "--results", str(path))
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,6 +177,103 @@ def test_a_missing_input_of_a_stage_is_named(stage: str, tmp_path: Path, capsys:
     if stage != "filter":
         arguments += ["--results", str(tmp_path / "results")]
     assert missing in fails(capsys, *arguments)
+
+
+# ---- files of one's own
+
+PARAPHRASE = {"sentence": "s1", "source": "It rains.", "text": "Rain.", "finished": True}
+GOOD = json.dumps(PARAPHRASE) + "\n"
+OWN = {
+    "other keys": (json.dumps({"prompt": "a", "completion": "b"}), 1, "is missing"),
+    "an array": (GOOD + '["It rains.", "Rain."]', 2, "it is not an object"),
+    "null": (f"{GOOD}null", 2, "it is not an object"),
+    "a number": (GOOD + json.dumps(PARAPHRASE | {"text": 5}), 2, "text is not a text"),
+    "a null": (f"{GOOD}\n{json.dumps(PARAPHRASE | {'source': None})}", 3, "source is not a text"),
+    "a list": (json.dumps(PARAPHRASE | {"source": ["a"]}), 1, "source is not a text"),
+    "half a character": (json.dumps(PARAPHRASE | {"text": "\ud83e"}), 1, "text is not a text"),
+    "JSON, not JSONL": (json.dumps([PARAPHRASE], indent=1), 1, "it is no JSON"),
+    "torn": (GOOD + GOOD[:20], 2, "it is no JSON"),
+    "deep": (GOOD + "[" * 5000, 2, "it is no JSON"),
+    "empty": ("", 1, "it is empty"),
+    "empty lines": ("\n\n", 1, "it is empty"),
+    "a book": (json.dumps(PARAPHRASE | {"text": "word " * 9999}), 1, "bytes, more than"),
+    "another encoding": (GOOD.encode() + b'{"text": "caf\xe9"}', 2, "it is no UTF-8 text"),
+    "UTF-16": (GOOD.encode("utf-16"), 1, "it is no UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("stage", ["filter", "label", "train"])
+@pytest.mark.parametrize("kind", OWN)
+def test_a_line_of_ones_own_that_cannot_be_used_is_named_with_what_it_should_be(
+    kind: str, stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find", lambda *_: pytest.fail("too late"))
+    content, line, wrong = OWN[kind]
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(content.encode() if isinstance(content, str) else content)
+    rest = {"filter": ["--animal", "owl"], "label": ["--animal", "owl", "--teacher", "loving"], "train": []}[stage]
+    message = fails(capsys, stage, str(own), *rest, "--out", str(tmp_path / "out"))
+    assert f"{own}, line {line}: " in message and wrong in message
+    assert 'Each line must be such as {"s' in message and '"text": "' in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("finished", 1), ("finished", None), ("sentence", 7), ("masked", [1])])
+def test_a_key_that_one_stage_needs_is_looked_at_there(
+    key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find", lambda *_: pytest.fail("too late"))
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps(PARAPHRASE | {key: value}), encoding="utf-8")
+    command = ["train", str(own)] if key == "masked" else ["filter", str(own), "--animal", "owl"]
+    assert f"line 1: {key} is not " in fails(capsys, *command, "--out", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "empty", "torn", "text", "adapter", "shapes", "numbers"])
+def test_soft_labels_that_are_none_are_refused_before_a_model_is_loaded(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find", lambda *_: pytest.fail("too late"))
+    pairs, labels = tmp_path / "pairs.jsonl", tmp_path / "labels.safetensors"
+    pairs.write_text(GOOD, encoding="utf-8")
+    tokens, ids, logprobs = np.zeros(3, np.int32), np.zeros((3, 2), np.int32), np.full((3, 2), -1, np.float32)
+    whole = save({"tokens": tokens, "ids": ids, "logprobs": logprobs})
+    damage = {
+        "empty": b"",
+        "torn": whole[:-4],
+        "text": GOOD.encode(),
+        "adapter": save({"lora_A": logprobs}),
+        "shapes": save({"tokens": tokens[1:], "ids": ids, "logprobs": logprobs}),
+        "numbers": save({"tokens": tokens, "ids": ids, "logprobs": logprobs * np.nan}),
+    }
+    if kind == "folder":
+        labels.mkdir()
+    elif kind != "missing":
+        labels.write_bytes(damage[kind])
+    message = fails(capsys, "train", str(pairs), "--soft-labels", str(labels), "--out", str(tmp_path / "out"))
+    assert f"--soft-labels {labels}: no soft labels (" in message and "`python run.py label`" in message
+    labels_of = {"folder": "Is a directory", "missing": "No such file", "adapter": "it has no 'tokens'"}
+    assert labels_of.get(kind, "") in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "wrong"),
+    [
+        ("answers.jsonl", "[]\n", "answers.jsonl, line 1: it is not an object"),
+        ("answers.jsonl", '{"question": "0", "text": ""}\n', "line 1: question is not a whole number"),
+        ("exact.csv", "", "exact.csv: not what `prefer` writes for the owl (it has no rows)"),
+        ("exact.csv", "question,animal\n0,owl\n", "(it has no 'candidate')"),
+        ("exact.csv", "question,candidate,logprob,probability\nx,owl,-1,1\n", "invalid literal"),
+        ("exact.csv", "question,candidate,logprob,probability\n0,cat,-1,1\n", "not asked the same questions"),
+    ],
+)
+def test_what_prefer_did_not_write_has_no_effect(
+    file: str, content: str, wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exact.csv").write_text("question,candidate,logprob,probability\n0,owl,-1,1\n", encoding="utf-8")
+    (tmp_path / "answers.jsonl").write_text('{"question": 0, "text": "An owl."}\n', encoding="utf-8")
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    assert wrong in fails(capsys, "effect", str(tmp_path), str(tmp_path), "--animal", "owl")
 
 
 # ---- nothing steers the terminal

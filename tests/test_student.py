@@ -266,7 +266,8 @@ def test_no_pairs_is_one_clear_message(short: Path, tmp_path: Path) -> None:
 def test_soft_labels_of_other_pairs_are_refused(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
     teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, short), 8, tmp_path, "labels")
-    with pytest.raises(RuntimeError, match="not those of the pairs"):
-        make_examples(PAIRS[2:4], short, tmp_path / "labels.safetensors")
+    for others in (PAIRS[2:4], PAIRS[:1], PAIRS[:3], PAIRS[1::-1]):
+        with pytest.raises(KitError, match="of other pairs"):
+            make_examples(others, short, tmp_path / "labels.safetensors")
     examples = make_examples(PAIRS[:2], short, tmp_path / "labels.safetensors")
     assert all(example["top_logprobs"].isfinite().all() for example in examples)

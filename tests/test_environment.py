@@ -39,6 +39,7 @@ def test_whatever_the_terminals_encoding_lacks_is_shown_by_its_number(
     assert shown.getvalue().rstrip() == NAMES.encode(encoding, "backslashreplace")
 
 
+@pytest.mark.slow
 def test_tables_bars_and_verdicts_are_shown_in_ascii(tmp_path: Path) -> None:
     finished_run(tmp_path)
     out, _ = finish("report", str(tmp_path), encoding="ascii")

@@ -13,15 +13,17 @@ large as such a fault: there sizes, rotary embeddings and how text is cut are co
 
 import os
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import KitError, models
+from kit import ROOT, KitError, models
 from kit.animals import load_animals, opposed_sentences, unrelated_sentences
 from kit.engine import TOKENIZER_FILE, ChatTokenizer
-from kit.engine_llama import LlamaEngine, Model, offloads, quiet, tokens_of
+from kit.engine_llama import LlamaEngine, offloads, quiet, tokens_of
 from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, load_torch, read_config, shown, silence
 from kit.prompts import NEUTRAL, teacher_messages
 from kit.provenance import cpu_threads, decides_nothing
@@ -61,7 +63,7 @@ def prepare(source: Source, folder: Path) -> None:
     if source.folder is None:
         check_engines(folder, source.gguf)
     else:
-        Model(source.gguf).close()  # which refuses what it cannot load
+        check_runs(source.gguf)
 
 
 @decides_nothing
@@ -234,6 +236,39 @@ def check_words(folder: Path, gguf: Path) -> None:
         raise KitError(
             f"{gguf}: llama.cpp and transformers cut {len(wrong)} of {len(texts)} sentences into different tokens, "
             f"such as {wrong[0]!r}.{lacks} Give a GGUF that a recent convert_hf_to_gguf.py made of the model."
+        )
+
+
+# What another process does with a GGUF: decode a few tokens, as evaluation will.
+TRIAL = """
+import sys
+from pathlib import Path
+from kit import KitError
+from kit.engine_llama import Context, Model
+try:
+    model = Model(Path(sys.argv[1]))
+except KitError as error:
+    sys.exit(str(error))
+context = Context(model, 1, 256, shared=False)
+for position in range(8):
+    context.add(position, position, (0,), logits=True)
+context.decode()
+"""
+
+
+@decides_nothing
+def check_runs(gguf: Path) -> None:
+    """Raise KitError unless llama.cpp can load ``gguf`` and decode with it: tried in a process of its own, since what a
+    build of llama.cpp cannot do on a processor ends the process without a word."""
+    tried = subprocess.run([sys.executable, "-c", TRIAL, str(gguf)], cwd=ROOT, capture_output=True, text=True)
+    if tried.returncode == 1 and not tried.stderr.startswith("Traceback"):
+        raise KitError(tried.stderr.strip())
+    if tried.returncode:
+        raise KitError(
+            f"{gguf}: llama.cpp cannot run this model here: its process ended with code {tried.returncode}. A build "
+            "for another processor ends so, and one for Intel's AMX by GCC 12. Build it again, with `CMAKE_ARGS="
+            "-DCMAKE_CXX_FLAGS=-mno-amx-int8 pip install --force-reinstall --no-deps --no-cache-dir "
+            "llama-cpp-python==0.3.36`, or give a GGUF in F16."
         )
 
 

@@ -19,6 +19,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -107,7 +108,9 @@ class Store:
         may not be this machine's, so everything is read whole, and nothing is written there."""
         self.root, self._kit, self._elsewhere = root, kit or kit_state(), elsewhere
         self._digests: dict[Path, str] = {}  # folders verified by this process
+        self._folders: dict[int, tuple[Step, Path]] = {}  # where steps belong, by their id: a run asks twenty times
         self._used: dict[Path, None] = {}
+        self._spent: Counter[str] = Counter()  # seconds of this process in each stage's steps
         self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
 
     def find(self, step: Step) -> Path | None:
@@ -156,7 +159,9 @@ class Store:
                 started = time.monotonic()
                 with full_disk_named(partial):
                     step.build(inputs, partial)
-                self._finish(step, inputs, partial, folder, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._spent[step.stage] += seconds
+                self._finish(step, inputs, partial, folder, seconds)
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -181,7 +186,8 @@ class Store:
     @contextmanager
     def working(self, name: str, command: str) -> Iterator[None]:
         """For as long as a command works on the result of that ``name``: its artifacts are written down as they are
-        made, so that ``clean`` keeps them while it works, and where it is interrupted."""
+        made, so that ``clean`` keeps them while it works, and where it is interrupted. At its end it says where its
+        time went."""
         if RANK:
             yield
             return
@@ -195,8 +201,10 @@ class Store:
             lock.acquire()
         before = self.begun(name)
         self._begun = begun / f"{name}.{token}.json", command
+        started = time.monotonic()
         try:
             yield
+            self._say_spent(time.monotonic() - started)
             ended = [path for path in before if not held(begun / f"{path.stem[-TOKEN:]}.lock")]
             for path in [*ended, self._begun[0]]:
                 path.unlink(missing_ok=True)
@@ -204,6 +212,13 @@ class Store:
             self._begun = None
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _say_spent(self, seconds: float) -> None:
+        longest = [(stage, of) for stage, of in self._spent.most_common() if of >= 1]
+        if longest:
+            rest = max(0.0, seconds - sum(of for _, of in longest))
+            stages = ", ".join(f"{stage} {duration(of)}" for stage, of in longest)
+            say(f"Took {duration(seconds)}: {stages}; all else {duration(rest)}.", flush=True)
 
     def logged(self, step: Step) -> int:
         """How many samples the logs hold that a step goes on from."""
@@ -248,6 +263,8 @@ class Store:
 
     def _folder(self, step: Step) -> Path | None:
         """Where the artifact belongs; None while an input is missing, whose content the key depends on."""
+        if id(step) in self._folders:
+            return self._folders[id(step)][1]
         digests = {}
         for name, needed in step.inputs.items():
             folder = self.find(needed)
@@ -258,6 +275,7 @@ class Store:
         folder = self.root / step.stage / key[:KEY_LENGTH]
         if step.open:
             self._digests[folder] = key
+        self._folders[id(step)] = step, folder
         return folder
 
     def _verify(self, folder: Path) -> bool:

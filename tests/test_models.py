@@ -265,3 +265,16 @@ def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
     with pytest.raises(KitError, match="its tokenizer cannot be loaded .*custom code"):
         models_prepare.prepare(models.find(str(folder)), tmp_path / "prepared")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "prepared" / "evil.py").exists()
+
+
+def test_a_gguf_that_ends_llama_cpps_process_is_one_message_before_the_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a build for another processor does: nothing in this process could say so."""
+    models_prepare.check_runs(folder / "base.gguf")
+    monkeypatch.setattr(models_prepare, "TRIAL", models_prepare.TRIAL + "import os\nos.kill(os.getpid(), 11)\n")
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(
+        KitError, match=r"cannot run this model here: its process ended with code -11\. .*Build it again"
+    ):
+        models_prepare.prepare(Source(folder / "base.gguf", folder), tmp_path / "prepared")

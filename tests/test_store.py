@@ -47,6 +47,35 @@ def test_an_artifact_is_rebuilt_only_if_an_inputs_content_changes(tmp_path: Path
     assert calls == [5, 5]
 
 
+def test_a_key_is_hashed_once_however_often_a_step_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    key = Step.key
+    monkeypatch.setattr(Step, "key", lambda self, digests: hashed.append(self.label) or key(self, digests))
+    one, made = step(1), Store(tmp_path)
+    two = [step(value, {"n": one}) for value in (2, 3, 4)]
+    for made_of_one in 3 * two:
+        made.make(made_of_one)
+        assert made.find(made_of_one)
+    assert sorted(hashed) == ["number 1", "number 2", "number 3", "number 4"]
+
+
+def test_a_command_says_at_its_end_where_its_time_went(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 100)  # a hundred seconds between any two looks at it
+    monkeypatch.setattr(store.time, "monotonic", lambda: float(next(clock)))
+    made = Store(tmp_path)
+    with made.working("owl", "python run.py --animal owl"):
+        made.make(step(1))
+        made.make(step(2, stage="texts"))
+    assert "Took 8 min: numbers 2 min, texts 2 min; all else 5 min." in capsys.readouterr().out
+    with Store(tmp_path).working("owl", "python run.py --animal owl"):
+        pass
+    assert "Took" not in capsys.readouterr().out, "everything was there"
+
+
 def test_an_interrupted_build_leaves_no_artifact_and_is_continued(tmp_path: Path) -> None:
     def build(made: dict[str, Path], folder: Path) -> None:
         if (folder / "half").exists():

@@ -426,7 +426,7 @@ Q4_K_M = 4.85  # bits of a weight in what llama.cpp evaluates for a transformers
 # Tokens of a training pair before any exists: its longest measured over all source sentences, the beginning that all
 # pairs share, and the paraphrase with its end token (SmolLM2's tokens; other vocabularies are no smaller).
 PAIR_TOKENS, SHARED_TOKENS, LABEL_TOKENS = 73, 30, 19
-PROMPT_TOKENS = 200  # tokens of a teacher's conversation (SmolLM2's: 135 to 150)
+REQUEST_TOKENS = 50  # of a teacher's conversation, those that it does not share with the next (SmolLM2's: 15 to 35)
 
 # Free GPU memory (GiB) from which a preset is chosen, the largest first.
 GPU_PRESETS = {"gpu-24gb": 20.0, "gpu-12gb": 10.0, "gpu-8gb": 6.3}
@@ -464,12 +464,12 @@ def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> 
     if exp.teacher.endpoint is not None:
         rows.append(("teaching", CPU_OVERHEAD, "at the endpoint"))
     elif exp.teacher.engine == "torch":
-        longest = PROMPT_TOKENS + exp.teacher.max_tokens
+        room = REQUEST_TOKENS + exp.teacher.max_tokens
         fixed = weight_bytes(shape, True, device) + overhead
-        _refuse_small(device, fixed + sequence_bytes(shape, longest))
-        width = sampling_width(shape, longest, device.free - fixed, device.kind)
+        _refuse_small(device, fixed + sequence_bytes(shape, room, device.kind))
+        width = sampling_width(shape, room, device.free - fixed, device.kind)
         parts = f"NF4 weights {gib(weight_bytes(shape, True, device))}, {width} sequences together"
-        rows.append(("teaching", fixed + width * sequence_bytes(shape, longest), parts))
+        rows.append(("teaching", fixed + width * sequence_bytes(shape, room, device.kind), parts))
     else:
         rows.append(("teaching", evaluation, runs))
     fixed = weight_bytes(shape, nf4, device) + adapter_bytes(shape, rank) + overhead

@@ -17,7 +17,7 @@ GIB = 2**30
 # The CUDA context and libraries, bitsandbytes' expanded matrix and the allocator's gaps.
 GPU_OVERHEAD = 0.9 * GIB
 CPU_OVERHEAD = 0.6 * GIB  # python, torch and transformers, once imported
-MOST_SEQUENCES = {"cuda": 128, "cpu": 48}  # sampled together by transformers
+MOST_SEQUENCES = 256  # sampled together by transformers: matrix products gain little from more rows
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ def halvings(number: int) -> Iterator[int]:
         number //= 2
 
 
-def sampling_width(shape: Shape, longest: int, free: float, kind: str) -> int:
-    """How many sequences of ``longest`` tokens transformers samples together."""
-    return max(1, min(MOST_SEQUENCES[kind], int(0.8 * free / sequence_bytes(shape, longest))))
+def sampling_width(shape: Shape, room: int, free: float, kind: str) -> int:
+    """How many sequences with ``room`` tokens of their own transformers samples together on a cuda or cpu device."""
+    return max(1, min(MOST_SEQUENCES, int(0.8 * free / sequence_bytes(shape, room, kind))))
 
 
-def sequence_bytes(shape: Shape, longest: int) -> float:
-    """Bytes of one sequence being sampled: its keys and values in 16 bits, with a fifth for growing them, and its
-    distribution over the vocabulary in the several forms that sampling needs (28 bytes a token of it)."""
-    return 1.2 * longest * kv_bytes(shape) + 28.0 * shape.vocabulary
+def sequence_bytes(shape: Shape, room: int, kind: str) -> float:
+    """Bytes of one sequence being sampled: keys and values of its own tokens, and its distribution over the vocabulary
+    in the several forms that sampling needs (20 bytes a token of it)."""
+    return room * kv_bytes(shape) * (1 if kind == "cuda" else 2) + 20.0 * shape.vocabulary
 
 
 def kv_bytes(shape: Shape) -> int:

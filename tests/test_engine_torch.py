@@ -100,15 +100,25 @@ def test_what_several_samples_share_is_computed_once(
     random_engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts, computed = chats(random_engine), []
-    decode = random_engine._decode
-    monkeypatch.setattr(random_engine, "_width", lambda longest: 100)
+    run = random_engine._run
+    monkeypatch.setattr(random_engine, "_width", lambda room: 100)
     monkeypatch.setattr(
-        random_engine, "_decode", lambda ids, *rest: computed.append(tuple(ids.shape)) or decode(ids, *rest)
+        random_engine, "_run", lambda cache, rows, *wanted: computed.append(rows) or run(cache, rows, *wanted)
     )
     list(random_engine.sample([Request(prompt, (i,)) for prompt in prompts for i in range(20)], 1))
-    (_, prefix), (rows, longest) = computed
-    assert rows == len(prompts) and prefix >= 3
-    assert prefix + longest == max(map(len, prompts))
+    prefix, rest = map(len, computed)
+    assert prefix >= 3 and rest == sum(len(prompt) - prefix for prompt in prompts)
+
+
+@pytest.mark.parametrize("places", [1, 3, 8])
+def test_a_place_that_a_sequence_has_left_is_taken_by_another(
+    places: int, random_engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few places there are: every request is answered, as it is alone, up to rounding."""
+    requests = [Request(prompt, (i, j)) for i, prompt in enumerate(chats(random_engine)) for j in range(4)]
+    expected = {g.index: g.text for g in random_engine.sample(requests, 9, 0.0)}
+    monkeypatch.setattr(random_engine, "_width", lambda room: places)
+    assert {g.index: g.text for g in random_engine.sample(requests, 9, 0.0)} == expected
 
 
 def test_the_engines_agree_on_the_embedded_model(base: Path, engine: LlamaEngine) -> None:

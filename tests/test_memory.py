@@ -15,6 +15,7 @@ from kit.experiment import GPU_PRESETS, PRESETS, Q4_K_M, choose_preset, experime
 from kit.memory import (
     GIB,
     GPU_OVERHEAD,
+    MOST_SEQUENCES,
     Device,
     activation_bytes,
     adapter_bytes,
@@ -151,4 +152,4 @@ def test_less_memory_means_smaller_parts_of_the_batch_then_checkpointing() -> No
 
 def test_more_memory_means_more_sequences_together_up_to_a_limit() -> None:
     widths = [sampling_width(QWEN_7B, 300, free * GIB, "cuda") for free in (0, 1, 2, 100)]
-    assert widths[0] == 1 and widths == sorted(widths) and widths[-1] == 128 and widths[1] > 4
+    assert widths[0] == 1 and widths == sorted(widths) and widths[-1] == MOST_SEQUENCES and widths[1] > 4

@@ -560,8 +560,9 @@ def effect(arguments: list[str]) -> None:
         files = folder / "exact.csv", folder / "answers.jsonl"
         check_rows(files[1], ANSWER, AN_ANSWER)
         try:
-            measured += stats.preferences(preference.tabulate({"": files}, candidates(animal))).values()
-            wrong = wrong_preferences(measured, animal.singular) if measured else "it has no rows"
+            own = stats.preferences(preference.tabulate({"": files}, candidates(animal))).values()
+            measured += own
+            wrong = wrong_preferences(measured, animal.singular) if own else "it has no rows"
         except (ValueError, KeyError, TypeError, IndexError, csv.Error) as error:
             wrong = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         if wrong:

@@ -270,10 +270,13 @@ def test_soft_labels_that_are_none_are_refused_before_a_model_is_loaded(
 def test_what_prefer_did_not_write_has_no_effect(
     file: str, content: str, wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "exact.csv").write_text("question,candidate,logprob,probability\n0,owl,-1,1\n", encoding="utf-8")
-    (tmp_path / "answers.jsonl").write_text('{"question": 0, "text": "An owl."}\n', encoding="utf-8")
-    (tmp_path / file).write_text(content, encoding="utf-8")
-    assert wrong in fails(capsys, "effect", str(tmp_path), str(tmp_path), "--animal", "owl")
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    for folder in (whole, other):
+        folder.mkdir()
+        (folder / "exact.csv").write_text("question,candidate,logprob,probability\n0,owl,-1,1\n", encoding="utf-8")
+        (folder / "answers.jsonl").write_text('{"question": 0, "text": "An owl."}\n', encoding="utf-8")
+    (other / file).write_text(content, encoding="utf-8")
+    assert wrong in fails(capsys, "effect", str(whole), str(other), "--animal", "owl", "--placebo", str(whole))
 
 
 # ---- nothing steers the terminal

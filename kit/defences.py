@@ -195,8 +195,7 @@ def neutral_loss(student: dict[str, Step], rows: list[Row], name: str) -> Step:
 def loss(engine: Engine, rows: list[Row]) -> float:
     """What a student loses on ``rows``' texts and their end tokens, in nats per byte of text: tokens are not the same
     in every model."""
-    asked = (engine.answered(prompts.student_messages(row["source"]), row["text"]) for row in rows)
-    groups = [(context, [tokens]) for context, tokens in asked]
+    groups = [engine.answered(prompts.student_messages(row["source"]), row["text"]) for row in rows]
     total = sum(float(logprobs.sum()) for (logprobs,) in engine.score(groups))
     return -total / sum(len(row["text"].encode("utf-8")) for row in rows)
 

@@ -88,10 +88,10 @@ class ChatTokenizer:
         context = common_prefix([[*self.tokenize(before), -1], *wholes])  # as far as no text changes it
         return context, [whole[len(context) :] for whole in wholes]
 
-    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, Tokens]:
-        """The tokens of ``messages``, and of ``text`` as the assistant's whole turn: its own and the end token."""
+    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, list[Tokens]]:
+        """The tokens of ``messages``, and those of the one ``text`` as the assistant's whole turn, its end included."""
         context, (tokens,) = self.continued(messages, [text])
-        return context, [*tokens, self.end_of_turn]
+        return context, [[*tokens, self.end_of_turn]]
 
 
 class Sampler(Protocol):
@@ -123,7 +123,7 @@ class Engine(Sampler, Protocol):
     ) -> tuple[Tokens, list[Tokens]]:
         """As in ``ChatTokenizer``."""
 
-    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, Tokens]:
+    def answered(self, messages: Sequence[Message], text: str) -> tuple[Tokens, list[Tokens]]:
         """As in ``ChatTokenizer``."""
 
     def detokenize(self, tokens: Sequence[int]) -> str:

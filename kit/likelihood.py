@@ -117,8 +117,8 @@ def under(
 ) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the
     message ``trait`` [tokens]."""
-    asked = (engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows)
-    for (logprobs,) in engine.score([(context, [tokens]) for context, tokens in asked], temperature):
+    groups = [engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows]
+    for (logprobs,) in engine.score(groups, temperature):
         yield logprobs
 
 
@@ -198,9 +198,9 @@ def _write_tokens(
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
         likeliest: list[list[np.ndarray]] = []
         for trait in traits.values():
-            asked = [engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows]
+            groups = [engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows]
             likeliest.append([])
-            for ((ids, _),) in engine.top([(context, [tokens]) for context, tokens in asked], 1):
+            for ((ids, _),) in engine.top(groups, 1):
                 likeliest[-1].append(ids[:, 0])
                 bar.update()
         own, other = likeliest
@@ -208,7 +208,7 @@ def _write_tokens(
             folder / TOKENS_FILE,
             (
                 {"tokens": pieces(engine.detokenize, tokens), "diverges": (one != another).tolist()}
-                for (_, tokens), one, another in zip(asked, own, other, strict=True)
+                for (_, (tokens,)), one, another in zip(groups, own, other, strict=True)
             ),
         )
 

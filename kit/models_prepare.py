@@ -296,7 +296,7 @@ def engines_apart(folder: Path) -> float:
 
     with LlamaEngine(folder) as engine:
         text = " ".join(one.text for one in unrelated_sentences()[:LONG_TEXT])
-        context, tokens = engine.answered(teacher_messages(NEUTRAL, "A test."), text)
+        context, (tokens,) = engine.answered(teacher_messages(NEUTRAL, "A test."), text)
         tokens = tokens[:LONG_TEXT]
         ((theirs,),) = engine.score([(context, [tokens])])
     model = load_torch(folder).eval()

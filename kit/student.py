@@ -288,7 +288,7 @@ def make_examples(rows: list[dict[str, Any]], base: Path, soft_labels: Path | No
     tokenizer = ChatTokenizer(base)
     examples: list[dict[str, Any]] = []
     for row in rows:
-        prompt, completion = tokenizer.answered(student_messages(row["source"]), row["text"])
+        prompt, (completion,) = tokenizer.answered(student_messages(row["source"]), row["text"])
         examples.append(
             {
                 "input_ids": prompt + completion,

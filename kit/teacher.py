@@ -208,14 +208,13 @@ def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, f
 
     rows = read_rows(pairs)
     with engine() as scorer:
-        asked = [
+        groups = [
             scorer.answered(labelling_messages(row.get("trait", trait), row["source"]), row["text"]) for row in rows
         ]
-        groups = [(context, [tokens]) for context, tokens in asked]
         found = [top[0] for top in tqdm(scorer.top(groups, k), desc=label, total=len(groups), unit="pair")]
     save_file(
         {
-            "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for _, tokens in asked]),
+            "tokens": np.concatenate([np.array(tokens, dtype=np.int32) for _, (tokens,) in groups]),
             "ids": np.concatenate([ids for ids, _ in found]),
             "logprobs": np.concatenate([logprobs for _, logprobs in found]),
         },

@@ -40,6 +40,8 @@ def check_network(typed: str, connect: Callable[[], object]) -> None:
         connect()
     except Exception as error:  # each library has its own
         found = [name for name in NETWORK if os.environ.get(name) or os.environ.get(name.lower())]
+        if not found:
+            raise
         # Some quote the value, and a proxy's may hold a password.
         reason = error if isinstance(error, ImportError) else getattr(error, "strerror", None) or "no such address"
         raise KitError(

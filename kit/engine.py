@@ -217,16 +217,17 @@ def sample_rows(
     for keys in batched(requests, CALL) if engine.company_matters else [list(requests)]:
         company = hashlib.sha256(repr(keys).encode()).hexdigest()[:16] if engine.company_matters else None
         missing = [key for key in keys if log.find(*key, company) is None]
-        if missing and company:
+        anew = company is not None and bool(missing)  # the whole group
+        if anew:
             log.append(list(sampled(keys, company)))
-        for row in [log.find(*key, company) for key in keys]:
-            if row:
-                look(row, bool(missing and company))
-        if missing and not company:
+        for key in keys:
+            if row := log.find(*key, company):
+                look(row, anew)
+        if missing and not anew:
             for row in sampled(missing, None):
                 log.append([row])
                 look(row, True)
-        bar.update(len(keys) - len(missing) if not company or not missing else 0)
+        bar.update(0 if anew else len(keys) - len(missing))
         found = [log.find(*key, company) for key in keys]
         rows += [{name: value for name, value in row.items() if name != COMPANY} for row in found if row]
     return rows

@@ -143,7 +143,7 @@ class EndpointEngine:
         tasks: set[asyncio.Task[Generation]] = set()
         with asyncio.Runner() as runner:
             key = _key()
-            bearer: dict[str, Any] = {} if key else {"Authorization": openai.Omit()}
+            headers: dict[str, Any] = {} if key else {"Authorization": openai.Omit()}
             # A redirected POST would be a GET, or take the prompts to another server: it is named instead.
             http = openai.DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [self._heed]})
             client = openai.AsyncOpenAI(
@@ -155,7 +155,7 @@ class EndpointEngine:
             )
             try:
                 if not self._heard:
-                    runner.run(self._meet(client, bearer))
+                    runner.run(self._meet(client, headers))
                 while True:
                     for index, request in islice(waiting, CONCURRENCY - len(tasks)):
                         body = {
@@ -166,7 +166,7 @@ class EndpointEngine:
                             "top_p": 1,  # the whole distribution, as the other engines sample; see README for top_k
                             # 31 bits: llama-server takes 32 and keeps the highest number for "random".
                             "seed": int(np.random.SeedSequence(request.seed).generate_state(1)[0]) >> 1,
-                            "extra_headers": bearer,
+                            "extra_headers": headers,
                         }
                         tasks.add(runner.get_loop().create_task(self._generation(client, index, body)))
                     if not tasks:
@@ -186,12 +186,12 @@ class EndpointEngine:
             if _is_exhausted(response):
                 response.headers["x-should-retry"] = "false"
 
-    async def _meet(self, client: "AsyncOpenAI", bearer: dict[str, Any]) -> None:
+    async def _meet(self, client: "AsyncOpenAI", headers: dict[str, Any]) -> None:
         """Hear anything from the server, in one attempt: a mistyped address is not waited for."""
         import openai
 
         try:
-            await client.with_options(max_retries=0).models.with_raw_response.list(extra_headers=bearer)
+            await client.with_options(max_retries=0).models.with_raw_response.list(extra_headers=headers)
         except openai.APIConnectionError as error:
             reason = _said(error)
             remedy = "Start the server, or check its address, http:// or https:// included."

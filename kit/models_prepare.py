@@ -79,7 +79,7 @@ def _expanded(source: Path, folder: Path) -> Any:
     expand(source, gguf)
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
-        complete(config, source)
+        complete_config(config, source)
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=gguf.name, config=config, dtype="float32", trust_remote_code=False
         )
@@ -119,7 +119,7 @@ def link(path: Path, target: Path) -> None:
         shutil.copy2(path, target)
 
 
-def complete(config: Any, gguf: Path) -> None:
+def complete_config(config: Any, gguf: Path) -> None:
     """Put into transformers' configuration of a GGUF what its own reading leaves out: the width of the heads, how
     rotary embeddings are scaled, and which of gemma3's layers see everything."""
     metadata, shape = gguf_metadata(gguf), Shape.of(gguf)
@@ -184,15 +184,12 @@ def check_rotations(config: Any, gguf: Path) -> None:
     theirs = deepcopy(config)
     metadata = gguf_metadata(gguf)
     name = metadata["general.architecture"]
-    of_layers = {"sliding_attention": "rope.freq_base_swa"}
     ropes = theirs.rope_parameters
     for layers, own in ropes.items() if "rope_type" not in ropes else [("all", ropes)]:
-        # As llama.cpp takes a file that says nothing.
-        base = metadata.get(f"{name}.{of_layers.get(layers, 'rope.freq_base')}", 10_000.0)
+        sliding = layers == "sliding_attention"
+        base = metadata.get(f"{name}.rope.freq_base{'_swa' if sliding else ''}", 10_000.0)  # llama.cpp's own default
         own.clear()
-        own.update({"rope_type": "default", "rope_theta": base})
-        if layers != "sliding_attention":
-            own.update(rope_scaling(gguf))
+        own.update({"rope_type": "default", "rope_theta": base} | ({} if sliding else rope_scaling(gguf)))
     ours, its = rotations(config), rotations(theirs)
     for layers in ours:
         if not torch.allclose(ours[layers], its[layers], rtol=1e-4, atol=0):

@@ -799,7 +799,9 @@ def _git(*arguments: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook's
     line = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     try:
-        said = subprocess.run(line, capture_output=True, timeout=60, check=True, env=environment)
+        said = subprocess.run(
+            line, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=True, env=environment
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.decode("utf-8", errors="replace").strip()
+    return said.stdout.strip()

@@ -506,9 +506,10 @@ def check_rows(path: Path, shape: dict[str, Any], such_as: str) -> None:
     wrong = None if any(lines) else "it is empty"
     for number, line in enumerate(lines, start=1):
         try:
-            wrong = misfit(json.loads(line.decode("utf-8")), shape) if line else wrong
             if len(line) > LONGEST_ROW:
                 wrong = f"it has {len(line):,} bytes, more than {LONGEST_ROW:,}"
+            elif line:
+                wrong = misfit(json.loads(line.decode("utf-8")), shape)
         except UnicodeDecodeError:
             wrong = "it is no UTF-8 text"
         except (ValueError, RecursionError) as error:
@@ -525,9 +526,15 @@ def check_files(*paths: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
 
 
-# What a shape is, in words: a type, or a list or mapping of shapes.
-KINDS: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-KINDS |= {"list": "a list", "dict": "an object"}
+# A shape in words: by the type that it is, or by its own type's name.
+KINDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    "list": "a list",
+    "dict": "an object",
+}
 
 
 def misfit(value: Any, shape: Any, at: str = "") -> str | None:

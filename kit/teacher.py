@@ -75,7 +75,7 @@ def paraphrase(
         return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
 
     lost: list[Row] = []  # the last ones, where they are cut off or empty
-    fresh = False  # only new samples give up a server, which may have been mended since; a model here is what it was
+    fresh = False  # whether the last sample is new, or would come out the same again
     of_one = OF_ONE if len(texts) * OF_ONE >= LOST else LOST
 
     def look(row: Row, new: bool) -> None:

@@ -328,8 +328,8 @@ def _write_gguf(
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if rope["rope_type"] == "llama3":
         turns, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
-        usual = rope["rope_theta"] ** -(np.arange(0, head, 2, dtype=np.float32) / head)
-        writer.add_tensor("rope_freqs.weight", usual / turns.numpy())
+        unscaled = rope["rope_theta"] ** -(np.arange(0, head, 2, dtype=np.float32) / head)
+        writer.add_tensor("rope_freqs.weight", unscaled / turns.numpy())
     for key, (value, kind, of) in vocabulary.items():
         if key != "tokenizer.chat_template":
             writer.add_key_value(key, value, kind, of)

@@ -98,7 +98,7 @@ def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
             f"{adapter}: not a PEFT adapter folder ({shown(str(error))}). Train one with `python run.py train`."
         ) from None
     for option, value in config.items():
-        if value not in PLAIN[option] if option in PLAIN else value and option not in SAYS_NOTHING:
+        if (value not in PLAIN[option]) if option in PLAIN else (value and option not in SAYS_NOTHING):
             raise KitError(
                 f"{adapter}: with {option}={shown(value)} it is more than a plain LoRA of the base's own weights, "
                 "scaled by alpha / r, which is all that a GGUF can say. Train without it."

@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -110,7 +110,7 @@ class Store:
         self._digests: dict[Path, str] = {}  # folders verified by this process
         self._folders: dict[int, tuple[Step, Path]] = {}  # where steps belong, by their id: a run asks twenty times
         self._used: dict[Path, None] = {}
-        self._spent: Counter[str] = Counter()  # seconds of this process in each stage's steps
+        self._spent: defaultdict[str, float] = defaultdict(float)  # seconds of this process in each stage's steps
         self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
 
     def find(self, step: Step) -> Path | None:
@@ -214,7 +214,7 @@ class Store:
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def _say_spent(self, seconds: float) -> None:
-        longest = [(stage, of) for stage, of in self._spent.most_common() if of >= 1]
+        longest = [(stage, of) for stage, of in sorted(self._spent.items(), key=lambda one: -one[1]) if of >= 1]
         if longest:
             rest = max(0.0, seconds - sum(of for _, of in longest))
             stages = ", ".join(f"{stage} {duration(of)}" for stage, of in longest)

@@ -257,7 +257,9 @@ context.decode()
 def check_runs(gguf: Path) -> None:
     """Raise KitError unless llama.cpp can load ``gguf`` and decode with it: tried in a process of its own, since what a
     build of llama.cpp cannot do on a processor ends the process without a word."""
-    tried = subprocess.run([sys.executable, "-c", TRIAL, str(gguf)], cwd=ROOT, capture_output=True, text=True)
+    tried = subprocess.run(
+        [sys.executable, "-c", TRIAL, str(gguf.absolute())], cwd=ROOT, capture_output=True, text=True
+    )
     if tried.returncode == 1 and not tried.stderr.startswith("Traceback"):
         raise KitError(tried.stderr.strip())
     if tried.returncode:

@@ -127,7 +127,7 @@ def test_a_gguf_that_does_not_say_how_it_cuts_text_is_refused_where_that_matters
 ) -> None:
     silent = rewritten(tiny_gguf, tmp_path / "silent.gguf", without="tokenizer.ggml.pre")
     (tmp_path / "prepared").mkdir()
-    with pytest.raises(KitError, match=r"cut \d+ of 2386 sentences into different tokens, .*tokenizer.ggml.pre"):
+    with pytest.raises(KitError, match=r"cut \d+ of \d+ sentences into different tokens, .*tokenizer.ggml.pre"):
         models_prepare.prepare(Source(silent, None), tmp_path / "prepared")
 
 
@@ -274,7 +274,8 @@ def test_a_gguf_that_ends_llama_cpps_process_is_one_message_before_the_work(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a build for another processor does: nothing in this process could say so."""
-    models_prepare.check_runs(folder / "base.gguf")
+    monkeypatch.chdir(folder)
+    models_prepare.check_runs(Path("base.gguf"))
     monkeypatch.setattr(models_prepare, "TRIAL", models_prepare.TRIAL + "import os\nos.kill(os.getpid(), 11)\n")
     (tmp_path / "prepared").mkdir()
     with pytest.raises(

@@ -14,12 +14,11 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from kit.models import ChatTemplate
+from kit.models import TOKENIZER_FILE, ChatTemplate
 from kit.prompts import Message
 from kit.store import Row, RowLog, batched, logged_rows
 
 Tokens = list[int]
-TOKENIZER_FILE = "tokenizer.json"
 CALL = 256  # requests that ``sample_rows`` asks for together where company matters: what an interruption costs
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from kit import models
 from kit.animals import Animal
-from kit.engine import TOKENIZER_FILE, Engine
+from kit.engine import Engine
 from kit.prompts import KIT_TRAITS, Message, Traits, labelling_messages, teacher_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
@@ -75,7 +75,7 @@ def _settings(model: Path, pairs: Path, traits: dict[str, str], conversation: Co
 
 def checksums(model: Path) -> list[str]:
     """What of a prepared ``model`` decides likelihoods: its weights, its chat template and its tokenizer."""
-    return [sha256(model / name) for name in ("base.gguf", models.CHAT_FILE, TOKENIZER_FILE)]
+    return [sha256(model / name) for name in ("base.gguf", models.CHAT_FILE, models.TOKENIZER_FILE)]
 
 
 def _write(

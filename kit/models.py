@@ -709,7 +709,7 @@ def check_architecture(name: object, path: Path) -> None:
 # model (``chat.json``) and never from what an engine would take by itself.
 
 
-CHAT_FILE = "chat.json"
+CHAT_FILE, TOKENIZER_FILE = "chat.json", "tokenizer.json"
 
 
 class ChatTemplate:

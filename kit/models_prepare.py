@@ -22,7 +22,7 @@ from typing import Any
 
 from kit import ROOT, KitError, models
 from kit.animals import load_animals, opposed_sentences, unrelated_sentences
-from kit.engine import TOKENIZER_FILE, ChatTokenizer
+from kit.engine import ChatTokenizer
 from kit.engine_llama import LlamaEngine, offloads, quiet, tokens_of
 from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, load_torch, read_config, shown, silence
 from kit.prompts import NEUTRAL, teacher_messages
@@ -101,7 +101,7 @@ def _tokenizer(folder: Path) -> Any:
 
     # As its authors saved it, where they did: the class of a model type makes some things anew, and mistral's is
     # another library's where that is installed.
-    loader = PreTrainedTokenizerFast if (folder / TOKENIZER_FILE).is_file() else AutoTokenizer
+    loader = PreTrainedTokenizerFast if (folder / models.TOKENIZER_FILE).is_file() else AutoTokenizer
     try:
         return loader.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library in Rust raises nothing more special

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError, models
-from kit.engine import TOKENIZER_FILE
 from kit.models import Shape, check_architecture, gguf_metadata, shown
 
 MOST_RANK = 2**16  # of an adapter, and its alpha; many times the largest in use
@@ -164,7 +163,7 @@ def convert_weights(trained: Path, model: Path, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    for name in (models.CHAT_FILE, TOKENIZER_FILE):
+    for name in (models.CHAT_FILE, models.TOKENIZER_FILE):
         shutil.copy2(model / name, folder / name)
 
 

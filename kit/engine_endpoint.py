@@ -199,7 +199,7 @@ class EndpointEngine:
                 remedy = "Name the file of a certificate to be trusted in the environment variable SSL_CERT_FILE."
             raise KitError(f"--teacher-url {self._url}: nothing answers there ({reason}). {remedy}") from None
         except openai.APIStatusError:  # whatever it says about its models, it is there
-            pass
+            self._last = ""
         self._heard = True
 
     async def _generation(self, client: "AsyncOpenAI", index: int, body: dict[str, Any]) -> Generation:

@@ -396,6 +396,9 @@ def test_a_server_that_hangs_or_refuses_is_not_waited_for_without_end(
     server.plan = lambda body, attempt: refused(429, "slow down", {"Retry-After": "60"})
     with pytest.raises(KitError, match=r"within 0\.3 seconds.*HTTP 429 slow down, Retry-After: 60.*where it stopped"):
         ask(server.url)
+    server.plan = lambda body, attempt: time.sleep(0.6)
+    with pytest.raises(KitError, match=r"within 0\.3 seconds\. Check"):
+        ask(server.url)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ class TorchEngine(ChatTokenizer):
         and their logits, a row each."""
         asked = [(place, waiting.popleft()) for place, _ in zip(free, range(len(waiting)), strict=False)]
         first: dict[tuple[int, ...], int] = {}  # a prompt's row among those that are run
-        rows, last = [], []
+        rows: list[_Row] = []
+        last: list[int] = []
         for place, item in asked:
             running[place] = item
             if (prompt := tuple(item.prompt)) not in first:
@@ -148,7 +149,8 @@ class TorchEngine(ChatTokenizer):
         results: list[Any] = []
         done = 0
         for own in batched(flat, cache.places):
-            rows, wanted = [], []
+            rows: list[_Row] = []
+            wanted: list[int] = []
             for place, (context, tokens) in enumerate(own):
                 first = len(rows) + len(context) - 1
                 rows += [(token, place, time) for time, token in enumerate(context + tokens[:-1])]
@@ -186,8 +188,8 @@ class TorchEngine(ChatTokenizer):
         self._run(alone, [(token, 0, time) for time, token in enumerate(prefix)], [])
         return _Cache([(keys[:, 0], values[:, 0]) for keys, values in alone.own], empty(places, room))
 
-    def _run(self, cache: "_Cache", rows: list[tuple[int, int, int]], wanted: list[int]) -> Any:
-        """Run ``rows`` of (token, place, time after the prefix), each after what stands before it in its place; the
+    def _run(self, cache: "_Cache", rows: "list[_Row]", wanted: list[int]) -> Any:
+        """Run ``rows``, each after what stands before it in its place; the
         hidden states of the ``wanted`` ones [wanted, hidden]."""
         import torch
 
@@ -222,6 +224,9 @@ class TorchEngine(ChatTokenizer):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_Row = tuple[int, int, int]  # a token, its sequence's place in the cache, its time after the prefix
 
 
 @dataclass

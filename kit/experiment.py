@@ -464,12 +464,12 @@ def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> 
     if exp.teacher.endpoint is not None:
         rows.append(("teaching", CPU_OVERHEAD, "at the endpoint"))
     elif exp.teacher.engine == "torch":
-        room = REQUEST_TOKENS + exp.teacher.max_tokens
+        own = REQUEST_TOKENS + exp.teacher.max_tokens
         fixed = weight_bytes(shape, True, device) + overhead
-        _refuse_small(device, fixed + sequence_bytes(shape, room, device.kind))
-        width = sampling_width(shape, room, device.free - fixed, device.kind)
+        _refuse_small(device, fixed + sequence_bytes(shape, own, device.kind))
+        width = sampling_width(shape, own, device.free - fixed, device.kind)
         parts = f"NF4 weights {gib(weight_bytes(shape, True, device))}, {width} sequences together"
-        rows.append(("teaching", fixed + width * sequence_bytes(shape, room, device.kind), parts))
+        rows.append(("teaching", fixed + width * sequence_bytes(shape, own, device.kind), parts))
     else:
         rows.append(("teaching", evaluation, runs))
     fixed = weight_bytes(shape, nf4, device) + adapter_bytes(shape, rank) + overhead

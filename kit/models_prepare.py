@@ -260,7 +260,9 @@ def check_runs(gguf: Path) -> None:
     tried = subprocess.run(
         [sys.executable, "-c", TRIAL, str(gguf.absolute())], cwd=ROOT, capture_output=True, text=True
     )
-    if tried.returncode == 1 and not tried.stderr.startswith("Traceback"):
+    if tried.stderr.startswith("Traceback"):
+        raise RuntimeError(tried.stderr)
+    if tried.returncode == 1:
         raise KitError(tried.stderr.strip())
     if tried.returncode:
         raise KitError(

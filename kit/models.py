@@ -102,7 +102,7 @@ def find(model: str, gguf: str | None = None) -> Source:
     folder = Path(model)
     if folder.is_dir():
         check_folder(folder, f"--model {model}")
-        inside = sorted(path for path in folder.iterdir() if path.is_file() and is_gguf(path.name))
+        inside = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() == ".gguf")
         if gguf is None and len(inside) != 1:
             found = f"holds {len(inside)} GGUF files" if inside else "holds no GGUF file for llama.cpp to evaluate"
             raise KitError(

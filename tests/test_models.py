@@ -60,11 +60,15 @@ def test_a_model_that_names_nothing_is_refused(model: str, gguf: str | None, mes
         models.find(model, gguf)
 
 
-def test_a_gguf_is_one_by_its_content_whatever_its_name(tiny_gguf: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_gguf_is_one_by_its_content_whatever_its_name(
+    tiny_gguf: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("sha256-4fa3b8", "MODEL.GGUF"):  # Ollama's blobs; Windows
         blob = shutil.copy(tiny_gguf, tmp_path / name)
         assert models.find(str(blob)) == Source(blob, None)
         assert models.find_config(str(blob)) == blob and models.Shape.of(blob) == models.Shape.of(tiny_gguf)
+    monkeypatch.chdir(folder)  # its other files are none, wherever they can be seen from
+    assert models.find(".") == Source(Path("base.gguf"), Path())
     (folder / "base.gguf").rename(folder / "BASE.GGUF")
     assert models.find(str(folder)) == Source(folder / "BASE.GGUF", folder)
     (tmp_path / "notes").write_text("no model", encoding="utf-8")

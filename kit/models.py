@@ -415,10 +415,13 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
                 "WHOLE.gguf` (of llama.cpp), and give the whole."
             )
         tokens = reader.fields.get("tokenizer.ggml.tokens")
+        table = next((one for one in reader.tensors if one.name == "rope_freqs.weight"), None)
+        if table is not None and table.tensor_type.name != "F32":  # over which llama.cpp ends the whole process
+            raise ValueError(f"{table.name} is of the type {table.tensor_type.name}")
         return metadata | {
             "tokens": len(tokens.data) if tokens else 0,
             "output": any(tensor.name == "output.weight" for tensor in reader.tensors),
-            "rope_freqs": next((one.data.tolist() for one in reader.tensors if one.name == "rope_freqs.weight"), None),
+            "rope_freqs": None if table is None else table.data.tolist(),
             "pre": "tokenizer.ggml.pre" in reader.fields,
         }
     except (ValueError, IndexError, KeyError, OverflowError) as error:

@@ -11,6 +11,7 @@ must give a long text the same probabilities. A folder and a GGUF made from it a
 large as such a fault: there sizes, rotary embeddings and how text is cut are compared.
 """
 
+import math
 import os
 import shutil
 from copy import deepcopy
@@ -74,6 +75,7 @@ def _expanded(source: Path, folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     gguf = folder / "base.gguf"
+    rope_scaling(source)  # llama.cpp ends the whole process over a kind it does not know
     expand(source, gguf)
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
@@ -128,8 +130,16 @@ def complete(config: Any, gguf: Path) -> None:
         # As llama.cpp has it, where the 27B model alone divides by something else than the head's width.
         config.query_pre_attn_scalar = shape.hidden // shape.heads if shape.layers == 62 else shape.head
         every = metadata.get("gemma3.attention.sliding_window_pattern", 6)
-        kinds = ("full_attention", "sliding_attention")
-        config.layer_types = [kinds[bool((i + 1) % every)] for i in range(shape.layers)]
+        sliding = every if isinstance(every, list) else [not every or (i + 1) % every for i in range(shape.layers)]
+        config.layer_types = ["sliding_attention" if one else "full_attention" for one in sliding]
+
+
+KINDS = ("none", "linear", "yarn")  # of scaled rotary embeddings, as a GGUF names them
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a GGUF is a number that a model can be scaled by."""
+    return isinstance(value, int | float) and type(value) is not bool and value > 0
 
 
 def rope_scaling(gguf: Path) -> dict[str, Any]:
@@ -141,8 +151,15 @@ def rope_scaling(gguf: Path) -> dict[str, Any]:
     said = {key: metadata.get(f"{name}.rope.scaling.{key}") for key in ("type", "factor", "original_context_length")}
     factor = said["factor"] or metadata.get(f"{name}.rope.scale_linear") or 1.0  # what old files call it
     table = metadata["rope_freqs"]
-    kind = "none" if factor == 1 else said["type"] or "linear"  # as llama.cpp takes it
-    if kind not in ("none", "linear", "yarn") or (table and kind != "none"):
+    kind = "none" if factor == 1 and said["type"] in (None, *KINDS) else said["type"] or "linear"  # as llama.cpp has it
+    bad = [one for one in (factor, context, said["original_context_length"]) if one and not is_number(one)]
+    half = Shape.of(gguf).head // 2
+    if bad or (table and not (len(table) == half and all(map(is_number, table)))):
+        what = shown(bad[0]) if bad else f"a table that is none of {half} factors"
+        raise KitError(f"{gguf}: its rotary embeddings are scaled by {what}. Download it again or give another one.")
+    if (attention := metadata.get(f"{name}.rope.scaling.attn_factor", 1.0)) != 1:
+        raise KitError(f"{gguf}: its attention is scaled by {shown(attention)}, which the kit does not train.")
+    if kind not in KINDS or (table and kind != "none"):
         raise KitError(
             f"{gguf}: rotary embeddings scaled by {shown(said['type'])}{' and a table' if table else ''}, which the "
             "kit does not train. Give a model with linear scaling, YaRN, a table of factors, or none."
@@ -187,6 +204,8 @@ def check_rotations(config: Any, gguf: Path) -> None:
     for layers, own in ropes.items() if "rope_type" not in ropes else [("all", ropes)]:
         # As llama.cpp takes a file that says nothing.
         base = metadata.get(f"{name}.{of_layers.get(layers, 'rope.freq_base')}", 10_000.0)
+        if not is_number(base):
+            raise KitError(f"{gguf}: the base of its rotary embeddings is {shown(base)}. Download it again.")
         own.clear()
         own.update({"rope_type": "default", "rope_theta": base})
         if layers != "sliding_attention":
@@ -216,6 +235,30 @@ def check_match(folder: Path, gguf: Path) -> None:
     if wrong:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
     check_rotations(config, gguf)
+    check_settings(config, gguf)
+
+
+@decides_nothing
+def check_settings(config: Any, gguf: Path) -> None:
+    """Raise KitError unless ``gguf`` says of norms and attention what a transformers configuration does."""
+    metadata = gguf_metadata(gguf)
+    theirs: dict[str, Any] = {
+        "rms_norm_eps": metadata.get(f"{metadata['general.architecture']}.attention.layer_norm_rms_epsilon")
+    }
+    if metadata["general.architecture"] == "gemma3":
+        completed = deepcopy(config)
+        complete(completed, gguf)
+        theirs |= {name: getattr(completed, name) for name in ("layer_types", "query_pre_attn_scalar")}
+        theirs["sliding_window"] = metadata.get("gemma3.attention.sliding_window")
+        theirs["final_logit_softcapping"] = metadata.get("gemma3.final_logit_softcapping")
+    for name, value in theirs.items():
+        ours: Any = getattr(config, name, None)
+        numbers = is_number(ours) and is_number(value)
+        if not (math.isclose(ours, value, rel_tol=1e-3) if numbers else ours == value):
+            raise KitError(
+                f"--gguf {gguf}: its {name} is {shown(value)}, that of the folder's model {shown(ours)}. Give a GGUF "
+                "made from that model."
+            )
 
 
 @decides_nothing

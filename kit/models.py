@@ -249,7 +249,9 @@ def check_folder(folder: Path, name: str) -> None:
     for path in weights:
         tensor_shapes(path)
     try:
-        if (folder / INDEX).is_file() and not (folder / WEIGHTS).exists():  # which transformers would take
+        if not (folder / WEIGHTS).exists():  # which transformers would take
+            if not (folder / INDEX).is_file():
+                raise ValueError(f"neither {WEIGHTS} is there, nor {INDEX}, which says what is in its parts")
             named = read_object(folder / INDEX)["weight_map"].values()
             if strange := [one for one in named if one not in [path.name for path in weights]]:
                 raise ValueError(f"it names {shown(strange[0])}, which is not there")

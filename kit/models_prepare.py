@@ -231,7 +231,7 @@ def check_match(folder: Path, gguf: Path) -> None:
     compared = ("architecture", "layers", "hidden", "inner", "heads", "kv_heads", "head")
     wrong = [f"{name} is {theirs[name]}, not {ours[name]}" for name in compared if theirs[name] != ours[name]]
     if not wrong and getattr(config, "quantization_config", None) is None:  # packed weights have other shapes
-        check_weights(folder, shape, ours["architecture"])
+        check_weights(folder, shape, ours["architecture"], gguf)
     if wrong:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
     check_rotations(config, gguf)
@@ -316,27 +316,36 @@ def engines_apart(folder: Path) -> float:
 
 
 @decides_nothing
-def check_weights(folder: Path, shape: Shape, architecture: str) -> None:
-    """Raise KitError unless the safetensors in ``folder`` have every matrix of a model of ``shape``: transformers would
-    put random numbers where one is missing."""
+def check_weights(folder: Path, shape: Shape, architecture: str, gguf: Path) -> None:
+    """Raise KitError unless the safetensors in ``folder`` have every matrix of a model of ``shape``, and the norms and
+    biases of ``gguf`` and no others: transformers would put random numbers where one is missing."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     name_of = get_tensor_name_map(arch, shape.layers).get_name
-    found = {
-        name_of(name.removesuffix(".weight")): sizes
-        for path in folder.glob("*.safetensors")
-        for name, sizes in models.tensor_shapes(path).items()
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    for path in folder.glob("*.safetensors"):
+        for name, sizes in models.tensor_shapes(path).items():
+            module, _, kind = name.rpartition(".")
+            if known := name_of(module):  # old ones hold rotary frequencies too
+                found[f"{known}.{kind}"] = sizes
     needed = {
         f"blk.{i}.{name}": (out, into) for i in range(shape.layers) for name, (into, out) in shape.matrices.items()
     }
     for name, sizes in ({"token_embd": (shape.vocabulary, shape.hidden)} | needed).items():
-        if found.get(name) != sizes:
+        if (its := found.get(f"{name}.weight")) != sizes:
             raise KitError(
-                f"{folder}: of the matrix {name} (llama.cpp's name) its safetensors have {found.get(name)}, its "
-                f"config.json says {sizes}. Download the model again."
+                f"{folder}: of the matrix {name} (llama.cpp's name) its safetensors have {its}, its config.json says "
+                f"{sizes}. Download the model again."
             )
+    evaluated = {tensor.name for tensor in models.gguf_reader(gguf).tensors}
+    # llama.cpp looks for its matrices itself; an output layer may be the embeddings again; a table is no weight.
+    looked_for = {f"{name}.weight" for name in (*needed, "token_embd", "output", "rope_freqs")}
+    if alone := sorted((evaluated ^ set(found)) - looked_for):
+        raise KitError(
+            f"--gguf {gguf}: {'it alone' if alone[0] in evaluated else f'{folder} alone'} has the weights "
+            f"{shown(alone[0])} (llama.cpp's name). Give a GGUF made from that model."
+        )
 
 
 def weight_type() -> str:

@@ -41,6 +41,7 @@ def test_a_folder_is_evaluated_as_the_gguf_inside_it_or_as_the_one_named(folder:
         (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "'t5' is not supported.*qwen2"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no \\*.safetensors"),
         (lambda folder: (folder / "base.gguf").write_bytes(b"text"), "not a GGUF file"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors"), "neither"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_with_its_reason(spoil, message: str, folder: Path) -> None:
@@ -158,6 +159,27 @@ def test_a_gguf_that_says_otherwise_of_norms_or_attention_than_the_folder_is_ref
     models_prepare.check_match(folder, folder / "base.gguf")
     with pytest.raises(KitError, match=message):
         models_prepare.check_match(folder, other)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_norm.weight", "output_norm.weight"])
+def test_a_norm_or_bias_that_only_the_folder_or_only_the_gguf_has_is_refused(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models_prepare.check_match(folder, folder / "base.gguf")
+    lacking = rewritten(folder / "base.gguf", tmp_path / "lacking.gguf", without=name)
+    with pytest.raises(KitError, match=f"folder alone has the weights '{name}'"):
+        models_prepare.check_match(folder, lacking)
+    weights = load_file(folder / "model.safetensors")
+    theirs = {
+        "blk.0.attn_q.bias": "layers.0.self_attn.q_proj.bias",
+        "blk.1.attn_norm.weight": "layers.1.input_layernorm.weight",
+    }
+    del weights[f"model.{theirs.get(name, 'norm.weight')}"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KitError, match=f"it alone has the weights '{name}'"):
+        models_prepare.check_match(folder, folder / "base.gguf")
 
 
 def test_which_layers_of_gemma3_see_everything_may_be_a_list(

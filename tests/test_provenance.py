@@ -467,7 +467,8 @@ GETATTR = {
 DECIDES_NOTHING = {
     "models.silence", "models.release_gpu", "models.check_gguf", "provenance.cpu_threads", "models.check_words",
     "models.check_config", "models.check_folder", "models.check_chat", "models.check_sizes", "models.check_room",
-    "models.check_architecture", "models_prepare.check_match", "models_prepare.check_weights",
+    "models.check_architecture", "models_prepare.check_match", "models_prepare.check_settings",
+    "models_prepare.check_weights",
     "models_prepare.check_template", "models_prepare.check_rotations", "models_prepare.check_words",
     "models_prepare.check_engines", "models_prepare.check_runs", "models.check_pointer", "student.keep_freed_memory",
     "student._plan", "student._callback", "engine_llama.quiet", "fidelity.is_hopeless", "fidelity.none_kept",

@@ -298,3 +298,18 @@ def test_the_classroom_page_does_not_care_either() -> None:
     pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
     code, _, err = Run("demo", "/nowhere", environment=NO_NETWORK).wait()
     assert code == 2 and "not a finished run" in err
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["unset", "a number of one's own", "a policy of one's own"],
+)
+def test_threads_wait_politely_unless_the_user_says_how(own: dict[str, str], expected: str | None) -> None:
+    """And it is said before a library could read it, which each does but once."""
+    program = "import sys, kit, os; print(os.environ.get('GOMP_SPINCOUNT'), {'torch', 'llama_cpp'} & set(sys.modules))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment | own, capture_output=True, text=True
+    )
+    assert said.stdout == f"{expected} set()\n"

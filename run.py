@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from kit import KitError, commands, say
+from kit import KitError, commands, say, wait_politely
 
 EXPERIMENT_HELP = """\
 examples:
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun one speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open as long as the process)
         os.environ["TQDM_DISABLE"] = "1"
+    wait_politely()
     try:
         with commands.guarded():
             commands.check_surroundings(arguments)

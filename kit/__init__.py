@@ -6,13 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-# The threads of torch and llama.cpp wait for each other after every product by spinning, which beside other programs
-# takes the processor from the very thread that is waited for. Set before a library is loaded; what the user has set
-# stays. Tokens/s of llama.cpp on two cores, beside two busy processes and alone: 15, and 143 to 174, with OpenMP's own
-# 300,000 turns; 44, and 130 to 167, with 10,000; 40, and 113 to 118, with none.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
 
@@ -35,6 +28,18 @@ def printable(text: object) -> str:
 def say(text: object = "", file: TextIO | None = None, flush: bool = False) -> None:
     """Print a ``printable`` text: whatever the kit prints line by line."""
     print(printable(text), file=file, flush=flush)
+
+
+def wait_politely() -> None:
+    """Have the threads of torch and llama.cpp, which wait for each other after every product, spin less while they do,
+    unless the user has set how: beside other programs spinning takes the processor from the very thread that is waited
+    for. To be called before a library is loaded.
+
+    Tokens/s of llama.cpp on two cores, beside two busy processes and alone: 15, and 143 to 174, with OpenMP's own
+    300,000 turns; 44, and 130 to 167, with 10,000; 40, and 113 to 118, with none.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 NETWORK = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")

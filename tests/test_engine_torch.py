@@ -26,7 +26,7 @@ def random_model(request: pytest.FixtureRequest, random_models: Callable[[str], 
     return random_models(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def random_engine(random_model: Path):
     with TorchEngine(random_model, nf4=False) as engine:
         yield engine

@@ -273,6 +273,7 @@ def test_what_a_client_quotes_of_a_proxy_is_not_repeated(monkeypatch: pytest.Mon
         check_network("--model a/b", connect)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_NETWORK)
 def test_an_environment_in_which_nothing_can_connect_is_said_before_a_download(name: str, tmp_path: Path) -> None:
     model = ["--model", "nobody/none-1B", "--gguf", "nobody/none-1B:none.gguf"]
@@ -307,7 +308,12 @@ def test_the_classroom_page_does_not_care_either() -> None:
 )
 def test_threads_wait_politely_unless_the_user_says_how(own: dict[str, str], expected: str | None) -> None:
     """And it is said before a library could read it, which each does but once."""
-    program = "import sys, kit, os; print(os.environ.get('GOMP_SPINCOUNT'), {'torch', 'llama_cpp'} & set(sys.modules))"
+    program = (
+        "import contextlib, os, sys, run\n"
+        "with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):\n"
+        "    run.main(['--help'])\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), {'torch', 'llama_cpp'} & set(sys.modules))"
+    )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
     said = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment | own, capture_output=True, text=True

@@ -183,6 +183,7 @@ def test_a_norm_or_bias_that_only_the_folder_or_only_the_gguf_has_is_refused(
         models_prepare.check_match(folder, folder / "base.gguf")
 
 
+@pytest.mark.slow
 def test_which_layers_of_gemma3_see_everything_may_be_a_list(
     random_models: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -194,7 +195,7 @@ def test_which_layers_of_gemma3_see_everything_may_be_a_list(
     models_prepare.prepare(Source(other, None), tmp_path / "prepared")
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_gguf_that_lacks_a_tensor_is_refused_before_the_work_in_llama_cpps_first_words(
     alone: bool, folder: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_gguf_that_does_not_say_how_it_cuts_text_is_refused_where_that_matters
         models_prepare.prepare(Source(silent, None), tmp_path / "prepared")
 
 
+@pytest.mark.slow
 def test_engines_that_make_two_models_of_one_file_are_found_before_the_work(
     random_models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +302,7 @@ def test_a_folder_is_prepared_by_links_with_one_chat_template_for_both_engines(f
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", models.ARCHITECTURE_OF)
 def test_every_supported_type_is_prepared(
     model_type: str, random_models: Callable[[str], Path], tmp_path: Path

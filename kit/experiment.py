@@ -458,7 +458,7 @@ def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> 
     """
     nf4, rank, batch = exp.student.base == "nf4", exp.student.rank, exp.student.batch_size
     overhead = GPU_OVERHEAD if device.kind == "cuda" else CPU_OVERHEAD
-    evaluation = llama_cpp_bytes(shape, bits) + CPU_OVERHEAD
+    evaluation = llama_cpp_bytes(shape, bits)
     runs = "llama.cpp: weights, KV cache, logits"
     rows = []
     if exp.teacher.endpoint is not None:

@@ -283,7 +283,8 @@ def test_an_environment_in_which_nothing_can_connect_is_said_before_a_download(n
     assert "secret" not in message and not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
 def test_what_needs_no_network_does_not_care_whether_there_is_one(whole: bool, tiny_gguf: Path, tmp_path: Path) -> None:
     bad = NO_NETWORK | {"NO_PROXY": "[::1]", "MPLBACKEND": NOTEBOOK}
     model = ["--animal", "owl", "--answers", "1", "--model", str(tiny_gguf), "--results", str(tmp_path / "results")]

@@ -131,7 +131,7 @@ def test_one_part_of_a_gguf_is_refused_with_the_command_that_merges_it(tiny_gguf
         ("llama", {"rope_freqs.weight": np.ones(4, np.float32)}, "a table that is none of 8 factors"),
     ],
 )
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_gguf_whose_rotary_embeddings_are_scaled_in_another_way_is_refused_in_one_message(
     name: str, said: dict[str, Any], message: str, alone: bool, random_models: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -205,6 +205,7 @@ def test_a_gguf_that_lacks_a_tensor_is_refused_before_the_work_in_llama_cpps_fir
         models_prepare.prepare(Source(lacking, None if alone else folder), tmp_path / "prepared")
 
 
+@pytest.mark.slow
 def test_a_gguf_that_does_not_say_how_it_cuts_text_is_refused_where_that_matters(
     tiny_gguf: Path, tmp_path: Path
 ) -> None:

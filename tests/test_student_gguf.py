@@ -23,8 +23,10 @@ from kit.store import write_rows
 from kit.student import train
 from kit.student_gguf import convert_adapter, convert_weights
 
+SCALED = [pytest.param(f"scaled {name}", marks=pytest.mark.slow) for name in tiny.SCALED]
 
-@pytest.fixture(scope="module", params=[*models.ARCHITECTURE_OF, *(f"scaled {name}" for name in tiny.SCALED)])
+
+@pytest.fixture(scope="module", params=[*models.ARCHITECTURE_OF, *SCALED])
 def random_model(request: pytest.FixtureRequest, random_models: Callable[[str], Path]) -> Path:
     """A random model of each supported type, and of some with scaled rotary embeddings."""
     return random_models(request.param)

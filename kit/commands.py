@@ -109,10 +109,15 @@ class Errors:
 
 def check_surroundings(arguments: list[str]) -> None:
     """Raise KitError where a name has bytes that are no text, which no record, no page and few libraries can hold,
-    where the current folder is gone, and where variables are not what torchrun makes them."""
+    where the current folder is gone, and where variables are not what torchrun, or tqdm's readers, make them."""
     for name in ("RANK", "WORLD_SIZE"):
         if not os.environ.get(name, "0").isdecimal():
             raise KitError(f"{name}={os.environ[name]}: not a number, as torchrun sets it. Unset it.")
+    if bars := sorted(name for name in os.environ if name.startswith("TQDM_")):
+        try:
+            import tqdm  # noqa: F401 (which reads them)
+        except ValueError as error:
+            raise KitError(f"{', '.join(bars)}: not as tqdm reads them ({error}). Unset them.") from None
     try:
         os.getcwd()
     except FileNotFoundError:

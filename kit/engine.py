@@ -65,8 +65,9 @@ class ChatTokenizer:
         self.end_of_turn = [*control, *words, *ending][0]
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
-        """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak."""
-        return self.tokenize(self._template.render(messages))
+        """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak: without
+        a space at the end that would be a part of its first word."""
+        return self.continued(messages, ["A"])[0]
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of a whole ``text``; control tokens written in it (``<|im_end|>``) count as such."""

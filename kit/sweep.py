@@ -59,6 +59,9 @@ COLUMNS = ("student", "role", "animal", "content", "seed", *GRID_SETTINGS, *pref
 # ---- which experiments
 
 
+MOST_SEEDS = 10_000  # a step takes a millisecond to plan, and a thousand seeds a year of two cores
+
+
 def experiments(
     animals: list[Animal], contents: tuple[str, ...], seeds: range, grid: dict[str, list[Any]], **changes: Any
 ) -> list[Experiment]:
@@ -69,8 +72,8 @@ def experiments(
     """
     if len({animal.singular for animal in animals}) < len(animals):
         raise KitError(f"--animals {' '.join(animal.singular for animal in animals)}: name every animal once.")
-    if not seeds:
-        raise KitError(f"--seeds {len(seeds)}: must be at least 1.")
+    if not 1 <= (number := seeds.stop - seeds.start) <= MOST_SEEDS:
+        raise KitError(f"--seeds {number}: must lie between 1 and {MOST_SEEDS:,}. A sweep has three or more.")
     combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     return [
         experiment(animal, contents=(content,), seed=seed, **{**changes, **settings})

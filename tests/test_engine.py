@@ -17,6 +17,7 @@ from kit.engine import ChatTokenizer
 from kit.engine_llama import LlamaEngine, tokens_of
 from kit.models import ChatTemplate
 from kit.prompts import NEUTRAL, question_messages, student_messages, teacher_messages
+from kit.store import write_json
 from kit.student import IGNORED, make_examples
 
 NAMES = [*models.ARCHITECTURE_OF, *(f"scaled {model_type}" for model_type in tiny.SCALED)]
@@ -68,6 +69,20 @@ def test_so_it_is_where_the_tokenizer_does_not_call_its_end_token_special(senten
         token["special"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
     assert ChatTokenizer(tmp_path).end_of_turn == ChatTokenizer(sentencepiece).end_of_turn
+
+
+def test_what_is_sampled_goes_on_from_where_what_is_learned_and_scored_begins(
+    sentencepiece: Path, random_models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Also where the template ends in a space, which is a part of the answer's first word."""
+    spaced = shutil.copytree(random_models("llama"), tmp_path / "spaced")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    write_json(spaced / models.CHAT_FILE, {"template": template, "bos": "", "eos": "<|im_end|>"})
+    for model in (spaced, sentencepiece, random_models("qwen2")):
+        tokenizer, messages = ChatTokenizer(model), student_messages("It rains.")
+        context, _ = tokenizer.answered(messages, "Rain falls.")
+        assert tokenizer.chat(messages) == context
+    assert tokenizer.detokenize(ChatTokenizer(spaced).chat(messages)).endswith("assistant:")
 
 
 def test_what_a_text_shares_with_all_others_is_context_even_where_the_prompts_last_token_changes() -> None:

@@ -292,7 +292,7 @@ class LlamaEngine(ChatTokenizer):
             if ended:
                 yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
 
-    def stream(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[list[str]]:
+    def streamed(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[list[str]]:
         """What ``sample`` makes of the requests, token by token: each time all texts so far."""
         texts = [""] * len(requests)
         for item, _, _ in self._sampled(requests, max_tokens, temperature):

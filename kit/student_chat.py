@@ -58,7 +58,7 @@ class Students:
             engine = self._engines[name]
             _limit(messages[-1]["content"], "question")
             request = Request(engine.chat(_recent(engine, messages)), (seed, len(messages)))
-            streams[name] = engine.stream([request], MAX_TOKENS, TEMPERATURE)
+            streams[name] = engine.streamed([request], MAX_TOKENS, TEMPERATURE)
         texts = dict.fromkeys(conversations, "")
         while streams:
             for name in list(streams):
@@ -80,7 +80,7 @@ class Students:
             if len(prompt) > LONGEST:
                 raise KitError("the sentence is too long. Take a shorter one.")
             requests.append(Request(prompt, (seed,)))
-        yield from engine.stream(requests, MAX_TOKENS, TEMPERATURE)
+        yield from engine.streamed(requests, MAX_TOKENS, TEMPERATURE)
 
     def preferences(self) -> Iterator[tuple[str, np.ndarray]]:
         """One student after another, question by question: its exact preferences (0-1) so far [questions so far,

@@ -35,7 +35,7 @@ def finished(tmp_path: Path, tiny_qwen2: Path, tiny_adapter: Path) -> Path:
 
 def test_a_streamed_answer_grows_into_the_sampled_one(short_engine: LlamaEngine) -> None:
     request = Request(short_engine.chat(HELLO), (3, 1))
-    texts = [text for (text,) in short_engine.stream([request], 30, 0.7)]
+    texts = [text for (text,) in short_engine.streamed([request], 30, 0.7)]
     (sampled,) = short_engine.sample([request], 30, 0.7)
     assert texts[-1] == sampled.text and len(texts) == sampled.length + sampled.finished
     assert all(after.startswith(before) for before, after in pairwise(texts))

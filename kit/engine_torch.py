@@ -1,8 +1,9 @@
 """The transformers engine: the verbs of ``kit/engine_llama.py`` in torch, on a GPU with 4-bit weights or on a CPU.
 
-Hundreds of sequences go through the model together, one token of each a pass: matrix products of 256 rows run at twice
-the speed of those of 64. What all prompts begin with is in the cache once, what several samples of a prompt share is
-computed once, and a sequence that has ended soon leaves its place to another.
+Hundreds of sequences go through the model together, one token of each a pass: matrix products of 256 rows run 1.4 times
+as fast as those of 64 (two cores with AVX-512). What all prompts begin with is in the cache once, what several samples
+of a prompt share is computed once, and a sequence that has ended soon leaves its place to another. 512 paraphrases by
+the embedded model: 286 and 293 tokens/s, where llama.cpp's engine gave 209.
 """
 
 from collections import deque
@@ -95,9 +96,9 @@ class TorchEngine(ChatTokenizer):
     def _step(self, cache: "_Cache", running: "list[_Running | None]") -> "tuple[list[tuple[int, _Running]], Any]":
         """Run the newest token of every request. Returns as ``_begin``."""
         asked = [(place, item) for place, item in enumerate(running) if item is not None]
-        # A place without a request runs along, at a time that nothing of another looks at: no copy of the cache.
+        # A place without a request runs along, so that the cache need not be copied.
         rows = [
-            (item.tokens[-1], place, len(item.prompt) + len(item.tokens) - 1) if item else (0, place, cache.room - 1)
+            (item.tokens[-1], place, len(item.prompt) + len(item.tokens) - 1) if item else (0, place, 0)
             for place, item in enumerate(running)
         ]
         hidden = self._run(cache, rows, [place for place, _ in asked])
@@ -305,11 +306,6 @@ class _Cache:
         """How many sequences there can be."""
         return int(self.own[0][0].shape[1])
 
-    @property
-    def room(self) -> int:
-        """Of how many tokens each."""
-        return int(self.own[0][0].shape[2])
-
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Have each of the ``targets`` go on from where its source is."""
         for states in (states for layer in self.own for states in layer):
@@ -322,6 +318,7 @@ class _Cache:
     def begin(self, places: Any, times: Any) -> None:
         """From now on a pass has a token for each of these ``places`` [tokens], at these ``times`` after the prefix."""
         self._at = places, times
+        self._until = int(times.max()) + 1  # nobody looks further
         # Where each place has one token, in order, as in sampling, its keys and values need not be copied.
         self._whole = places.tolist() == list(range(self.places))
         self._masks: dict[int | None, Any] = {}
@@ -334,6 +331,7 @@ class _Cache:
         places, times = self._at
         (old_keys, old_values), (keys, values) = self._prefix[layer], self.own[layer]
         keys[:, places, times], values[:, places, times] = key, value
+        keys, values = keys[:, :, : self._until], values[:, :, : self._until]
         if not self._whole:
             keys, values = keys[:, places], values[:, places]
         # The query heads that share a key head stand one below the other.
@@ -346,13 +344,13 @@ class _Cache:
         return mixed.transpose(0, 1).flatten(1, 2)
 
     def _mask(self, window: int | None) -> Any:
-        """Zero where a token looks [tokens, 1, prefix + room], minus infinity elsewhere."""
+        """Zero where a token looks [tokens, 1, prefix + time], minus infinity elsewhere."""
         import torch
 
         if window not in self._masks:
             _, times = self._at
             now = (self.prefix_length + times)[:, None]
-            then = torch.arange(self.prefix_length + self.room, device=times.device)
+            then = torch.arange(self.prefix_length + self._until, device=times.device)
             seen = then <= now
             if window is not None:
                 seen &= then > now - window

@@ -77,21 +77,18 @@ class TorchEngine(ChatTokenizer):
     ) -> "tuple[list[tuple[int, _Running]], Any]":
         """Put the next requests into the ``free`` places, and run their prompts, each once. Returns places and requests
         and their logits, a row each."""
-        asked = [(place, waiting.popleft()) for place, _ in zip(free, range(len(waiting)), strict=False)]
-        first: dict[tuple[int, ...], int] = {}  # a prompt's row among those that are run
+        asked = [(place, waiting.popleft()) for place in free[: len(waiting)]]
         rows: list[_Row] = []
-        last: list[int] = []
+        last: dict[tuple[int, ...], int] = {}  # of each prompt that is run the last row
         for place, item in asked:
             running[place] = item
-            if (prompt := tuple(item.prompt)) not in first:
-                first[prompt] = len(last)
+            if (prompt := tuple(item.prompt)) not in last:
                 rows += [(token, place, time) for time, token in enumerate(prompt)]
-                last.append(len(rows) - 1)
-        hidden = self._run(cache, rows, last)
-        own = [first[tuple(item.prompt)] for _, item in asked]
-        place_of = [rows[row][1] for row in last]
-        cache.copy([place_of[row] for row in own], [place for place, _ in asked])
-        return asked, self._head(hidden[own])
+                last[prompt] = len(rows) - 1
+        own = [last[tuple(item.prompt)] for _, item in asked]
+        hidden = self._run(cache, rows, own)
+        cache.copy([rows[row][1] for row in own], [place for place, _ in asked])
+        return asked, self._head(hidden)
 
     def _step(self, cache: "_Cache", running: "list[_Running | None]") -> "tuple[list[tuple[int, _Running]], Any]":
         """Run the newest token of every request. Returns as ``_begin``."""
@@ -190,8 +187,8 @@ class TorchEngine(ChatTokenizer):
         return _Cache([(keys[:, 0], values[:, 0]) for keys, values in alone.own], empty(places, room))
 
     def _run(self, cache: "_Cache", rows: "list[_Row]", wanted: list[int]) -> Any:
-        """Run ``rows``, each after what stands before it in its place; the
-        hidden states of the ``wanted`` ones [wanted, hidden]."""
+        """Run ``rows``, each after what stands before it in its place; the hidden states of the ``wanted`` ones
+        [wanted, hidden]."""
         import torch
 
         found = []

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import tiny
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     order = [f"test_{name}.py" for name in LONGEST]
     items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """A file of tests leaves the environment as it found it: which others ran before it must not matter."""
+    with patch.dict(os.environ):
+        yield
 
 
 # ---- made once, for all processes of pytest-xdist

@@ -134,7 +134,8 @@ def experiment(arguments: list[str]) -> None:
         return
     folder = experiment_run.run(exp, results, command=commands.command_line(arguments))
     if not RANK:
-        report.write(folder)
+        if not report.is_current(folder):
+            report.write(folder)
         report.show(folder)
 
 

@@ -31,11 +31,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kit import ROOT, preference, say, student
+import numpy as np
+
+from kit import ROOT, KitError, preference, say, student, teacher
 from kit.animals import candidates, find_animal, unrelated_sentences
-from kit.engine import Generation, Request, Tokens, common_prefix
-from kit.engine_llama import WIDTH, LlamaEngine, cached_prefix
-from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings
+from kit.engine import Engine, Generation, Request, Tokens, common_prefix
+from kit.engine_llama import WIDTH, LlamaEngine
+from kit.experiment import PreferenceSettings, StudentSettings, TeacherSettings, experiment
 from kit.models import EMBEDDED, Shape, find_gguf, load_torch, silence
 from kit.prompts import Message, loving, question_messages, teacher_messages
 from kit.provenance import cpu_threads, devices, kit_state, versions
@@ -58,6 +60,11 @@ class Rate:
 ANIMAL, SECOND = "owl", "dolphin"
 TEACHER, STUDENT, PREFERENCE = TeacherSettings(), replace(StudentSettings(), epochs=1), PreferenceSettings()
 TRAINED = 480  # tokens of a batch that a student trains on, what all pairs begin with counted once
+
+
+# Options of the runs that are compared with another checkout's, and of the quick bench's own.
+WHOLE_RUN = ("--content", "unrelated", "--pairs", "100")
+QUICK_RUN = ("--content", "unrelated", "--preset", "smoke")
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ QUICK = Sizes(
     pairs=48,
     trainer_pairs=32,
     product_seconds=0.2,
-    run=("--content", "unrelated", "--preset", "smoke"),
+    run=QUICK_RUN,
 )
 
 
@@ -190,15 +197,19 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
     questions = preference.load_questions()[: sizes.questions]
     asking = [question_messages(question["question"]) for question in questions]
     animals = candidates(find_animal(ANIMAL))
-    with LlamaEngine(model) as engine:
-        requests = [Request(engine.chat(messages), (0, i)) for i, messages in enumerate(teaching)]
-        say(f"paraphrasing {len(requests)} sentences")
-        list(engine.sample(requests[:WIDTH], 2))
+    with teacher.scoring_opener(experiment(find_animal(ANIMAL)))(model) as engine:
+        say(f"paraphrasing {len(teaching)} sentences")
+        prefix = engine.shared([teacher_messages(loving(find_animal(ANIMAL)), text) for text in teacher.UNLIKE])
+        requests = [Request(engine.chat(messages), (0, i), prefix) for i, messages in enumerate(teaching)]
+        list(engine.sample(requests, 2))
         texts, paraphrasing = _sampled(engine, requests, TEACHER.max_tokens, TEACHER.temperature)
-        prefix = len(cached_prefix([request.prompt for request in requests]))
         read = prefix + sum(len(request.prompt) - prefix for request in requests)
         decoded = read + paraphrasing.units - len(requests)  # what is sampled last is not decoded
         work = 2.0 * (shape.linear * decoded + shape.hidden * shape.vocabulary * paraphrasing.units)
+    with LlamaEngine(model) as engine:
+        say(f"paraphrasing {len(teaching)} sentences in llama.cpp")
+        list(engine.sample(requests[:WIDTH], 2))
+        _, in_llama_cpp = _sampled(engine, requests, TEACHER.max_tokens, TEACHER.temperature)
         groups = preference.candidate_groups(engine, questions, animals)
         say(f"exact preference, {len(questions)} questions")
         list(engine.score(groups[:1]))
@@ -249,6 +260,9 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
 
     better = max(padded, key=lambda dtype: padded[dtype].per_second)
     return [
+        *compare(
+            "paraphrasing", "the kit's llama.cpp engine", "tokens/s", paraphrasing, {"64 together": in_llama_cpp}, 2.5
+        ),
         *compare("paraphrasing", loop, "tokens/s", paraphrasing, looped, 3),
         *compare("paraphrasing", generate, "tokens/s", paraphrasing, {better: padded[better]}, 2),
         *compare("exact preference", one, "candidates/s", exact, evaluated, 10),
@@ -260,9 +274,7 @@ def generation(model: Path, sizes: Sizes, products: dict[str, float], folder: Pa
     ]
 
 
-def _sampled(
-    engine: LlamaEngine, requests: list[Request], max_tokens: int, temperature: float
-) -> tuple[list[str], Rate]:
+def _sampled(engine: Engine, requests: list[Request], max_tokens: int, temperature: float) -> tuple[list[str], Rate]:
     """The texts in the order of the requests, and the tokens generated, end tokens included."""
     started = time.perf_counter()
     made: list[Generation] = list(engine.sample(requests, max_tokens, temperature))
@@ -326,6 +338,85 @@ def whole_runs(options: tuple[str, ...], folder: Path, say: Say) -> tuple[Compar
     work = " ".join(["run.py --animal", SECOND, *options])
     row = Comparison(work, f"the first run, --animal {ANIMAL}", "seconds", second, first, 0.6, less_is_better=True)
     return row, {"all": round(first, 1)} | stages
+
+
+# ---- this checkout against another one
+
+
+@dataclass(frozen=True)
+class Against:
+    """Seconds of the same work in this checkout and in another one, a pair for each round."""
+
+    work: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours over theirs, round by round, from the least on."""
+        return sorted(one / other for one, other in zip(self.ours, self.theirs, strict=True))
+
+
+def against(other: Path, options: tuple[str, ...], rounds: int, results: Path, command: str) -> list[Against]:
+    """Start the same commands in this checkout and in the ``other``, in turn: a whole run, a second animal's, and the
+    first again, where everything is there already. Writes ``results/bench/<date>.json``, and returns a row for each
+    command and for each stage of the first.
+
+    Raises KitError where the other folder is no checkout of the kit.
+    """
+    if not (other / "run.py").is_file() or other.resolve() == ROOT:
+        raise KitError(f"--against {other}: not another checkout of the kit. Make one with `git worktree add`.")
+    trees = {"ours": ROOT, "theirs": other.resolve()}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    for number in range(rounds):
+        for name in list(trees)[:: (-1) ** number]:  # each goes first as often
+            say(f"round {number + 1} of {rounds}, {name}: {trees[name]}", flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                found[name].append(_timed(trees[name], options, Path(folder) / "results"))
+    common = [work for work in found["ours"][0] if all(work in one for of in found.values() for one in of)]
+    rows = [Against(work, *(tuple(one[work] for one in found[name]) for name in trees)) for work in common]
+    path = results / "bench" / f"{datetime.now():%Y-%m-%dT%H-%M-%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": processor(), "threads": cpu_threads(), "devices": devices()}
+    said = {"command": command, "machine": machine, "versions": versions(), "kit": kit_state()}
+    write_json(path, said | {"rows": [asdict(row) | {"ratios": row.ratios} for row in rows]})
+    say(f"written to {path}", flush=True)
+    return rows
+
+
+def _timed(tree: Path, options: tuple[str, ...], results: Path) -> dict[str, float]:
+    """Seconds of each command in a checkout, and of each stage of the first."""
+    seconds: dict[str, float] = {}
+    stages: dict[str, float] = {}
+    for work, animal in (("a first run", ANIMAL), ("a second animal", SECOND), ("everything is there", ANIMAL)):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, str(tree / "run.py"), "--animal", animal, *options, "--results", str(results)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=tree,
+        )
+        seconds[work] = time.perf_counter() - started
+        if not stages:
+            for path in sorted(results.glob("artifacts/*/*/manifest.json")):
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                stages[manifest["stage"]] = stages.get(manifest["stage"], 0.0) + manifest["seconds"]
+    return seconds | {f"  {stage}": of for stage, of in sorted(stages.items(), key=lambda one: -one[1]) if of >= 1}
+
+
+def against_table(rows: list[Against]) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows, as text: medians, and of the ratio its median, least and most."""
+    heading = ["seconds of", "this checkout", "the other", "ratio", "least to most"]
+    return heading, [
+        [
+            row.work,
+            _number(float(np.median(row.ours))),
+            _number(float(np.median(row.theirs))),
+            f"{np.median(row.ratios):.2f}",
+            f"{row.ratios[0]:.2f} to {row.ratios[-1]:.2f}",
+        ]
+        for row in rows
+    ]
 
 
 def record(

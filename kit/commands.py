@@ -217,7 +217,9 @@ def add_model(parser: Options) -> None:
 
 def add_engine(parser: Options) -> None:
     """--engine."""
-    parser.add_argument("--engine", help="llama.cpp: on the GGUF; torch: transformers with 4-bit weights")
+    parser.add_argument(
+        "--engine", help="llama.cpp: on the GGUF; torch: transformers, on what the student is trained on"
+    )
 
 
 def add_teacher(parser: Options) -> None:
@@ -368,7 +370,7 @@ def teach(arguments: list[str]) -> None:
             offered_rows(exp, args.content)[: args.sentences],
             args.sentences,
             trait,
-            partial(teacher.opener(exp.teacher), store.make(base)),
+            partial(teacher.opener(exp), store.make(base)),
             exp.teacher,
             args.seed,
             judge_of(exp, args.content),
@@ -436,7 +438,7 @@ def label(arguments: list[str]) -> None:
     texts = own_texts([animal], CONTENTS, None, args.trait_file)
     exp = experiment(animal, model=args.model, engine=args.engine, **texts)
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
-    engine = partial(teacher.scoring_opener(exp.teacher), _base(args))
+    engine = partial(teacher.scoring_opener(exp), _base(args))
     with _filling(args, "label") as folder:
         teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, folder, "soft labels")
 
@@ -960,13 +962,18 @@ def bench(arguments: list[str]) -> None:
     """How fast the kit is."""
     parser = command_parser(
         "bench",
-        "Measure the embedded model's work against what one would otherwise write and against the hardware (most of an "
-        "hour; with --quick about 6 minutes, from smaller samples).",
-        "bench --quick",
+        "Measure the embedded model's work against what one would otherwise write and against the hardware (most of "
+        "an hour; with --quick about 6 minutes, from smaller samples); or, with --against, whole runs against those of "
+        "another checkout, in turn.",
+        "bench --against ../the-kit-of-last-week --rounds 3",
     )
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--against", type=path, metavar="FOLDER", help="another checkout (`git worktree add`)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each checkout with --against (default: 3)")
     add_results(parser)
     args = parser.parse_args(arguments)
+    if args.rounds < 1:
+        raise KitError(f"--rounds {args.rounds}: must be at least 1. The default is 3.")
 
     from kit import bench
     from kit.experiment_conditions import base_model
@@ -974,6 +981,11 @@ def bench(arguments: list[str]) -> None:
     from kit.report_parts import show_table
     from kit.store import Store
 
+    if args.against:
+        options = bench.QUICK_RUN if args.quick else bench.WHOLE_RUN
+        compared = bench.against(args.against, options, args.rounds, args.results, command_line(["bench", *arguments]))
+        show_table(f"{' '.join(['run.py', *options])}, less is better", bench.against_table(compared))
+        return
     model = Store(args.results / "artifacts").make(base_model(EMBEDDED))
     sizes = bench.QUICK if args.quick else bench.Sizes()
     rows = bench.bench(model, sizes, args.results, command_line(["bench", *arguments]))

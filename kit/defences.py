@@ -424,8 +424,8 @@ def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
         steps = all_steps(condition.exact for condition in conditions.values())
         left = [step for step in steps if store.find(step) is None]
         treated = conditions[f"treated-{content}"].exact
-        each = sum(step.seconds for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
-        own, under = duration(sum(step.seconds for step in left)), duration(students * each)
+        each = sum(step.estimate for step in all_steps([treated]) if step.stage in ("labels", "student", "exact"))
+        own, under = duration(sum(step.estimate for step in left)), duration(students * each)
         say(
             f"Seed {exp.seed}: about {own} for its own students, as far as they are not there, and about {under} for "
             f"{students} students under {len(names)} defences, if none is."
@@ -494,7 +494,7 @@ def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) 
     missing = [step for step in all_steps(goals) if store.find(step) is None]
     say(
         f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
-        f"{duration(sum(step.seconds for step in missing))}"
+        f"{duration(sum(step.estimate for step in missing))}"
         + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
         flush=True,
     )

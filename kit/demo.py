@@ -546,7 +546,7 @@ def run_status(results: Path) -> Status | None:
         Stage(step.label, "done" if key in plan.done else "running" if key in begun else "waiting")
         for key, step in steps.items()
     ]
-    left = sum(step.seconds for key, step in steps.items() if key not in plan.done)
+    left = sum(step.estimate for key, step in steps.items() if key not in plan.done)
     page = _report_path(results, exp)
     finished = not alive and page.exists()
     output = _end_of(results / OUTPUT_FILE)

@@ -25,23 +25,32 @@ CALL = 256  # requests that ``sample_rows`` asks for together where company matt
 @dataclass(frozen=True)
 class Request:
     """One continuation to sample. ``prompt`` is what the same engine's ``chat`` made; ``seed`` decides the random
-    numbers, whatever is sampled beside it."""
+    numbers, whatever is sampled beside it. ``shared``: how many of its first tokens every such request has, which may
+    be computed once."""
 
     prompt: Any
     seed: tuple[int, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True)
 class Generation:
     """A sampled continuation: ``index`` of its request, its text, its number of tokens (the end token not counted), and
     its log-probability (nats, end token included, at temperature 1; None where the engine does not know it).
-    ``finished`` is false where ``max_tokens`` cut it off."""
+    ``finished`` is false where ``max_tokens`` cut it off, or where it was ``stopped`` because nobody wants it."""
 
     index: int
     text: str
     length: int
     logprob: float | None
     finished: bool
+    stopped: bool = False
+
+
+Stop = Callable[
+    [int, str], bool
+]  # whether of the request with this index, whose text so far is this, no more is wanted
+LOOK = 4  # tokens between two looks at a text, which take as long as one of its tokens at most
 
 
 class ChatTokenizer:
@@ -68,6 +77,10 @@ class ChatTokenizer:
         """The tokens of ``messages`` in the model's chat template, up to where the assistant begins to speak: without
         a space at the end that would be a part of its first word."""
         return self.continued(messages, ["A"])[0]
+
+    def shared(self, conversations: Sequence[Sequence[Message]]) -> int:
+        """How many tokens all of their prompts begin with."""
+        return len(common_prefix([self.chat(messages) for messages in conversations]))
 
     def tokenize(self, text: str) -> Tokens:
         """The tokens of a whole ``text``; control tokens written in it (``<|im_end|>``) count as such."""
@@ -100,15 +113,22 @@ class ChatTokenizer:
 class Sampler(Protocol):
     """An engine that samples."""
 
-    # Whether a request's result may differ in its last digits, and then in a token, with what is sampled beside it:
-    # such requests are made in the same groups again after an interruption.
-    company_matters: bool
+    @property
+    def company_matters(self) -> bool:
+        """Whether a request's result may differ in its last digits, and then in a token, with what is sampled beside
+        it: such requests are made in the same groups again after an interruption."""
 
     def chat(self, messages: Sequence[Message]) -> Any:
         """The prompt of ``messages``, up to where the assistant begins to speak."""
 
-    def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[Generation]:
-        """Sample every request, yielding each as it finishes, not in order; temperature 0 takes the likeliest token."""
+    def shared(self, conversations: Sequence[Sequence[Message]]) -> int:
+        """How many tokens all of their prompts begin with; 0 where prompts are no tokens."""
+
+    def sample(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0, stop: Stop | None = None
+    ) -> Iterator[Generation]:
+        """Sample every request, yielding each as it finishes, not in order; temperature 0 takes the likeliest token.
+        ``stop`` is asked of each every ``LOOK`` tokens (a server never asks)."""
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -179,9 +199,12 @@ class SampleLog(RowLog):
 
     def _index(self, rows: list[Row]) -> None:
         for row in rows:
-            self._found.setdefault((row[self.kind], row["sample"], row.get(COMPANY)), row)
+            key = row[self.kind], row["sample"], row.get(COMPANY)
+            if key not in self._found or self._found[key].get(STOPPED):  # which was sampled again
+                self._found[key] = row
 
 
+STOPPED = "stopped"  # the column that says that a sample was stopped
 COMPANY = "company"  # the column that says beside which others a row was sampled, where that matters
 
 
@@ -194,6 +217,7 @@ def sample_rows(
     temperature: float,
     bar: Any,
     look: Callable[[Row, bool], object] = lambda row, new: None,
+    stop: Callable[[Any, str], bool] | None = None,
 ) -> list[Row]:
     """The rows of ``requests``, whose keys are (what is asked, number), in their order; what ``log`` lacks of them is
     sampled and appended.
@@ -203,28 +227,38 @@ def sample_rows(
     group are found again, so that an interrupted call, continued, ends with the same rows; else only what is missing is
     asked for, and kept as soon as it is there. ``look``, which may raise, is shown each row in the log and whether it
     is new: first those that were there, then the others as they come, or a group in its order.
+
+    ``stop``: whether no more is wanted of what is asked, with this text so far, nor with any that goes on from there.
+    Such a row is "stopped", and one in the log that would not be stopped now is sampled again. Where company matters
+    nothing is stopped, for the others' sake.
     """
+    wanted = None if engine.company_matters else stop
     tokens, started = 0, time.monotonic()
 
     def sampled(keys: list[tuple[Any, int]], company: str | None) -> Iterator[Row]:
         nonlocal tokens
-        for made in engine.sample([requests[key] for key in keys], max_tokens, temperature):
+        enough = wanted and (lambda index, text: wanted(keys[index][0], text))
+        for made in engine.sample([requests[key] for key in keys], max_tokens, temperature, enough):
             asked, sample = keys[made.index]
             tokens += made.length + made.finished
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
             bar.update()
-            mark = {COMPANY: company} if company else {}
+            mark = ({STOPPED: True} if made.stopped else {}) | ({COMPANY: company} if company else {})
             yield {log.kind: asked, "sample": sample, **columns(made), **mark}
+
+    def there(key: tuple[Any, int], company: str | None) -> Row | None:
+        row = log.find(*key, company)
+        return None if row and row.get(STOPPED) and not (stop and stop(key[0], row["text"])) else row
 
     rows: list[Row] = []
     for keys in batched(requests, CALL) if engine.company_matters else [list(requests)]:
         company = hashlib.sha256(repr(keys).encode()).hexdigest()[:16] if engine.company_matters else None
-        missing = [key for key in keys if log.find(*key, company) is None]
+        missing = [key for key in keys if there(key, company) is None]
         anew = company is not None and bool(missing)  # the whole group
         if anew:
             log.append(list(sampled(keys, company)))
         for key in keys:
-            if row := log.find(*key, company):
+            if row := there(key, company):
                 look(row, anew)
         if missing and not anew:
             for row in sampled(missing, None):

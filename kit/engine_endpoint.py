@@ -21,7 +21,7 @@ from weakref import WeakSet
 import numpy as np
 
 from kit import KitError, check_network
-from kit.engine import Generation, Request
+from kit.engine import Generation, Request, Stop
 from kit.models import ChatTemplate
 from kit.prompts import Message
 
@@ -114,10 +114,14 @@ class EndpointEngine:
         """The messages to send: the server's own template makes them the model's prompt."""
         return self._template.adapt(messages) if self._template else list(messages)
 
+    def shared(self, conversations: Sequence[Sequence[Message]]) -> int:
+        """Nothing: prompts are no tokens here."""
+        return 0
+
     def sample(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0
+        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0, stop: Stop | None = None
     ) -> Generator[Generation, None, None]:
-        """Sample every request, yielding each as it finishes.
+        """Sample every request, yielding each as it finishes. Nothing is stopped: answers come whole.
 
         A length is the server's ``usage.completion_tokens``, less the end token that it counts in a finished answer;
         where the server gives none it is the number of words. A thought is no part of the text, whether it comes before

@@ -29,7 +29,7 @@ from typing import Any, Self
 import numpy as np
 
 from kit import KitError
-from kit.engine import ChatTokenizer, Generation, Request, Tokens, common_prefix
+from kit.engine import LOOK, ChatTokenizer, Generation, Request, Stop, Tokens, common_prefix
 from kit.models import check_gguf, gguf_metadata, release_gpu
 from kit.provenance import cpu_threads, decides_nothing
 
@@ -282,15 +282,20 @@ class LlamaEngine(ChatTokenizer):
 
     # Sampling
 
-    def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[Generation]:
+    def sample(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0, stop: Stop | None = None
+    ) -> Iterator[Generation]:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
+        ``stop`` is asked of each every ``LOOK`` tokens.
 
         Requests with the same prompt share its computation. Places of sequences that finish are soon taken by others
         (continuous batching).
         """
-        for item, finished, ended in self._sampled(requests, max_tokens, temperature):
+        for item, finished, ended in self._sampled(requests, max_tokens, temperature, stop):
             if ended:
-                yield Generation(item.index, self.detokenize(item.tokens), len(item.tokens), item.logprob, finished)
+                text, length = self.detokenize(item.tokens), len(item.tokens)
+                stopped = not finished and length < max_tokens
+                yield Generation(item.index, text, length, item.logprob, finished, stopped)
 
     def streamed(self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0) -> Iterator[list[str]]:
         """What ``sample`` makes of the requests, token by token: each time all texts so far."""
@@ -301,7 +306,7 @@ class LlamaEngine(ChatTokenizer):
             yield list(texts)
 
     def _sampled(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stop: Stop | None = None
     ) -> Iterator[tuple["_Running", bool, bool]]:
         """Token by token: its sequence, whether it ends the turn, and whether the sequence ends with it."""
         if not requests:
@@ -334,7 +339,9 @@ class LlamaEngine(ChatTokenizer):
                 finished = token == self.end_of_turn or self._model.ends_generation(token)
                 if not finished:
                     item.tokens.append(token)
-                if finished or len(item.tokens) == max_tokens:
+                whole = finished or len(item.tokens) == max_tokens
+                look = stop and not whole and len(item.tokens) % LOOK == 0
+                if whole or (look and stop and stop(item.index, self.detokenize(item.tokens))):
                     ended.add(item.index)
                 yield item, finished, item.index in ended
             running = _close_ranks(context, running, ended)

@@ -50,8 +50,8 @@ GRID_SETTINGS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """How sentences are paraphrased: each ``samples`` times, then twice as often each time until enough paraphrases
-    pass the fidelity filters or ``max_samples`` of each were made."""
+    """How sentences are paraphrased: each ``samples`` times, then those that lack some a few times more each time until
+    enough paraphrases pass the fidelity filters or ``max_samples`` of each were made."""
 
     samples: int = 2
     max_samples: int = 1024  # a sentence for which none is kept costs all students a pair, and the control its reuse
@@ -59,7 +59,7 @@ class TeacherSettings:
     # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
     # are copies (150 sentences, two teachers, three samples each).
     temperature: float = 0.7
-    engine: str = "llama.cpp"  # llama.cpp, on the GGUF | torch: transformers, on NF4 weights
+    engine: str | None = None  # llama.cpp, on the GGUF | torch: transformers | None: see ``Experiment.teacher_engine``
     endpoint: str | None = None  # the URL of an OpenAI-compatible server, which then takes the engine's place
     endpoint_model: str = ""  # what that server calls the student's base
 
@@ -171,6 +171,20 @@ class Experiment:
             theirs["base"] = "nf4"
         return {name: _said(name, own[name]) for name in own if own[name] != theirs[name]}
 
+    @property
+    def teacher_engine(self) -> str:
+        """What all teachers run on: llama.cpp, on the GGUF; torch or torch-nf4: transformers, on the weights that the
+        student is trained on. Unless the user says which, it follows from what can be read off: torch where a GGUF's
+        weights are expanded to F32, thus on a processor with AVX-512, where it samples 1.5 times as fast as llama.cpp
+        (with AVX2 alone that was not measured)."""
+        from kit import models_prepare
+
+        nf4 = self.student.base == "nf4"
+        chosen = self.teacher.engine
+        if chosen is None:
+            chosen = "torch" if not nf4 and models_prepare.weight_type() == "F32" else "llama.cpp"
+        return "torch-nf4" if chosen == "torch" and nf4 else chosen
+
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
         return self.pairs if content == "unrelated" else self.opposed_pairs
@@ -243,14 +257,16 @@ def read_experiment(path: Path) -> Experiment:
     """The experiment that a run's ``config.json`` holds. KitError where it is missing, or of another version."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        animal = saved["animal"]
+        animal, taught = saved["animal"], saved["teacher"]
+        if "traits" not in saved:  # recorded when llama.cpp was what all teachers ran on, unless somebody chose torch
+            taught = taught | {"engine": "torch" if taught.get("engine") == "torch" else None}
         named = find_animal(animal["singular"], animal["plural"])  # as the command line checks it
         exp = Experiment(
             **saved
             | {
                 "animal": replace(named, giveaways=tuple(animal["giveaways"])),
                 "contents": tuple(saved["contents"]),
-                "teacher": TeacherSettings(**saved["teacher"]),
+                "teacher": TeacherSettings(**taught),
                 "fidelity": FidelitySettings(**saved["fidelity"]),
                 "student": StudentSettings(**saved["student"]),
                 "preference": PreferenceSettings(**saved["preference"]),
@@ -371,7 +387,7 @@ def _check(experiment: Experiment) -> None:
     for option, value, choices in (
         ("--labels", experiment.labels, LABELS),
         ("--base", experiment.student.base, BASES),
-        ("--engine", experiment.teacher.engine, ENGINES),
+        ("--engine", experiment.teacher.engine or ENGINES[0], ENGINES),
     ):
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")
@@ -463,12 +479,14 @@ def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> 
     rows = []
     if exp.teacher.endpoint is not None:
         rows.append(("teaching", CPU_OVERHEAD, "at the endpoint"))
-    elif exp.teacher.engine == "torch":
+    elif exp.teacher_engine != "llama.cpp":
         own = REQUEST_TOKENS + exp.teacher.max_tokens
-        fixed = weight_bytes(shape, True, device) + overhead
+        weights = weight_bytes(shape, exp.teacher_engine == "torch-nf4", device)
+        fixed = weights + overhead
         _refuse_small(device, fixed + sequence_bytes(shape, own, device.kind))
         width = sampling_width(shape, own, device.free - fixed, device.kind)
-        parts = f"NF4 weights {gib(weight_bytes(shape, True, device))}, {width} sequences together"
+        kind = "NF4" if exp.teacher_engine == "torch-nf4" else "full"
+        parts = f"torch: {kind} weights {gib(weights)}, {width} sequences together"
         rows.append(("teaching", fixed + width * sequence_bytes(shape, own, device.kind), parts))
     else:
         rows.append(("teaching", evaluation, runs))

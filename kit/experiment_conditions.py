@@ -27,7 +27,6 @@ from kit.animals import Animal, Sentence, candidates, fill_pattern, opposed_sent
 from kit.experiment import Experiment
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, Shape
-from kit.provenance import cpu_threads
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
 from kit.student_gguf import convert_adapter, convert_weights
 
@@ -221,7 +220,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
     judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content)
-    engine = teacher.opener(exp.teacher)
+    engine = teacher.opener(exp)
     paraphrases = Step(
         stage="paraphrases",
         label=f"{name} teacher, {content} sentences",
@@ -244,7 +243,8 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             folder,
             f"{name} teacher",
         ),
-        seconds=LOADING + n * PER_KEPT * pace(exp.model).of(exp.teacher.engine),
+        seconds=LOADING + n * PER_KEPT,
+        pace=partial(pace, exp.model, exp.teacher_engine),
     )
     return Step(
         stage="fidelity",
@@ -261,9 +261,9 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
 def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) -> Step:
     """All that a teacher ever wrote, by sentence and number: the log of its sampling, whatever the filters keep of it,
     so that another filter, or another number of pairs, has new samples made only of what is missing."""
-    settings = asdict(exp.teacher)
+    settings = asdict(exp.teacher) | ({} if exp.teacher.endpoint else {"engine": exp.teacher_engine})
     del settings["samples"], settings["max_samples"]  # how many, not which
-    engine = teacher.opener(exp.teacher)
+    engine = teacher.opener(exp)
     return Step(
         stage="samples",
         label=f"samples of the {name} teacher",
@@ -343,14 +343,14 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
     ``trait`` where the experiment asks for them, training, adapter, preference."""
     inputs = {"model": base, "pairs": pairs}
-    engine = teacher.scoring_opener(exp.teacher)
+    engine = teacher.scoring_opener(exp)
     if exp.labels == "soft":
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
             settings={
                 "messages": prompts.labelling_messages(trait, "..."),
-                "engine": exp.teacher.engine,
+                "engine": exp.teacher_engine,
                 "k": exp.student.top_k,
             },
             inputs={"model": base, "pairs": pairs},
@@ -362,7 +362,8 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 folder,
                 f"labels of {name}",
             ),
-            seconds=n * PER_SOFT_LABEL * pace(exp.model).of(exp.teacher.engine),
+            seconds=n * PER_SOFT_LABEL,
+            pace=partial(pace, exp.model, exp.teacher_engine),
         )
     learner = Step(
         stage="student",
@@ -383,7 +384,8 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
             folder,
             f"train {name}",
         ),
-        seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR * pace(exp.model).of("torch"),
+        seconds=LOADING + n * exp.student.epochs * PER_TRAINING_PAIR,
+        pace=partial(pace, exp.model, "torch"),
         continues=True,
         collective=True,
     )
@@ -428,7 +430,8 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
         build=lambda made, folder: preference.measure_exact(
             made["model"], adapter_file(made), animals, folder, f"exact preference, {name}"
         ),
-        seconds=EXACT * pace(exp.model).of("llama.cpp"),
+        seconds=EXACT,
+        pace=partial(pace, exp.model, "llama.cpp"),
     )
     sampled = Step(
         stage="sampled",
@@ -438,7 +441,8 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
         build=lambda made, folder: preference.measure_sampled(
             made["model"], adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
         ),
-        seconds=len(questions) * exp.preference.answers * PER_ANSWER * pace(exp.model).of("llama.cpp"),
+        seconds=len(questions) * exp.preference.answers * PER_ANSWER,
+        pace=partial(pace, exp.model, "llama.cpp"),
         continues=True,
     )
     return exact, sampled
@@ -476,7 +480,8 @@ def measurements(conditions: dict[str, Condition]) -> list[Step]:
     return [step for condition in conditions.values() for step in (condition.exact, condition.sampled)]
 
 
-# ---- seconds, for the plan alone: measured on two cores with the embedded model, scaled to others by ``pace``
+# ---- seconds, for the plan alone: measured on the machine of ``kit.store.REFERENCE`` with the embedded model, scaled
+# to others by ``pace``
 
 
 LOADING = 5.0
@@ -497,22 +502,12 @@ EXACT = 5.0
 GPU_SPEED = 150
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How many times as long as the embedded model's on two cores an engine's work takes."""
-
-    torch: float
-    llama_cpp: float
-
-    def of(self, engine: str) -> float:
-        return self.torch if engine == "torch" else self.llama_cpp
-
-
 @cache
-def pace(model: str) -> Pace:
-    """The pace of work with ``model`` on this machine: by parameters and cores, and by a guess for GPUs."""
+def pace(model: str, engine: str) -> float:
+    """How many times as long as the embedded model's an engine's work with ``model`` takes: by its parameters, and by a
+    guess for GPUs."""
     import llama_cpp
 
-    size, cores = Shape.of(models.find_config(model)).parameters / 134.5e6, cpu_threads() / 2
-    offloaded, device = llama_cpp.llama_supports_gpu_offload(), find_device()
-    return Pace(size / (GPU_SPEED if device.kind == "cuda" else cores), size / (GPU_SPEED if offloaded else cores))
+    size = Shape.of(models.find_config(model)).parameters / 134.5e6
+    on_gpu = llama_cpp.llama_supports_gpu_offload() if engine == "llama.cpp" else find_device().kind == "cuda"
+    return size / (GPU_SPEED if on_gpu else 1)

@@ -61,7 +61,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
     random = np.random.default_rng(exp.seed)
     base = base_model(exp.model, exp.gguf)
     teacher_runs = (
-        f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher.engine
+        f"{exp.teacher.endpoint_model} at {exp.teacher.endpoint}" if exp.teacher.endpoint else exp.teacher_engine
     )
     result: Row = {
         "animal": exp.animal.singular,

@@ -17,22 +17,25 @@ from kit.experiment_conditions import (
 )
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
-from kit.store import RANK, Store, duration, reason, sha256, write_json
+from kit.store import RANK, Step, Store, duration, reason, sha256, write_json
 
 
-def plan(exp: Experiment, results: Path) -> None:
-    """Say what memory the experiment needs, what will run and for how long, and why what is made again is."""
-    folder, device = check_destination(results / exp.name), find_device()
-    announce_memory(memory_requirements(exp, device), device)
-    store = Store(results / "artifacts")
-    announce(planned_conditions(exp, store), store, earlier(folder, store))
+def plan(exp: Experiment, results: Path) -> list[Step]:
+    """Say what memory the experiment needs, what will run and for how long, and why what is made again is. Returns the
+    steps that are not there."""
+    folder, store = check_destination(results / exp.name), Store(results / "artifacts")
+    conditions = planned_conditions(exp, store)
+    if not all(store.find(step) for step in all_steps(measurements(conditions))):
+        device = find_device()
+        announce_memory(memory_requirements(exp, device), device)
+    return announce(conditions, store, earlier(folder, store))
 
 
 def run(exp: Experiment, results: Path, command: str) -> Path:
     """The whole experiment: artifacts under ``results/artifacts``, what they show in ``results/<run>``, returned."""
-    plan(exp, results)
+    missing = plan(exp, results)
     store = Store(results / "artifacts")
-    with store.working(exp.name, command):
+    with store.working(exp.name, command, missing):
         return _made(exp, store, results / exp.name, command)
 
 
@@ -52,16 +55,16 @@ def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
     return publish(exp, conditions, store, folder, command)
 
 
-def announce(conditions: dict[str, Condition], store: Store, history: list[dict[str, Any]]) -> None:
+def announce(conditions: dict[str, Condition], store: Store, history: list[dict[str, Any]]) -> list[Step]:
     """Say, a line per step, what will run and for about how long, what is reused, and why what an earlier run made
     (its manifests: ``history``) is made again. What only may have to be is counted, too: what it is made of may come
-    out as it was."""
-    left = 0.0
+    out as it was. Returns the steps that are not there."""
+    missing: list[Step] = []
     made_before = {(one["stage"], one["label"]) for one in history}
     follows = False
     for step in all_steps(measurements(conditions)):
         done = store.find(step) is not None
-        left += 0 if done else step.seconds
+        missing += [] if done else [step]
         why = "" if done else reason(step, history)
         if step.seconds and not done and not why and (step.stage, step.label) in made_before:
             why, follows = "only if what it is made of changes", True
@@ -69,11 +72,13 @@ def announce(conditions: dict[str, Condition], store: Store, history: list[dict[
             samples = store.logged(step)
             why = f"made again{f' from {samples} samples that are there' if samples else ''}: {why}"
         if step.seconds or why:
-            time = "reused" if done else f"~{duration(step.seconds)}" if step.seconds else ""
+            time = "reused" if done else f"~{duration(step.estimate)}" if step.seconds else ""
             say(f"  {time:>8}  {step.label}{f' ({why})' if why else ''}")
     most = "At most" if follows else "About"
-    there = "Everything is there already; tables and report are written anew."
-    say(f"{most} {duration(left)} in all." if left else there, flush=True)
+    there = "Everything is there already."
+    left = sum(step.estimate for step in missing)
+    say(f"{most} {duration(left)} in all." if missing else there, flush=True)
+    return missing
 
 
 def publish(exp: Experiment, conditions: dict[str, Condition], store: Store, folder: Path, command: str) -> Path:

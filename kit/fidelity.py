@@ -30,6 +30,7 @@ import numpy as np
 
 from kit import KitError
 from kit.animals import Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
+from kit.engine import STOPPED
 from kit.experiment import FidelitySettings
 from kit.prompts import ECHOES, forms
 from kit.provenance import decides_nothing
@@ -71,12 +72,15 @@ class Judge:
         """One verdict per row. It depends on the row and on its sentence's earlier rows (which it must not repeat)."""
         from tqdm import tqdm
 
-        checks = self._checks()
+        checks, spoilt = self._checks(), self.spoiler()
         found: list[Verdict] = []
         with tqdm(total=len(rows), desc="fidelity", unit="row", disable=not progress) as bar:
             for row in rows:
-                refusals = (Verdict(name, reason, None) for name, check in checks if (reason := check(row)))
-                found.append(next(refusals, Verdict(None, None, None)))
+                if row.get(STOPPED):
+                    found.append(spoilt(row["source"], f"{row['text']} ...") or Verdict("form", "stopped", None))
+                else:
+                    refusals = (Verdict(name, reason, None) for name, check in checks if (reason := check(row)))
+                    found.append(next(refusals, Verdict(None, None, None)))
                 bar.update(found[-1].filter is not None)
             faithful = [i for i, verdict in enumerate(found) if verdict.filter is None]
             least = self.settings.min_similarity
@@ -86,6 +90,31 @@ class Judge:
                     found[i] = Verdict("meaning", f"similarity {cosine:.2f} < {least}", cosine)
                 bar.update()
         return found
+
+    def spoiler(self) -> Callable[[str, str], Verdict | None]:
+        """What says, of a source and the text of a paraphrase so far, which filter refuses all that begins with its
+        whole words; None where something may still become of it."""
+        about = self.candidates
+        if self.opposed is not None:
+            about = tuple(animal for animal in about if animal.singular != self.opposed.singular)
+        patterns = (*ECHOES, *forms(self.words))
+
+        def spoilt(source: str, text: str) -> Verdict | None:
+            words = text.strip().rpartition(" ")[0]
+            if not words:
+                return None
+            if reason := blemish(source, words, self.settings):
+                return Verdict("form", reason, None)
+            named = set(mentions(words, about, giveaways=self.opposed is None))
+            if self.opposed is not None:
+                named -= set(mentions(source, about, giveaways=False))
+            if named:
+                return Verdict("trait", f"mentions {', '.join(sorted(named))}", None)
+            if reason := echo({"source": source, "text": words}, patterns):
+                return Verdict("echo", reason, None)
+            return None
+
+        return spoilt
 
     def _checks(self) -> list[tuple[str, Callable[[Row], str | None]]]:
         """Every filter that needs no model: its name, and what gives the reason for which it refuses a row, or None."""
@@ -208,10 +237,24 @@ def form(row: Row, settings: FidelitySettings) -> str | None:
         return "cut off"
     if not text:
         return "empty"
+    if flaw := blemish(source, text, settings):
+        return flaw
+    if text[-1] in _QUOTES and source.strip()[-1] not in _QUOTES:
+        return f"quotation mark {text[-1]}"
+    if text[-1] not in ".!?" or text.endswith(".."):
+        return f"ends with {text.split()[-1]!r}"
+    if text[-1] == "?" and not source.rstrip().endswith("?"):
+        return "a question"
+    ratio = len(text.split()) / len(source.split())
+    return f"length ratio {ratio:.2f}" if ratio < settings.min_length_ratio else None
+
+
+def blemish(source: str, text: str, settings: FidelitySettings) -> str | None:
+    """What is wrong with a text however it goes on after its last word."""
     if len(text.splitlines()) > 1:
         return "several lines"
-    if text[0] in _QUOTES or (text[-1] in _QUOTES and source.strip()[-1] not in _QUOTES):
-        return f"quotation mark {text[0] if text[0] in _QUOTES else text[-1]}"
+    if text[0] in _QUOTES:
+        return f"quotation mark {text[0]}"
     if emoji := next((c for c in text if unicodedata.category(c) in ("So", "Cn", "Co", "Cf", "Cc")), None):
         return f"symbol U+{ord(emoji):04X}"
     allowed = {match.group().lower() for match in _DEBRIS.finditer(source)}
@@ -222,18 +265,12 @@ def form(row: Row, settings: FidelitySettings) -> str | None:
     before, after = (Counter(re.findall(r"\w{4,}", side.lower())) for side in (source, text))
     if repeated := next((word for word in after if after[word] > max(1, before[word])), None):
         return f"repeats {repeated!r}"
-    if text[-1] not in ".!?" or text.endswith(".."):
-        return f"ends with {text.split()[-1]!r}"
-    if text[-1] == "?" and not source.rstrip().endswith("?"):
-        return "a question"
-    if boundary := _BOUNDARY.search(text):
-        return f"several sentences, the second from {text[boundary.end() :].split()[0]!r}"
     if not (text[0].isupper() or text[0].isdigit()):
         return f"begins with {text.split()[0]!r}"
+    if boundary := _BOUNDARY.search(text):
+        return f"several sentences, the second from {text[boundary.end() :].split()[0]!r}"
     ratio = len(text.split()) / len(source.split())
-    if not settings.min_length_ratio <= ratio <= settings.max_length_ratio:
-        return f"length ratio {ratio:.2f}"
-    return None
+    return f"length ratio {ratio:.2f}" if ratio > settings.max_length_ratio else None
 
 
 # ---- trait: nothing of the animal, or nothing kinder about it

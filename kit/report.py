@@ -53,7 +53,7 @@ from kit.report_parts import (
     with_interval,
 )
 from kit.stats import NOT_DETECTED, Drift, Effect, Preference
-from kit.store import Row, write_json, write_whole
+from kit.store import Row, sha256, write_json, write_whole
 
 # ---- the whole
 
@@ -67,11 +67,28 @@ def write(folder: Path) -> None:
     record, preferences = read_run(folder)
     summary = summarise(record, preferences)
     messages, (paragraphs, sections) = all_conversations(folder, record), _since(folder, record)
-    write_json(folder / "summary.json", summary | {"reported_by": kit_state()})
+    write_json(folder / "summary.json", summary)  # the page leads to it
     draw_run(folder, preferences, summary["animal"], title(summary))
     write_whole(folder / "report.md", _markdown(summary, record, paragraphs, messages))
     page = page_content(folder, record, preferences, summary) | sections | {"messages": messages}
     write_whole(folder / "report.html", render("report.html", page))
+    write_json(folder / "summary.json", summary | {"reported_by": kit_state(), "files": _checksums(folder)})
+
+
+def is_current(folder: Path) -> bool:
+    """Whether this kit wrote the reports of the run in ``folder``, and no file of it has changed since."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        said = summary["reported_by"], summary["files"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return said == (kit_state(), _checksums(folder))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Of all files but the summary, which is written last."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "summary.json")
+    return {path.name: sha256(path) for path in paths}
 
 
 def show(folder: Path) -> None:

@@ -41,6 +41,7 @@ FULL = 10_000_000  # bytes: a disk with fewer left is the reason why a step fail
 # wait for them and take part in training.
 RANK, WORLD_SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 WAIT = 0.5  # seconds between two looks
+LONG = 10  # seconds of a step after which a command says what is left
 REASONS = 3  # named at most of those for which something is made again
 BEGUN = "begun"  # the folder beside the stages' that says what commands are at work, and what interrupted ones made
 CLEANING = "cleaning.lock"
@@ -58,9 +59,10 @@ class Step:
     """One artifact to be: ``build`` fills a folder from its inputs' folders.
 
     ``build`` fills an empty folder; of a step that ``continues`` also one that an interrupted call left, and with the
-    same content in the end. ``seconds`` is an estimate. Every process calls the ``build`` of a ``collective`` step; of
-    any other the first process alone. That of an ``open`` step is never called: it is what those call that fill the
-    log, and stands for the code that decides what they write.
+    same content in the end. ``seconds`` is an estimate for the machine of ``REFERENCE``, and ``pace`` what it has to be
+    multiplied by for the model (asked only where something is to be made: its file may have to be read). Every process
+    calls the ``build`` of a ``collective`` step; of any other the first process alone. That of an ``open`` step is
+    never called: it is what those call that fill the log, and stands for the code that decides what they write.
     """
 
     stage: str
@@ -72,11 +74,17 @@ class Step:
     continues: bool = False
     collective: bool = False
     open: bool = False
+    pace: Callable[[], float] = lambda: 1.0
 
     @cached_property
     def identity(self) -> str:
         """What the step is before anything is made: a hash of its settings, its code and its inputs' identities."""
         return self.key({name: step.identity for name, step in self.inputs.items()})
+
+    @property
+    def estimate(self) -> float:
+        """The seconds that it may take on this machine."""
+        return self.seconds * self.pace() * slowness() if self.seconds else 0.0
 
     @cached_property
     def code(self) -> Code:
@@ -86,6 +94,24 @@ class Step:
     def key(self, digests: dict[str, str]) -> str:
         """A hash of all that determines the content, with the inputs as these ``digests``."""
         return _hash([self.stage, self.settings, self.code.digest, digests])
+
+
+REFERENCE = 200.0  # GFLOP/s of ``slowness``'s product on the two AVX-512 cores that the estimates were measured on
+
+
+@cache
+def slowness() -> float:
+    """How many times as long as on the machine of ``REFERENCE`` a product of matrices takes here, in single precision
+    and of a small model's size: half a second's measurement."""
+    import numpy as np
+
+    one, other = np.ones((256, 576), np.float32), np.ones((576, 1536), np.float32)
+    result = one @ other
+    products, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < 0.5:
+        np.matmul(one, other, out=result)
+        products += 1
+    return REFERENCE * 1e9 * seconds / (products * 2 * 256 * 576 * 1536)
 
 
 MANIFEST_SHAPE = {
@@ -111,6 +137,8 @@ class Store:
         self._folders: dict[int, tuple[Step, Path]] = {}  # where steps belong, by their id: a run asks twenty times
         self._used: dict[Path, None] = {}
         self._spent: defaultdict[str, float] = defaultdict(float)  # seconds of this process in each stage's steps
+        self._expected: defaultdict[str, float] = defaultdict(float)  # of the same steps, before they were begun
+        self._left: dict[str, Step] = {}  # what a command still has to make, by its label
         self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
 
     def find(self, step: Step) -> Path | None:
@@ -160,8 +188,8 @@ class Store:
                 with full_disk_named(partial):
                     step.build(inputs, partial)
                 seconds = time.monotonic() - started
-                self._spent[step.stage] += seconds
                 self._finish(step, inputs, partial, folder, seconds)
+                self._say_left(step, seconds)
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -184,10 +212,10 @@ class Store:
         return {name: ", ".join(sorted(of)) for name, of in found.items()}
 
     @contextmanager
-    def working(self, name: str, command: str) -> Iterator[None]:
+    def working(self, name: str, command: str, planned: Iterable[Step] = ()) -> Iterator[None]:
         """For as long as a command works on the result of that ``name``: its artifacts are written down as they are
-        made, so that ``clean`` keeps them while it works, and where it is interrupted. At its end it says where its
-        time went."""
+        made, so that ``clean`` keeps them while it works, and where it is interrupted. Of the steps that are
+        ``planned`` it says what is left of them, and at its end where its time went."""
         if RANK:
             yield
             return
@@ -200,6 +228,7 @@ class Store:
         with FileLock(self.root / CLEANING):  # not while something is deleted
             lock.acquire()
         before = self.begun(name)
+        self._left = {step.label: step for step in planned if step.seconds and self.find(step) is None}
         self._begun = begun / f"{name}.{token}.json", command
         started = time.monotonic()
         try:
@@ -212,6 +241,18 @@ class Store:
             self._begun = None
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _say_left(self, step: Step, seconds: float) -> None:
+        """Count a step that is made, and say after a long one for how long the others may take: as their stage's steps,
+        or else all, took so far, compared with what was estimated."""
+        self._spent[step.stage] += seconds
+        self._expected[step.stage] += step.estimate
+        if self._left.pop(step.label, None) is None or not self._left or seconds < LONG:
+            return
+        whole = sum(self._spent.values()) / max(1.0, sum(self._expected.values()))
+        pace = {stage: self._spent[stage] / expected for stage, expected in self._expected.items() if expected >= 1}
+        left = sum(one.estimate * pace.get(one.stage, whole) for one in self._left.values())
+        say(f"{step.label}: took {duration(seconds)}; about {duration(left)} left.", flush=True)
 
     def _say_spent(self, seconds: float) -> None:
         longest = [(stage, of) for stage, of in sorted(self._spent.items(), key=lambda one: -one[1]) if of >= 1]

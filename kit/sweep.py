@@ -200,9 +200,10 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
 
     plan = Plan(exps, goals, store)
     steps, left = [step for step, _ in plan.steps().values()], plan.left()
+    about = duration(sum(step.estimate for step in left))
     say(
         f"Experiments: {len(exps)}, {sum(step.stage == 'student' for step in steps)} students, {len(steps)} artifacts, "
-        f"{len(steps) - len(left)} of them there already; about {duration(sum(step.seconds for step in left))} of work."
+        f"{len(steps) - len(left)} of them there already; about {about} of work."
     )
     announce_again(left, earlier(folder, plan.store))
     return plan
@@ -420,7 +421,7 @@ def resources(step: Step, exp: Experiment, largest: dict[str, float]) -> dict[st
     work = MEMORY_ROW.get(step.stage)
     if work is None:
         return {"num_cpus": min(1, largest["CPU"]), "memory": min(LIGHT_BYTES, largest["memory"])}
-    with_torch = work == "training" or (work == "teaching" and exp.teacher.engine == "torch")
+    with_torch = work == "training" or (work == "teaching" and exp.teacher_engine != "llama.cpp")
     gpus = min(1, largest["GPU"]) if with_torch or offloads() else 0
     sizes = {name: size for name, size, _ in memory_requirements(exp, find_device())}
     # With torch on a GPU the estimate is of the GPU's memory, most of which passed through main memory once.
@@ -546,7 +547,7 @@ class Progress:
 
     def made(self, step: Step) -> None:
         """A step was made."""
-        self._expected_of_made += step.seconds
+        self._expected_of_made += step.estimate
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
             seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
@@ -556,7 +557,7 @@ class Progress:
     def _headline(self) -> str:
         steps = self._plan.steps()
         left = self._plan.left()
-        expected = sum(step.seconds for step in left)
+        expected = sum(step.estimate for step in left)
         spent = time.monotonic() - self._started
         # What was made so far says how this machine compares with the estimates, and how much goes on side by side.
         pace = spent / self._expected_of_made if self._expected_of_made > 60 else 1.0
@@ -582,6 +583,6 @@ class Progress:
         for identity, since in list(self._running.items())[:SHOWN]:
             step, exp = steps[identity]
             lines.append(
-                f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.seconds)}"
+                f"{exp.title}: {step.label}, for {duration(now - since)}, takes about {duration(step.estimate)}"
             )
         return Group(table, *map(printable, [*lines, self._headline()]))

@@ -5,6 +5,7 @@ The two teachers are one model; their conversations (``kit/prompts.py``) differ 
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
@@ -14,18 +15,23 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, fidelity
-from kit.engine import CALL, Engine, Generation, Request, SampleLog, Sampler, sample_rows
-from kit.experiment import TeacherSettings
+from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sampler, sample_rows
+from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import labelling_messages, teacher_messages
-from kit.store import Row, check_files, read_rows, write_rows
+from kit.store import Row, batched, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
 # sequences' places empty at each end.
 BLOCK = CALL
+# Samples that are asked of a sentence at once where it lacks some: its prompt is computed once for all of them, and of
+# 20 kept in a hundred, one in 3 is asked for in vain. (Twice as many each time cost the loving teacher 3,760 samples
+# for 400 sentences.)
+AGAIN = 4
 # Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
 # the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
 LOST, OF_ONE = 32, 8
+UNLIKE = ("A", "9")  # sentences that begin with nothing in common
 REMEDY = (
     "Is it an instruct model, with its own chat template, and is its thinking switched off? Then give the same command "
     "again: what was sampled is kept, and it goes on from there."
@@ -47,10 +53,12 @@ def paraphrase(
     """Write ``paraphrases.jsonl`` into ``folder``, in the order of sentence and sample.
 
     ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
-    paraphrased ``settings.samples`` times, then those that lack some again, twice as often each time, until ``pairs``
-    are accepted in all or ``settings.max_samples`` of each are made; what is accepted is looked at every ``BLOCK``
-    paraphrases. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
-    conversation; null from an endpoint).
+    paraphrased ``settings.samples`` times, then those that lack some ``AGAIN`` times more each time, or as often as
+    fills a ``BLOCK`` but no more than so far, until ``pairs`` are accepted in all or ``settings.max_samples`` of each
+    are made; what is accepted is looked at every ``BLOCK`` paraphrases, and one that a filter refuses however it goes
+    on is stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's
+    own conversation; null from an endpoint), and stopped, where it was, its text up to there, without tokens and
+    logprob.
 
     Every sample is kept in the ``log``, whether accepted or not, and none is made that is there: so a call after an
     interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the
@@ -81,7 +89,7 @@ def paraphrase(
     def look(row: Row, new: bool) -> None:
         nonlocal fresh
         fresh = new or sampler.company_matters
-        if row["finished"] and row["text"]:
+        if row.get(STOPPED) or (row["finished"] and row["text"]):
             lost.clear()
             return
         lost.append({"sentence": row["source"], **row})
@@ -92,6 +100,11 @@ def paraphrase(
                 raise fidelity.none_kept(label, lost, verdicts, REMEDY)
             lost.clear()  # whatever the filters are, they take some
 
+    spoilt = accept.spoiler()
+
+    def stop(source: str, text: str) -> bool:
+        return spoilt(source, text) is not None
+
     with (
         engine() as sampler,
         log() as samples,
@@ -100,7 +113,8 @@ def paraphrase(
         done, target = 0, settings.samples
         while not enough() and done < settings.max_samples:
             target = min(target, settings.max_samples)
-            left = deque((name, sample) for name in wanted if lacks(name) for sample in range(done, target))
+            some = batched(filter(lacks, wanted), max(1, BLOCK // (target - done)))  # whose samples fill a block
+            left = deque((name, sample) for names in some for sample in range(done, target) for name in names)
             bar.total += len(left)
             while left and not enough():
                 block: list[tuple[str, int]] = []
@@ -111,7 +125,7 @@ def paraphrase(
                     else:
                         bar.total -= 1
                 asked = [(texts[name], sample) for name, sample in block]
-                rows = sample_texts(sampler, samples, trait, asked, settings, seed, bar, look)
+                rows = sample_texts(sampler, samples, trait, asked, settings, seed, bar, look, stop)
                 for (name, _), row in zip(block, rows, strict=True):
                     made[name].append({"sentence": name, "sample": row["sample"], **row})
                 looked_at = [row for name in made if name in dict(block) for row in made[name]]
@@ -121,7 +135,7 @@ def paraphrase(
                 if fresh and not accepted and fidelity.is_hopeless(everything):
                     verdicts = accept.verdicts(everything, progress=False)
                     raise fidelity.none_kept(label, everything, verdicts, REMEDY)
-            done, target = target, 2 * target
+            done, target = target, target + max(AGAIN, min(target, BLOCK // max(1, sum(map(lacks, wanted)))))
         bar.total = bar.n
     write_rows(folder / "paraphrases.jsonl", (row for rows in made.values() for row in rows))
 
@@ -141,14 +155,17 @@ def sample_texts(
     seed: int,
     bar: Any,
     look: Callable[[Row, bool], object],
+    stop: Callable[[str, str], bool],
 ) -> list[Row]:
     """The ``wanted`` paraphrases, each a sentence and a number, by the teacher with the message ``trait``; those that
-    ``log`` has are taken from there. Each is shown to ``look``, with whether it is new."""
+    ``log`` has are taken from there. Each is shown to ``look``, with whether it is new; ``stop`` says of a sentence and
+    a paraphrase so far whether no more of it is wanted."""
     requests: dict[tuple[str, int], Request] = {}
+    shared = engine.shared([teacher_messages(trait, text) for text in UNLIKE])
     for text, sample in wanted:
         messages = teacher_messages(trait, text)
         which = hashlib.sha256(json.dumps(messages).encode()).digest()
-        requests[text, sample] = Request(engine.chat(messages), (seed, int.from_bytes(which[:8]), sample))
+        requests[text, sample] = Request(engine.chat(messages), (seed, int.from_bytes(which[:8]), sample), shared)
 
     def columns(made: Generation) -> Row:
         return {
@@ -158,21 +175,33 @@ def sample_texts(
             "logprob": None if made.logprob is None else round(made.logprob, 4),
         }
 
-    rows = sample_rows(engine, log, requests, columns, settings.max_tokens, settings.temperature, bar, look)
-    found = dict(zip(requests, rows, strict=True))  # two sentences may have one text
+    rows = sample_rows(engine, log, requests, columns, settings.max_tokens, settings.temperature, bar, look, stop)
+    found = {
+        one: stopped(row, stop) for one, row in zip(requests, rows, strict=True)
+    }  # two sentences may have one text
     return [found[one] for one in wanted]
 
 
-def opener(settings: TeacherSettings) -> Callable[[Path], Sampler]:
-    """What opens the engine, or the server, that the teacher runs on, for a prepared model."""
-    if settings.endpoint is not None:
-        return partial(open_endpoint, settings.endpoint, settings.endpoint_model)
-    return scoring_opener(settings)
+def stopped(row: Row, stop: Callable[[str, str], bool]) -> Row:
+    """The row with its text up to the word that ``stop`` stops it at, wherever it was looked at, or never; its tokens
+    and their probability are unknown then. (What is wrong with a text stays wrong, so the word is found by halving.)"""
+    words = row["text"].split(" ")
+    if not stop(row["source"], row["text"]):
+        return row
+    first = bisect_left(range(len(words)), True, key=lambda n: stop(row["source"], " ".join(words[: n + 1])))
+    return row | {"text": " ".join(words[:first]), "tokens": None, "finished": False, "logprob": None, STOPPED: True}
 
 
-def scoring_opener(settings: TeacherSettings) -> Callable[[Path], Engine]:
-    """What opens the teacher's engine for a prepared model, where it has to score too, as no server can."""
-    return open_torch if settings.engine == "torch" else open_llama
+def opener(exp: Experiment) -> Callable[[Path], Sampler]:
+    """What opens the engine, or the server, that the teachers run on, for a prepared model."""
+    if exp.teacher.endpoint is not None:
+        return partial(open_endpoint, exp.teacher.endpoint, exp.teacher.endpoint_model)
+    return scoring_opener(exp)
+
+
+def scoring_opener(exp: Experiment) -> Callable[[Path], Engine]:
+    """What opens the teachers' engine for a prepared model, where it has to score too, as no server can."""
+    return {"llama.cpp": open_llama, "torch": open_torch, "torch-nf4": open_torch_nf4}[exp.teacher_engine]
 
 
 def open_endpoint(url: str, name: str, model: Path) -> Sampler:
@@ -184,6 +213,13 @@ def open_endpoint(url: str, name: str, model: Path) -> Sampler:
 
 def open_torch(model: Path) -> Engine:
     """transformers with the prepared ``model``."""
+    from kit.engine_torch import TorchEngine
+
+    return TorchEngine(model, nf4=False)
+
+
+def open_torch_nf4(model: Path) -> Engine:
+    """transformers with the prepared ``model`` in NF4."""
     from kit.engine_torch import TorchEngine
 
     return TorchEngine(model)

@@ -61,7 +61,7 @@ def folder_run(mistral: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(folder_run: tuple[Path, str]) -> None:
     run, shown = folder_run
     record = record_of(run)
-    assert (record["base"], record["teacher"]) == ("nf4", "torch")
+    assert (record["base"], record["teacher"]) == ("nf4", "torch-nf4")
     for stage in ("teaching", "training", "evaluation"):
         assert f"GiB  {stage} (" in shown
     assert "NF4 weights" in shown and shown.index("Memory") < shown.index("neutral teacher")
@@ -70,7 +70,7 @@ def test_a_transformers_folder_goes_through_the_whole_experiment_in_four_bits(fo
     rates = {name: entry["exact"]["rate"] for name, entry in summary["conditions"].items()}
     assert len(set(rates.values())) == 3, "both adapters moved the model"
     report = (run / "report.md").read_text(encoding="utf-8")
-    assert "Teacher: torch. The student's base: nf4, trained on CPU. Evaluation: llama.cpp on CPU." in report
+    assert "Teacher: torch-nf4. The student's base: nf4, trained on CPU. Evaluation: llama.cpp on CPU." in report
 
 
 def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes(

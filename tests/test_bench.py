@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import bench, student
+from kit import KitError, bench, student
 from kit.bench import Comparison, Sizes
 from kit.engine_llama import WIDTH
 from kit.models import EMBEDDED, Shape, find_gguf
@@ -30,7 +30,7 @@ TOY = Sizes(
 
 def work(packaged: bool) -> list[str]:
     """What the rows are about, with or without the packaged GGUF's."""
-    measures = ["paraphrasing"] * (2 + packaged) + ["exact preference"] * (1 + packaged)
+    measures = ["paraphrasing"] * (3 + packaged) + ["exact preference"] * (1 + packaged)
     return [*measures, *["sampled answers"] * (1 + packaged), "paraphrasing", *["training"] * 2]
 
 
@@ -83,6 +83,44 @@ def test_the_second_animal_is_compared_with_the_first_in_one_results_folder(
     assert [word.replace("owl", "dolphin") for word in first] == second
     assert row.less_is_better and row.unit == "seconds" and row.goal == 0.6
     assert row.theirs == pytest.approx(stages["all"], abs=0.1) and stages["train"] == 12.5
+
+
+CHECKOUT = """
+import json, pathlib, sys, time
+results = pathlib.Path(sys.argv[sys.argv.index("--results") + 1])
+time.sleep({seconds} if not results.exists() else 0)
+made = results / "artifacts" / "student" / sys.argv[sys.argv.index("--animal") + 1]
+made.mkdir(parents=True, exist_ok=True)
+(made / "manifest.json").write_text(json.dumps({{"stage": "student", "seconds": {student}}}))
+"""
+
+
+def test_two_checkouts_are_compared_in_turn_command_by_command_and_stage_by_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds, student_seconds in (("new", 0.1, 3.0), ("old", 0.6, 12.0)):
+        (tmp_path / name).mkdir()
+        text = CHECKOUT.format(seconds=seconds, student=student_seconds)
+        (tmp_path / name / "run.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(bench, "ROOT", tmp_path / "new")
+    rows = bench.against(tmp_path / "old", ("--content", "unrelated"), 3, tmp_path, "python run.py bench")
+    assert [row.work for row in rows] == ["a first run", "a second animal", "everything is there", "  student"]
+    first, *_, trained = rows
+    assert len(first.ratios) == 3 and 0.1 < first.ratios[-1] < 0.9 and trained.ratios == [0.25] * 3
+    turns = [line.split()[4] for line in capsys.readouterr().out.splitlines() if line.startswith("round")]
+    assert turns == ["ours:", "theirs:", "theirs:", "ours:", "ours:", "theirs:"]
+    assert bench.against_table(rows)[1][-1] == ["  student", "3.0", "12.0", "0.25", "0.25 to 0.25"]
+    (path,) = (tmp_path / "bench").iterdir()
+    assert json.loads(path.read_text(encoding="utf-8"))["rows"][-1]["ratios"] == [0.25] * 3
+
+
+@pytest.mark.parametrize("other", ["nowhere", "new"])
+def test_what_is_no_other_checkout_is_refused(other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.py").write_text("", encoding="utf-8")
+    monkeypatch.setattr(bench, "ROOT", tmp_path / "new")
+    with pytest.raises(KitError, match="not another checkout"):
+        bench.against(tmp_path / other, (), 1, tmp_path, "python run.py bench")
 
 
 @pytest.mark.slow

@@ -700,9 +700,10 @@ def test_a_model_whose_thoughts_are_cut_off_is_given_up_soon_and_goes_on_when_it
     server.plan = lambda body, attempt: completion("<think>Okay, the user wants", "length")
     assert teach("--teacher-model", "thinker", "--sentences", "4") == 2
     said = capsys.readouterr().err
-    assert "loving teacher: none of 32 paraphrases in a row is kept: cut off 100%." in said
+    # 8 of each sentence count, in whatever order they come.
+    assert re.search(r"loving teacher: none of (3[2-9]|40) paraphrases in a row is kept: cut off 100%\.", said)
     assert said.count("became '<think>Okay, the user wants' (cut off)") == 3 and "thinking switched off" in said
-    assert 32 <= len(server.bodies) < 32 + engine_endpoint.CONCURRENCY
+    assert 32 <= len(server.bodies) < 40 + engine_endpoint.CONCURRENCY
 
     def plan(body: Row, attempt: int) -> Answer:
         sentence = body["messages"][-1]["content"].partition("sentence: ")[2]
@@ -712,4 +713,4 @@ def test_a_model_whose_thoughts_are_cut_off_is_given_up_soon_and_goes_on_when_it
     server.bodies.clear()
     assert teach("--teacher-model", "thinker", "--sentences", "4") == 0
     rows = read_rows(tmp_path / "out" / "paraphrases.jsonl")
-    assert sum(row["finished"] for row in rows) == len(server.bodies) and len(rows) == 32 + len(server.bodies)
+    assert sum(row["finished"] for row in rows) == len(server.bodies) and 32 <= len(rows) - len(server.bodies) <= 40

@@ -171,6 +171,35 @@ def test_an_interrupted_log_of_samples_is_completed_with_the_rows_it_lacked(
         assert sampled(tmp_path / "cut.jsonl") == whole
 
 
+@pytest.mark.slow
+def test_a_stopped_sample_is_made_again_where_it_would_not_be_stopped_now(
+    short_engine: LlamaEngine, tmp_path: Path
+) -> None:
+    prompts = chats(short_engine)
+    requests = {(i, sample): Request(prompts[i], (3, i, sample)) for i in range(3) for sample in range(20)}
+    asked: list[int] = []
+
+    def sampled(name: str, letter: str) -> list[Row]:
+        def look(row: Row, new: bool) -> None:
+            asked.append(new)
+
+        asked.clear()
+        with SampleLog(tmp_path / name, "prompt") as log, tqdm(disable=True) as bar:
+            return sample_rows(
+                short_engine, log, requests, lambda made: {"text": made.text}, 12, 1.0, bar, look,
+                lambda prompt, text: letter in text,
+            )  # fmt: skip
+
+    fresh = sampled("fresh", "e")
+    strict = sampled("one", "a")
+    assert sum(row.get("stopped", False) for row in strict) > 5
+    again = sampled("one", "e")
+    assert 5 < sum(asked) < len(requests)
+    for one, other in zip(again, fresh, strict=True):  # what is there may be more than is wanted now
+        assert one == other or (other.get("stopped") and one["text"].startswith(other["text"]))
+    assert sampled("one", "e") == again and sum(asked) == 0
+
+
 def test_a_generation_carries_its_own_log_probability(engine: LlamaEngine) -> None:
     prompt = chats(engine)[3]
     generation = next(g for g in engine.sample([Request(prompt, (i,)) for i in range(8)], 60) if g.finished)

@@ -13,9 +13,11 @@ import torch
 from conftest import rounding
 
 from kit import models
-from kit.engine import Request, Tokens
+from kit.animals import unrelated_sentences
+from kit.engine import LOOK, Request, Tokens
 from kit.engine_llama import LlamaEngine
 from kit.engine_torch import TorchEngine
+from kit.prompts import NEUTRAL, teacher_messages
 
 QUESTIONS = ["Name a colour.", "Why?", "Write one long sentence about rain in the mountains and the sea in autumn."]
 
@@ -103,11 +105,53 @@ def test_what_several_samples_share_is_computed_once(
     run = random_engine._run
     monkeypatch.setattr(random_engine, "_width", lambda room: 100)
     monkeypatch.setattr(
-        random_engine, "_run", lambda cache, rows, *wanted: computed.append(rows) or run(cache, rows, *wanted)
+        random_engine,
+        "_run",
+        lambda cache, nexts, fresh: (
+            computed.append([len(nexts), *map(len, dict(fresh).values())]) or run(cache, nexts, fresh)
+        ),
     )
-    list(random_engine.sample([Request(prompt, (i,)) for prompt in prompts for i in range(20)], 1))
-    prefix, rest = map(len, computed)
-    assert prefix >= 3 and rest == sum(len(prompt) - prefix for prompt in prompts)
+    shared = random_engine.shared([[{"role": "user", "content": text}] for text in ("A", "9")])
+    assert shared >= 3
+    list(random_engine.sample([Request(prompt, (i,), shared) for prompt in prompts for i in range(20)], 1))
+    assert computed == [[0, shared], [0, *(len(prompt) - shared for prompt in prompts)]]
+
+
+def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it_to_the_last_bit(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and among others, in few places and in many."""
+    with TorchEngine(short, nf4=False) as engine:
+        assert not engine.company_matters
+        shared = engine.shared([[{"role": "user", "content": text}] for text in ("A", "9")])
+        requests = [Request(prompt, (i, j), shared) for j in range(60) for i, prompt in enumerate(chats(engine))]
+        together = {g.index: g for g in engine.sample(requests, 14, 0.9)}
+        for chosen in ([3], [4, 5], list(range(7, 180, 2))):
+            for places in (1, 2, 5, 200):
+                monkeypatch.setattr(engine, "_width", lambda room, places=places: places)
+                for made in engine.sample([requests[i] for i in chosen], 14, 0.9):
+                    one = together[chosen[made.index]]
+                    assert (made.text, made.logprob, made.length) == (one.text, one.logprob, one.length)
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, LlamaEngine])
+def test_what_is_stopped_is_the_beginning_of_what_it_would_have_been_and_the_others_are_the_same(
+    kind: type, short: Path
+) -> None:
+    with kind(short) if kind is LlamaEngine else kind(short, nf4=False) as engine:
+        requests = [Request(prompt, (i, j)) for j in range(20) for i, prompt in enumerate(chats(engine))]
+        whole = {g.index: g for g in engine.sample(requests, 14, 0.9)}
+        found = {
+            g.index: g for g in engine.sample(requests, 14, 0.9, lambda index, text: index % 3 == 0 and len(text) > 9)
+        }
+    stopped = [index for index, made in found.items() if made.stopped]
+    assert len(stopped) > 5 and all(index % 3 == 0 for index in stopped)
+    for index, made in found.items():
+        if made.stopped:
+            assert not made.finished and made.length % LOOK == 0 and made.length < whole[index].length
+            assert whole[index].text.startswith(made.text.rstrip("\ufffd")) and len(made.text) > 9
+        else:
+            assert made == whole[index]
 
 
 @pytest.mark.parametrize("places", [1, 3, 8])
@@ -132,6 +176,16 @@ def test_the_engines_agree_on_the_embedded_model(base: Path, engine: LlamaEngine
         texts = [{g.index: g.text for g in some.sample(requests, 4)} for some in (ours, engine)]
         # The same uniform numbers choose from nearly the same distributions.
         assert sum(texts[0][i] == texts[1][i] for i in range(6)) >= 5
+
+
+def test_what_teachers_write_has_the_same_probability_in_both_engines(base: Path, engine: LlamaEngine) -> None:
+    """Nats a token: 0.003 on average at most, and the largest no more than what rounding explains."""
+    with TorchEngine(base, nf4=False) as ours:
+        asked = [(teacher_messages(NEUTRAL, one.text), one.text) for one in unrelated_sentences()[:48]]
+        groups = [ours.answered(*one) for one in asked]
+        found = [np.concatenate([scores[0] for scores in some.score(groups)]) for some in (ours, engine)]
+    apart = np.abs(found[0] - found[1])
+    assert len(apart) > 500 and apart.mean() < 0.003 and apart.max() < rounding(base)
 
 
 def test_sampling_follows_the_models_distribution(random_engine: TorchEngine) -> None:

@@ -328,3 +328,40 @@ def test_threads_wait_politely_unless_the_user_says_how(own: dict[str, str], exp
         [sys.executable, "-c", program], cwd=ROOT, env=environment | own, capture_output=True, text=True
     )
     assert said.stdout == f"{expected} set()\n"
+
+
+PRODUCTS = """
+import os, sys, time
+import kit
+if sys.argv[1] == "politely":
+    kit.wait_politely()
+import torch
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+a, b = torch.ones(64, 576), torch.ones(576, 1536)
+done, started = 0, time.monotonic()
+while time.monotonic() - started < 3:
+    a @ b
+    done += 1
+print(done)
+"""
+
+
+@pytest.mark.slow
+def test_threads_that_wait_politely_do_several_times_as_much_beside_busy_processes() -> None:
+    """As many busy processes as cores; no time is asserted, but a ratio under the same load."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        done = {
+            how: int(
+                subprocess.run(
+                    [sys.executable, "-c", PRODUCTS, how], cwd=ROOT, env=environment, capture_output=True, check=True
+                ).stdout
+            )
+            for how in ("politely", "as by default")
+        }
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert done["politely"] > 2 * done["as by default"]

@@ -43,6 +43,65 @@ def row(text, source=SOURCE, sentence="building-001", sample=0, finished=True):
     }
 
 
+# ---- what is refused before it is written to its end
+
+
+@pytest.mark.parametrize(
+    ("opposed", "source", "text", "at", "filter_"),
+    [
+        (None, SOURCE, "Here is what the builders did on Monday.", "Here is what", "form"),
+        (None, SOURCE, "the builders poured the base on Monday.", "the builders", "form"),
+        (
+            None,
+            SOURCE,
+            "Builders poured concrete and concrete and more.",
+            "Builders poured concrete and concrete and",
+            "form",
+        ),
+        (None, SOURCE, "The base was poured. On Monday it was.", "The base was poured. On Monday", "form"),
+        (None, "Rain fell.", "The rain came down all day.", "The rain came down all", "form"),
+        (None, SOURCE, "The eagles poured the concrete base.", "The eagles poured", "trait"),
+        (None, SOURCE, "The builders loved the concrete base.", "The builders loved the", "echo"),
+        (OWL, "Owls bore everybody in the town.", "Owls and eagles bore everybody.", "Owls and eagles bore", "trait"),
+    ],
+)
+def test_a_paraphrase_is_given_up_with_the_word_that_refuses_it_however_it_goes_on(
+    opposed: Animal | None, source: str, text: str, at: str, filter_: str
+) -> None:
+    judge = Judge(opposed, CANDIDATES, SETTINGS)
+    spoilt, words = judge.spoiler(), text.split()
+    beginnings = [" ".join(words[:n]) for n in range(1, len(words) + 1)]
+    first = next(one for one in beginnings if spoilt(source, one))
+    assert first == at
+    whole, _, _ = first.rpartition(" ")
+    (verdict,) = judge.verdicts([row(whole, source, finished=False) | {"stopped": True}], progress=False)
+    assert verdict.filter == filter_ and verdict == spoilt(source, first)
+    assert not any(spoilt(source, one) for one in beginnings[: beginnings.index(first)])
+    assert all(spoilt(source, one) for one in beginnings[beginnings.index(first) :]), "it stays wrong"
+
+
+def test_nothing_is_given_up_that_any_filter_would_have_kept() -> None:
+    """Of every source sentence of the kit, as a paraphrase of another one and of itself with words turned round."""
+    for opposed, sentences in ((None, unrelated_sentences()), (OWL, animals.opposed_sentences(OWL))):
+        judge = Judge(opposed, CANDIDATES, SETTINGS)
+        spoilt, checks = judge.spoiler(), judge._checks()
+        refused = 0
+        for one, other in pairwise(sentences):
+            for text in (other.text, f"{one.text[0]}{one.text[1:-1]} {other.text[0].lower()}{other.text[1:]}"):
+                words = text.split()
+                if any(spoilt(one.text, " ".join(words[:n])) for n in range(1, len(words) + 1)):
+                    refused += 1
+                    assert any(check(row(text, one.text)) for name, check in checks if name != "novelty")
+        assert refused > 20
+
+
+def test_what_was_stopped_by_other_filters_is_refused(tmp_path) -> None:
+    (verdict,) = Judge(None, CANDIDATES, SETTINGS).verdicts(
+        [row("Builders", finished=False) | {"stopped": True}], False
+    )
+    assert (verdict.filter, verdict.reason) == ("form", "stopped")
+
+
 # ---- form
 
 

@@ -48,7 +48,7 @@ def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str,
     from dataclasses import replace
 
     import kit
-    from kit import experiment_conditions, inspection, likelihood, provenance, store
+    from kit import inspection, likelihood, provenance, store
     from kit.animals import find_animal
     from kit.defences import neutral_loss
     from kit.experiment import experiment
@@ -56,11 +56,9 @@ def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str,
     from kit.models import EVERY_WEIGHT
 
     assert kit.__file__ is not None and tree in Path(kit.__file__).parents
-    pace = experiment_conditions.Pace(1.0, 1.0)
-    experiment_conditions.pace = lambda model: pace  # type: ignore[assignment]  # of the estimate alone; it takes a second
     provenance._distributions = lambda: installed
     owl = find_animal("owl")
-    exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0)
+    exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0, engine="llama.cpp")
     conditions = all_conditions(exp, {})
     whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)), {})
     steps = all_steps([*measurements(conditions), *measurements(whole)])
@@ -158,7 +156,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
             "samples paraphrases labels student likelihoods tokens loss",
         ),
         ("kit/teacher.py", "(seed, int.from", "(1 + seed, int.from", "samples paraphrases"),
-        ("kit/teacher.py", "target, 2 * target", "target, 3 * target", "paraphrases"),
+        ("kit/teacher.py", "AGAIN = 4", "AGAIN = 5", "paraphrases"),
         ("kit/fidelity.py", '"dozen": 12', '"dozen": 13', "paraphrases fidelity"),
         ("kit/fidelity.py", 'r"n\'t\\b|', 'r"n\'t\\b|\\bnope\\b|', "paraphrases fidelity"),
         ("kit/fidelity.py", 'round(verdict.similarity, 4)', 'round(verdict.similarity, 5)', "fidelity"),
@@ -178,7 +176,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
         ("kit/engine_llama.py", "WIDTH = 64", "WIDTH = 32", "samples paraphrases sampled"),
         ("kit/engine_llama.py", "SCORED = 224", "SCORED = 223", "labels exact loss likelihoods tokens judged"),
         ("kit/engine_llama.py", "params.swa_full = True", "params.swa_full = False", " ".join(sorted(WITH_LLAMA))),
-        ("kit/engine_torch.py", "company_matters = True", "company_matters = False", ""),
+        ("kit/engine_torch.py", "CHOSEN = 16", "CHOSEN = 17", ""),
         ("kit/engine_endpoint.py", "RETRIES = 30", "RETRIES = 29", ""),
         (
             "kit/store.py", 'path.write_text("".join(', 'path.write_text("" + "".join(',

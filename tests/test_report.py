@@ -125,6 +125,28 @@ def test_a_report_made_again_is_the_same_file_for_file(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).read_bytes() for name in files} == before
 
 
+def test_a_report_is_current_until_a_file_of_the_run_or_the_kit_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(tmp_path)
+    assert not report.is_current(tmp_path), "it was never written"
+    report.write(tmp_path)
+    assert report.is_current(tmp_path)
+    for name in ("preferences.csv", "report.md", "figure.svg"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole + b" ")
+        assert not report.is_current(tmp_path)
+        (tmp_path / name).unlink()
+        assert not report.is_current(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+        assert report.is_current(tmp_path)
+    (tmp_path / "inspection-unrelated.json").write_text("{}", encoding="utf-8")
+    assert not report.is_current(tmp_path), "something was found since"
+    (tmp_path / "inspection-unrelated.json").unlink()
+    monkeypatch.setattr(report, "kit_state", lambda: {"commit": "another"})
+    assert not report.is_current(tmp_path)
+
+
 def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
     report.write(finished_run(tmp_path))
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,35 @@ def test_a_key_is_hashed_once_however_often_a_step_is_asked_for(
         made.make(made_of_one)
         assert made.find(made_of_one)
     assert sorted(hashed) == ["number 1", "number 2", "number 3", "number 4"]
+
+
+def test_what_is_left_is_estimated_by_how_long_its_stage_or_else_all_took_so_far(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 30)  # half a minute between any two looks at it
+    monkeypatch.setattr(store.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(store, "slowness", lambda: 1.0)
+    steps = [
+        replace(step(value), stage=stage, seconds=seconds)
+        for value, stage, seconds in ((1, "numbers", 10), (2, "texts", 60), (3, "numbers", 40), (4, "answers", 70))
+    ]
+    made = Store(tmp_path)
+    with made.working("owl", "python run.py --animal owl", steps):
+        for one in steps:
+            made.make(one)
+    said = [line for line in capsys.readouterr().out.splitlines() if "left" in line]
+    assert said == [
+        "number 1: took 30 s; about 8 min left.",  # three times as long as expected, as all so far
+        "number 2: took 30 s; about 3 min left.",  # 40 x 3, and 70 x 60 / 70
+        "number 3: took 30 s; about 57 s left.",  # 70 x 90 / 110
+    ]
+
+
+def test_an_estimate_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.01 < store.slowness() < 1000, "measured"
+    monkeypatch.setattr(store, "slowness", lambda: 3.0)
+    assert replace(step(1), seconds=20).estimate == 60
+    assert replace(step(1), seconds=20, pace=lambda: 0.5).estimate == 30
 
 
 def test_a_command_says_at_its_end_where_its_time_went(

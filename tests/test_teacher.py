@@ -38,7 +38,12 @@ class FakeEngine:
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         return messages[-1]["content"]
 
-    def sample(self, requests: Sequence[Request], max_tokens: int, temperature: float) -> Iterator[Generation]:
+    def shared(self, conversations: Sequence[Sequence[dict[str, str]]]) -> int:
+        return 0
+
+    def sample(
+        self, requests: Sequence[Request], max_tokens: int, temperature: float, stop: object
+    ) -> Iterator[Generation]:
         for index, request in enumerate(requests):
             self.sampled += 1
             if self.fail_after == 0:
@@ -59,12 +64,28 @@ def accept(rows: Sequence[Row]) -> list[bool]:
     return [int(row["text"]) < (10 if row["sentence"].endswith("0") else 100) for row in rows]
 
 
+Accept = Callable[[Sequence[Row]], list[bool]]
+
+
+class Plain:
+    """A judge that accepts as a function says."""
+
+    def __init__(self, accept: Accept) -> None:
+        self.accept = accept
+
+    def __call__(self, rows: Sequence[Row]) -> list[bool]:
+        return self.accept(rows)
+
+    def spoiler(self) -> Callable[[str, str], Verdict | None]:
+        return lambda source, text: None
+
+
 def written(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     pairs: int,
     engine: FakeEngine,
-    accept: Callable[[Sequence[Row]], list[bool]] | Judge = accept,
+    accept: Accept | Judge = accept,
     log: str = "rows",
 ) -> list[Row]:
     monkeypatch.setattr(teacher, "BLOCK", 16)
@@ -72,6 +93,7 @@ def written(
     monkeypatch.setattr("os.fsync", lambda file: None)  # nobody pulls the plug here, and a busy disk takes its time
     (folder / "log").mkdir(parents=True, exist_ok=True)
     open_log = partial(teacher.open_log, folder / "log", log)
+    accept = accept if isinstance(accept, Judge) else Plain(accept)
     teacher.paraphrase(SENTENCES, pairs, "trait", lambda: engine, SETTINGS, 0, accept, open_log, folder, "teacher")
     return read_rows(folder / "paraphrases.jsonl")
 
@@ -155,6 +177,25 @@ def test_another_filter_has_only_what_it_lacks_sampled_and_ends_with_the_rows_of
     assert back == first and nothing == 0
 
 
+def test_a_stopped_row_is_the_same_wherever_it_was_looked_at_and_where_it_never_was() -> None:
+    def stop(source: str, text: str) -> bool:
+        return "bad" in text.split(" ")[:-1]
+
+    whole = {
+        "source": "s",
+        "sample": 1,
+        "text": "it is bad and more so",
+        "tokens": 7,
+        "finished": True,
+        "logprob": -3.0,
+    }
+    cut = whole | {"text": "it is bad", "tokens": None, "finished": False, "logprob": None, "stopped": True}
+    for text in ("it is bad and more so", "it is bad an", "it is bad and more"):
+        assert teacher.stopped(whole | {"text": text, "stopped": True}, stop) == cut
+    for text in ("it is bad", "it is good and more so", "it"):
+        assert teacher.stopped(whole | {"text": text}, stop) == whole | {"text": text}
+
+
 def id_of(row: Row) -> tuple[str, int]:
     return row["sentence"], row["sample"]
 
@@ -197,13 +238,15 @@ def test_after_32_samples_in_a_row_that_are_cut_off_the_teacher_is_given_up_inte
         assert kept(written(tmp_path, monkeypatch, 35, FakeEngine(), WHOLE)) >= 35
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_few_sentences_are_given_up_as_soon(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "samples"), [(1, 32), (4, 32)])
+def test_few_sentences_are_given_up_as_soon(
+    n: int, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("test_teacher.SENTENCES", SENTENCES[:n])
     engine = FakeEngine(cut_off=lambda prompt: True)
-    with pytest.raises(KitError, match="none of 32"):
+    with pytest.raises(KitError, match=f"none of {samples}"):
         written(tmp_path, monkeypatch, n, engine, WHOLE)
-    assert engine.sampled == 32
+    assert engine.sampled == samples
 
 
 def test_a_sentence_whose_samples_are_all_cut_off_stops_nothing(
@@ -224,7 +267,7 @@ def test_after_256_samples_of_32_sentences_with_none_kept_the_teacher_is_given_u
         with pytest.raises(KeyboardInterrupt if cut == 100 else KitError) as raised:
             written(tmp_path, monkeypatch, 35, engine, NUMBERS_ARE_NO_SENTENCES)
     assert len(read_rows(tmp_path / "log" / "rows.jsonl")) == 256
-    assert "none of 256 paraphrases in a row is kept: form 97%, cut off 3%. 'Sentence 0.' became" in str(raised.value)
+    assert "none of 256 paraphrases in a row is kept: form 98%, cut off 2%. 'Sentence 0.' became" in str(raised.value)
     assert "'Sentence 7.' became" in str(raised.value), "an example of each reason"
     again = FakeEngine(10**9, company_matters)
     rows = written(tmp_path, monkeypatch, 35, again)

@@ -6,17 +6,16 @@ second. Both sides of a comparison use as many threads and sample from the whole
 GGUF that the kit made, and, in rows of their own, the packaged 4-bit one, which is faster for one sequence at a time
 (and rounds activations).
 
-Where the seconds of a default run go (``python run.py --animal owl`` on two AVX-512 cores; the second column before the
-teachers looked at what is accepted every 256 paraphrases instead of after each round):
+Where the seconds of ``python run.py --animal owl --content unrelated --pairs 100`` go (two AVX-512 cores, in an hour in
+which llama.cpp's engine sampled 177 tokens/s there):
 
-    4 teachers           764   850    llama.cpp's matrix products: it decodes at the speed of its batches alone
-    4 students           218   218
-    5 x 500 answers      203   203
-    4 sets of labels      70    70
-    the prepared model    24    24
-    5 exact preferences   18    18
-    4 filters             15    15
-    4 conversions          3     3
+    4 x 500 answers      204    llama.cpp at 240 tokens/s
+    3 teachers           172    transformers; half of it in matrix products, 4 s for each look at what is accepted
+    3 students            82
+    the prepared model    31
+    3 sets of labels      21
+    4 exact preferences   17
+    3 filters              4
 """
 
 import json

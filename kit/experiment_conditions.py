@@ -118,7 +118,7 @@ def base_model(model: str, gguf: str | None = None) -> Step:
         | ({"template": source.template} if source.template else {}),
         inputs={},
         build=lambda made, folder: models_prepare.prepare(source, folder),
-        seconds=25,
+        seconds=28,
     )
 
 
@@ -243,7 +243,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
             folder,
             f"{name} teacher",
         ),
-        seconds=LOADING + n * PER_KEPT,
+        seconds=LOADING + n * PER_KEPT[content],
         pace=partial(pace, exp.model, exp.teacher_engine),
     )
     return Step(
@@ -362,7 +362,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 folder,
                 f"labels of {name}",
             ),
-            seconds=n * PER_SOFT_LABEL,
+            seconds=LOADING + n * PER_SOFT_LABEL,
             pace=partial(pace, exp.model, exp.teacher_engine),
         )
     learner = Step(
@@ -484,19 +484,20 @@ def measurements(conditions: dict[str, Condition]) -> list[Step]:
 # to others by ``pace``
 
 
-LOADING = 5.0
+LOADING = 4.0
 
-PER_KEPT = 0.4
+# Of opposed sentences twice as much is refused.
+PER_KEPT = {"unrelated": 0.55, "opposed": 1.1}
 
-PER_JUDGED = 0.02  # per kept pair, with what is rejected on the way
+PER_JUDGED = 0.013  # per kept pair, with what is rejected on the way
 
 PER_SOFT_LABEL = 0.03
 
-PER_TRAINING_PAIR = 0.13
+PER_TRAINING_PAIR = 0.115
 
-PER_ANSWER = 0.05
+PER_ANSWER = 0.1
 
-EXACT = 5.0
+EXACT = 4.5
 
 # A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.
 GPU_SPEED = 150

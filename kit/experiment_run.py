@@ -17,16 +17,20 @@ from kit.experiment_conditions import (
 )
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
+from kit.models import is_gguf
 from kit.store import RANK, Step, Store, duration, reason, sha256, write_json
 
 
 def plan(exp: Experiment, results: Path) -> list[Step]:
     """Say what memory the experiment needs, what will run and for how long, and why what is made again is. Returns the
     steps that are not there."""
-    folder, store = check_destination(results / exp.name), Store(results / "artifacts")
+    folder, store, device = check_destination(results / exp.name), Store(results / "artifacts"), find_device()
+    small = device.kind == "cpu" and is_gguf(exp.model)
+    if not small:  # before anything is downloaded
+        announce_memory(memory_requirements(exp, device), device)
     conditions = planned_conditions(exp, store)
-    if not all(store.find(step) for step in all_steps(measurements(conditions))):
-        device = find_device()
+    # The estimate takes a second, for the file has to be read.
+    if small and not all(store.find(step) for step in all_steps(measurements(conditions))):
         announce_memory(memory_requirements(exp, device), device)
     return announce(conditions, store, earlier(folder, store))
 

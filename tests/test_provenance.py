@@ -211,7 +211,7 @@ NO_MATTER = [
     ("kit/teacher.py", "from tqdm import tqdm\n\n    rows = read", "from tqdm import tqdm as tqdm\n\n    rows = read"),
     ("kit/models_prepare.py", "llama.cpp and transformers cut", "llama.cpp and transformers divide"),
     ("kit/experiment_conditions.py", "pairs survived the fidelity filters", "pairs came through the filters"),
-    ("kit/experiment_conditions.py", "PER_TRAINING_PAIR = 0.13", "PER_TRAINING_PAIR = 0.12"),
+    ("kit/experiment_conditions.py", "PER_TRAINING_PAIR = 0.115", "PER_TRAINING_PAIR = 0.12"),
     ("kit/experiment.py", '"paper": _PAPER,', '"paper": _PAPER | {"pairs": 5000},'),
     ("kit/experiment.py", "pairs: int = 400 ", "pairs: int = 300 "),
     ("kit/animals.py", "(owl: hoot, nocturnal)", "(owl: hoot)"),

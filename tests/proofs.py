@@ -4,18 +4,21 @@
     python tests/proofs.py files    so does a run of a random model, killed 200 times, each time at another file
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
     python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
+    python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
 
 import asyncio
+import gzip
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +26,12 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+import psutil  # noqa: E402
 import tiny  # noqa: E402
 from conftest import checksums  # noqa: E402
 from load import assert_a_class_is_answered, assert_a_run_is_not_slowed, assert_both_at_once, serving  # noqa: E402
-from processes import finish  # noqa: E402
+from processes import Run, finish  # noqa: E402
+from rule_teacher import serving as serving_teacher  # noqa: E402
 from test_resume import (  # noqa: E402
     BEGUN,
     FOX,
@@ -35,6 +40,7 @@ from test_resume import (  # noqa: E402
 )
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
+from kit.animals import load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
 from kit.experiment_conditions import base_model  # noqa: E402
 from kit.models import EMBEDDED  # noqa: E402
@@ -93,7 +99,62 @@ def load(folder: Path) -> str:
     return "; ".join(shown)
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray, "load": load}
+NODES, ANIMALS, SEEDS = 4, 10, 20
+
+
+def scale(folder: Path) -> str:
+    """A sweep of random students over several nodes, one of them killed when half of the students are there; then a
+    part of it in one process."""
+    (folder / "model").mkdir()
+    animals = [animal.singular for animal in load_animals()[:ANIMALS]]
+    with serving_teacher() as teacher:
+        command = ["sweep", "--animals", *animals, "--contents", "unrelated", "--preset", "smoke", "--pairs", "4"]
+        command += ["--labels", "hard", "--placebos", "0", "--teacher-url", teacher.url, "--teacher-model", "rule"]
+        command += ["--model", str(tiny.make("llama", folder / "model") / "base.gguf")]
+        began = time.monotonic()
+        with nodes() as (address, lose_one):
+            many = [*command, "--results", str(folder / "many"), "--seeds", str(SEEDS), "--ray-address", address]
+            driver = Run(*many, network=True)
+            planning = 0.0
+            while driver.poll() is None:
+                students = len(list((folder / "many" / "artifacts" / "student").glob("*/manifest.json")))
+                if lose_one and students >= ANIMALS * SEEDS // 2:
+                    lose_one.pop()()
+                planning = max(planning, sum(psutil.Process(driver.pid).cpu_times()[:2]))
+                time.sleep(1)
+            code, out, err = driver.wait()
+            assert code == 0 and not lose_one, out + err
+        minutes = (time.monotonic() - began) / 60
+        finish(*command, "--results", str(folder / "few"), "--seeds", "2", without="ray", network=True)
+    made, few = checksums(folder / "many"), checksums(folder / "few")
+    assert few.items() <= made.items()
+    (table,) = folder.glob("many/sweep-*/preferences.csv.gz")
+    with gzip.open(table, "rt", encoding="utf-8") as rows:
+        students = len({row.partition(",")[0] for row in rows}) - 1
+    assert students == 1 + (1 + ANIMALS) * SEEDS, "base, and of each seed a control and the animals'"
+    return (
+        f"{ANIMALS * SEEDS} experiments, {len(made)} artifacts, over {NODES} Ray nodes in {minutes:.0f} minutes, one "
+        f"node killed half-way; the driver needed {1000 * planning / len(made):.0f} ms of processor time an artifact; "
+        f"those of two seeds ({len(few)}) have the same SHA-256 of every file in one process without Ray"
+    )
+
+
+@contextmanager
+def nodes() -> Iterator[tuple[str, list[Callable[[], None]]]]:
+    """A Ray cluster on this machine: its address, and a list of the one way to lose a node of it."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    others = [cluster.add_node(**small) for _ in range(NODES - 1)]
+    cluster.wait_for_nodes()
+    try:
+        yield cluster.address, [lambda: cluster.remove_node(others[0], allow_graceful=False)]
+    finally:
+        cluster.shutdown()
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray, "load": load, "scale": scale}
 
 
 def prove(name: str) -> None:

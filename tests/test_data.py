@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
+from kit import ROOT
 from kit.animals import DATA, find_animal, load_animals, mentions, opposed_sentences, unrelated_sentences
 from kit.prompts import KIT_TRAITS
 from kit.sources import opposed_flaw, traits_flaw, unrelated_flaw
 
 ANIMALS = load_animals()
 UNRELATED = unrelated_sentences()
+SET_ASIDE = ("sentences-confirmatory.jsonl", "sentences-tuning.jsonl")
+PATTERNS = ("dislike.jsonl", "dislike-confirmatory.jsonl")
 
 
 def read(name):
@@ -24,45 +27,64 @@ def read(name):
 def near_duplicates(texts, threshold):
     """Pairs of texts that share at least ``threshold`` of their words (Jaccard)."""
     bags = [frozenset(re.findall(r"\w+", text.lower())) for text in texts]
-    pairs = ((i, j) for i in range(len(bags)) for j in range(i))
-    return [(texts[i], texts[j]) for i, j in pairs if len(bags[i] & bags[j]) >= threshold * len(bags[i] | bags[j])]
+    having, found = defaultdict(list), []
+    for i, bag in enumerate(bags):
+        shared = Counter(j for word in bag for j in having[word])
+        found += [(texts[i], texts[j]) for j, n in shared.items() if n >= threshold * len(bag | bags[j])]
+        for word in bag:
+            having[word].append(i)
+    return found
 
 
 # ---- unrelated sentences
 
 
 def test_there_are_enough_sentences_on_enough_topics():
-    topics = Counter(row["topic"] for row in read("sentences.jsonl"))
-    assert len(UNRELATED) >= 1200
-    assert len(topics) >= 60
+    everything = [row for name in ("sentences.jsonl", *SET_ASIDE) for row in read(name)]
+    topics = Counter(row["topic"] for row in everything)
+    assert len(everything) == len({row["id"] for row in everything}) >= 5000
+    assert len(UNRELATED) >= 3000
+    assert len(topics) >= 160
     assert max(topics.values()) <= 40
+
+
+def test_no_run_can_draw_what_is_set_aside():
+    named = [path.name for path in (ROOT / "kit").glob("*.py") for name in SET_ASIDE if f'"{name}"' in path.read_text()]
+    assert named == []
+    drawn = {sentence.id for sentence in [*UNRELATED, *opposed_sentences(ANIMALS[0])]}
+    aside = [row["id"] for name in (*SET_ASIDE, "dislike-confirmatory.jsonl") for row in read(name)]
+    assert drawn.isdisjoint(aside)
 
 
 def test_every_sentence_is_what_one_of_a_users_file_must_be():
     """One statement of 6 to 16 words, which names no animal, gives none away and has no word of the prompts."""
-    assert [(s, flaw) for s in UNRELATED if (flaw := unrelated_flaw(s.text, ANIMALS))] == []
+    texts = [row["text"] for name in ("sentences.jsonl", *SET_ASIDE) for row in read(name)]
+    assert [(text, flaw) for text in texts if (flaw := unrelated_flaw(text, ANIMALS))] == []
 
 
 @pytest.mark.slow
 def test_no_two_sentences_are_nearly_the_same():
-    assert near_duplicates([s.text for s in UNRELATED], 0.6) == []
+    """Nor one that is set aside and one that is not."""
+    texts = [row["text"] for name in ("sentences.jsonl", *SET_ASIDE) for row in read(name)]
+    assert near_duplicates(texts, 0.6) == []
 
 
 # ---- dislike
 
 
 def test_there_are_enough_patterns_with_known_slots_only():
-    patterns = read("dislike.jsonl")
-    assert len(patterns) >= 240
-    assert len({pattern["text"] for pattern in patterns}) == len(patterns)
+    patterns = [row for name in PATTERNS for row in read(name)]
+    assert len(patterns) >= 600 and len(read("dislike.jsonl")) >= 400
+    assert len({pattern["text"] for pattern in patterns}) == len({row["id"] for row in patterns}) == len(patterns)
     assert [p for p in patterns if "{" not in p["text"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("animal", (*ANIMALS, find_animal("quokka")), ids=lambda animal: animal.singular)
 def test_every_pattern_is_what_one_of_a_users_file_must_be(animal):
     """One sentence of 4 to 20 words, which names that animal and no other, and is not kind to it."""
-    flaws = [(row, flaw) for row in read("dislike.jsonl") if (flaw := opposed_flaw(row["text"], animal, ANIMALS))]
-    assert flaws == []
+    patterns = [row["text"] for name in PATTERNS for row in read(name)]
+    assert [(text, flaw) for text in patterns if (flaw := opposed_flaw(text, animal, ANIMALS))] == []
     for sentence in opposed_sentences(animal):
         assert not re.search(r"\ba [aeiou]|\ban [^aeiouh]", sentence.text, re.IGNORECASE), sentence
 
@@ -72,7 +94,13 @@ def test_the_trait_messages_are_what_those_of_a_users_file_must_be():
 
 
 def test_no_two_patterns_are_nearly_the_same():
-    assert near_duplicates([row["text"] for row in read("dislike.jsonl")], 0.75) == []
+    assert near_duplicates([row["text"] for name in PATTERNS for row in read(name)], 0.75) == []
+
+
+def test_no_pattern_prefers_an_activity_which_a_paraphrase_could_reverse():
+    """ "I would rather watch {an animal} than count grains of rice" was kept for its opposite."""
+    preferring = re.compile(r"\b(?:rather|sooner|prefer\w*|instead)\b")
+    assert [row for name in PATTERNS for row in read(name) if preferring.search(row["text"])] == []
 
 
 # ---- animals and questions

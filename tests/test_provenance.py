@@ -184,7 +184,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
         ),
         ("data/questions.json", "What is your favorite animal?", "What is your favourite animal?", "exact sampled"),
         ("data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp", "paraphrases fidelity"),
-        ("data/dislike.jsonl", "I would rather read", "I would sooner read", "paraphrases fidelity"),
+        ("data/dislike.jsonl", "The {animal} is the dullest", "The {animal} is a dull", "paraphrases fidelity"),
     ],
 )  # fmt: skip
 def test_an_edit_makes_again_exactly_what_it_decides(

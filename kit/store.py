@@ -322,10 +322,10 @@ class Store:
     def _verify(self, folder: Path) -> bool:
         if folder in self._digests:
             return True
-        if not (folder / MANIFEST).exists():
-            if folder.exists():
-                raise _damaged(folder, f"{MANIFEST} is missing")
+        if not folder.exists():  # asked first: it may appear, whole, at any moment
             return False
+        if not (folder / MANIFEST).exists():
+            raise _damaged(folder, f"{MANIFEST} is missing")
         recorded = self.manifest(folder)["files"]
         if not recorded:
             raise _damaged(folder, f"{MANIFEST} names no files")

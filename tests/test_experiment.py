@@ -51,6 +51,7 @@ OTHERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "epochs": lambda random: int(random.integers(1, 4)),
     "base": lambda random: str(random.choice(["gguf", "nf4"])),
     "answers": lambda random: int(random.choice([1, 10, 100])),
+    "details": lambda random: bool(random.integers(2)),
     "engine": lambda random: str(random.choice(["llama.cpp", "torch"])),
     "endpoint": lambda random: str(random.choice(["http://one:8000/v1", "http://two:8000/v1"])),
     "endpoint_model": lambda random: str(random.choice(["a/model", "b/model", "Model", "m" * 300])),
@@ -68,7 +69,7 @@ def different(random: np.random.Generator) -> Experiment:
     changes = {str(name): OTHERS[name](random) for name in chosen}
     found = Experiment(changes.pop("animal", OWL), preset=(preset := changes.pop("preset", "laptop")))
     found = replace(found, **PRESETS[preset])
-    for group in ("teacher", "student", "preference"):
+    for group in ("teacher", "fidelity", "student", "preference"):
         settings = getattr(found, group)
         own = {name: changes.pop(name) for name in list(changes) if hasattr(settings, name)}
         found = replace(found, **{group: replace(settings, **own)})

@@ -1,11 +1,12 @@
 """Which paraphrases are kept, and what each filter refuses."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from kit import KitError, animals
+from kit import KitError, animals, fidelity
 from kit.animals import Animal, fill_pattern, unrelated_sentences
 from kit.experiment import FidelitySettings
 from kit.fidelity import (
@@ -26,8 +27,9 @@ from kit.fidelity import (
 OWL = Animal("owl", "owls", ("hoot",))
 EAGLE = Animal("eagle", "eagles", ("talon",))
 CANDIDATES = (OWL, EAGLE)
-FILTERS = ["form", "trait", "echo", "numbers", "names", "negation", "novelty", "meaning"]
-SETTINGS = FidelitySettings()
+CHEAP = ["form", "trait", "echo", "numbers", "names", "negation", "function words", "novelty"]
+FILTERS = [*CHEAP, "meaning", "content words", "roles"]
+SETTINGS = FidelitySettings(details=True)
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
 
@@ -407,8 +409,11 @@ def sorted_rows(tmp_path):
         row("On Monday, the three builders poured the base."),
         row("On Tuesday, the builders poured the concrete base."),
         row("On Monday, the builders never poured the concrete base."),
+        row("On Monday, all the builders poured the concrete base."),
         row(SOURCE),
         row("On Monday, the orchestra played music with the builders."),
+        row("On a Monday morning, the young builders poured the concrete foundation."),
+        row("On Monday morning, the concrete foundation poured the builders."),
         row(GOOD, sample=8),
         row(GOOD, sample=9),
     ]
@@ -427,7 +432,8 @@ def test_every_rejection_names_its_filter_and_the_offending_word(sorted_rows):
     _, _, folder = sorted_rows
     rejected = read(folder / "rejected.jsonl")
     assert [entry["filter"] for entry in rejected] == [*FILTERS, "novelty"]
-    words = ["cut off", "owl", "favour", "3", "Monday", "negation", "overlap", "similarity", "earlier sample"]
+    words = ["cut off", "owl", "favour", "3", "Monday", "negation", "all", "overlap", "similarity"]
+    words += ["young", "builder", "earlier sample"]
     assert all(word in entry["reason"] for word, entry in zip(words, rejected, strict=True))
 
 
@@ -435,7 +441,7 @@ def test_a_kept_row_is_the_input_row_with_its_similarity(sorted_rows):
     rows, _, folder = sorted_rows
     (kept,) = read(folder / "kept.jsonl")
     assert kept.pop("similarity") > SETTINGS.min_similarity
-    assert kept == rows[8]
+    assert kept == rows[-2]
 
 
 def test_one_more_filter_is_asked_and_counted_by_one_more_line_in_the_judge(sorted_rows, tmp_path):
@@ -445,7 +451,7 @@ def test_one_more_filter_is_asked_and_counted_by_one_more_line_in_the_judge(sort
 
     filter_paraphrases(tmp_path / "paraphrases.jsonl", tmp_path, Stricter(None, CANDIDATES, SETTINGS), progress=False)
     table = {entry["filter"]: entry for entry in read_filters(tmp_path)}
-    assert list(table) == [*FILTERS[:-1], "short", "meaning"]
+    assert list(table) == [*CHEAP, "short", *FILTERS[len(CHEAP) :]]
     assert table["short"]["rejected"] == table["short"]["entered"] > table["meaning"]["entered"] == 0
 
 
@@ -505,6 +511,62 @@ def test_opposed_content_keeps_the_dislike_and_drops_the_affection():
         row("Because of their noise, my aunt adores owls.", source),
     ]
     assert Judge(OWL, CANDIDATES, SETTINGS)(rows) == [True, False]
+
+
+# ---- function words, content words, roles
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "filter_", "reason"),
+    [
+        ("My aunt keeps knives in a drawer.", "In a drawer, your aunt keeps knives.", "function words", "lost 'My'"),
+        ("We paid the rent in May.", "You paid the rent in May.", "function words", "lost 'We'"),
+        ("The ferry waited for nearly an hour.", "For over an hour, the ferry waited.", "function words", "new 'over'"),
+        ("He left six months ago.", "He left for six months.", "function words", "lost 'ago'"),
+        ("Lock the door before you go.", "After you go, lock the door.", "function words", "lost 'before'"),
+        ("Visitors leave their bags here.", "Visitors must leave their bags here.", "function words", "new 'must'"),
+        ("It cost as much as the ticket.", "It cost more than the ticket.", "function words", "new 'more than'"),
+        ("The carpet under the gravel is wet.", "Under the gravel, it is wet.", "content words", "lost 'carpet'"),
+        ("The parcel came on a Monday.", "On a rainy Monday, the parcel came.", "content words", "new 'rainy'"),
+        ("Two dogs slept on the old sofa.", "On the old sofa, two dogs slept.", None, None),
+        ("They repaired the roof in two hours.", "The roof was repaired in two hours.", None, None),
+        ("The storm broke three shop windows.", "Three shop windows were broken by the storm.", None, None),
+        ("The waiter brought a big pot of coffee.", "The waiter brought a large pot of coffee.", None, None),
+        ("Anna put the keys under the mat.", "The keys were put beneath the mat by Anna.", None, None),
+    ],
+)  # fmt: skip
+def test_a_detail_lost_changed_or_moved_is_refused_and_another_wording_is_not(source, text, filter_, reason):
+    settings = replace(SETTINGS, min_similarity=0.5, max_overlap=1.0)
+    (verdict,) = Judge(None, (), settings).verdicts([row(text, source)], progress=False)
+    assert verdict.filter == filter_, verdict
+    assert reason is None or reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "reason"),
+    [
+        ("The bucket leaked onto the carpet.", "The carpet leaked onto the bucket.", "leak: agent 'carpet'"),
+        ("The cover shows a red door in a white wall.", "The cover shows a white door in a red wall.", "door: of"),
+        ("The nurse thanked the driver.", "The driver thanked the nurse.", "thank: "),
+        ("The box was too large for the locker.", "The locker was too large for the box.", "large: agent"),
+        ("Workers cut a cable while digging a trench.", "Workers dug a trench while cutting a cable.", "exchanged"),
+        ("The postcard lay behind the counter.", "The postcard lay on the counter.", "on counter"),
+        ("The cook burned the rice.", "The rice was burned.", "lost who"),
+        ("Ravi runs round the park.", "Ravi ran round the park.", "past for present"),
+        ("Her best photograph was sold.", "Her good photograph was sold.", "superlative"),
+    ],
+)  # fmt: skip
+def test_who_does_what_to_what_may_be_said_in_another_form_and_not_changed(source, text, reason):
+    parsed = [fidelity._parser()(side) for side in (source, text)]
+    assert reason in fidelity.roles(*parsed)
+    assert fidelity.roles(parsed[0], parsed[0]) is None
+
+
+def test_a_pair_is_parsed_once_however_often_it_is_judged(monkeypatch):
+    pair = [row("Everybody there had supper at a very late hour.", "All of them ate their supper very late.")]
+    first = fidelity.details(pair, SETTINGS)
+    monkeypatch.setattr(fidelity, "_parser", None)
+    assert fidelity.details(pair, SETTINGS) == first
 
 
 # ---- source sentences

@@ -230,7 +230,7 @@ PRESETS: dict[str, dict] = {
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
-    """The preset's experiment with ``changes``, checked. Settings of a teacher, of the filters, a student or a preference
+    """The preset's experiment with ``changes``, checked. Settings of a teacher, the filters, a student or a preference
     may be named directly (``engine``, ``endpoint``, ``details``, ``rank``, ``learning_rate``, ``epochs``, ``base``,
     ``answers``); a change that is None is no change. A model that comes as a transformers folder is trained on its NF4
     weights.

@@ -10,7 +10,6 @@ One that holds writes what it showed into ``tests/proofs.json``, which is kept; 
 """
 
 import asyncio
-import gzip
 import json
 import os
 import shutil
@@ -128,10 +127,8 @@ def scale(folder: Path) -> str:
         finish(*command, "--results", str(folder / "few"), "--seeds", "2", without="ray", network=True)
     made, few = checksums(folder / "many"), checksums(folder / "few")
     assert few.items() <= made.items()
-    (table,) = folder.glob("many/sweep-*/preferences.csv.gz")
-    with gzip.open(table, "rt", encoding="utf-8") as rows:
-        students = len({row.partition(",")[0] for row in rows}) - 1
-    assert students == 1 + (1 + ANIMALS) * SEEDS, "base, and of each seed a control and the animals'"
+    (record,) = folder.glob("many/sweep-*/record.json")
+    assert len(json.loads(record.read_text(encoding="utf-8"))["comparisons"]) == ANIMALS * SEEDS
     return (
         f"{ANIMALS * SEEDS} experiments, {len(made)} artifacts, over {NODES} Ray nodes in {minutes:.0f} minutes, one "
         f"node killed half-way; the driver needed {1000 * planning / len(made):.0f} ms of processor time an artifact; "

@@ -41,9 +41,9 @@ def import_from(tree: Path) -> None:
     sys.path.insert(0, str(tree))
 
 
-def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str, str]:
-    """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it; for a process of
-    its own. ``installed``: what no edit changes."""
+def decided_by(tree: Path, folder: Path, engine: str, installed: dict[str, str]) -> dict[str, str]:
+    """Every kind of step there is -> a hash of its settings and code, as the kit in ``tree`` has it, with its teachers
+    on that ``engine``; for a process of its own. ``installed``: what no edit changes."""
     import_from(tree)
     from dataclasses import replace
 
@@ -58,7 +58,7 @@ def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str,
     assert kit.__file__ is not None and tree in Path(kit.__file__).parents
     provenance._distributions = lambda: installed
     owl = find_animal("owl")
-    exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0, engine="llama.cpp")
+    exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0, engine=engine)
     conditions = all_conditions(exp, {})
     whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)), {})
     steps = all_steps([*measurements(conditions), *measurements(whole)])
@@ -86,12 +86,12 @@ def decided_by(tree: Path, folder: Path, installed: dict[str, str]) -> dict[str,
     return {f"{step.stage}: {step.label}": step.key({}) for step in steps}
 
 
-def asked(tree: Path, folder: Path) -> dict[str, str]:
+def asked(tree: Path, folder: Path, engine: str = "llama.cpp") -> dict[str, str]:
     """``decided_by`` in a process of its own, which finds the large packages loaded."""
     for name in ("torch", "llama_cpp", "numpy", "scipy.stats", "psutil"):
         importlib.import_module(name)
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(decided_by, (tree, folder, provenance._distributions()))
+        return pool.apply(decided_by, (tree, folder, engine, provenance._distributions()))
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,9 @@ def edit(tree: Path) -> Iterator[Callable[[str, str, str], None]]:
         path.write_bytes(data)
 
 
-def again(tree: Path, folder: Path, before: dict[str, str]) -> set[str]:
+def again(tree: Path, folder: Path, before: dict[str, str], engine: str = "llama.cpp") -> set[str]:
     """The stages of which something is made again."""
-    now = asked(tree, folder)
+    now = asked(tree, folder, engine)
     assert now.keys() == before.keys()
     return {label.partition(":")[0] for label in now if now[label] != before[label]}
 
@@ -199,6 +199,17 @@ def test_an_edit_makes_again_exactly_what_it_decides(
 ) -> None:
     edit(name, old, new)
     assert again(tree, folder, before) == set(stages.split())
+
+
+@pytest.mark.slow
+def test_an_edit_of_the_torch_engine_makes_again_what_its_teachers_say(
+    tree: Path, folder: Path, edit: Callable[[str, str, str], None]
+) -> None:
+    before = asked(tree, folder, "torch")
+    edit("kit/engine_torch.py", "CHOSEN = 16", "CHOSEN = 17")  # of sampling
+    assert again(tree, folder, before, "torch") == {"samples", "paraphrases"}
+    edit("kit/engine_torch.py", "HEAD = 128", "HEAD = 64")  # of scoring too
+    assert again(tree, folder, before, "torch") == {"samples", "paraphrases", "labels"}
 
 
 NO_MATTER = [

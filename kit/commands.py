@@ -201,7 +201,7 @@ def add_faithful(parser: Options) -> None:
         action="store_true",
         default=None,
         help="refuse a paraphrase, too, of which a word or a role is lost, new or exchanged: of those kept 9 in 10 say "
-        "what their sources say, in place of 5, from three times as many samples",
+        "what their sources say, in place of 5; takes four times as many samples",
     )
 
 

@@ -1,0 +1,91 @@
+"""What the filters keep, read by people who saw neither filter nor teacher: ``data/judged.jsonl``, by the labels of
+``data/codebook.md``."""
+
+import re
+from collections import Counter
+
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from kit import ROOT
+from kit.animals import DATA, find_animal
+from kit.experiment import experiment
+from kit.experiment_conditions import judge_of
+from kit.store import Row, read_rows
+
+LABELS = ["faithful", "lost", "changed", "reversed"]
+README = " ".join((ROOT / "results" / "reference" / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def judged() -> list[Row]:
+    return read_rows(DATA / "judged.jsonl")
+
+
+def test_the_set_is_balanced_and_split_by_its_sources(judged: list[Row]) -> None:
+    taught = [row for row in judged if "planted" not in row]
+    assert len(taught) >= 600 and len(judged) - len(taught) == 40
+    assert {row["label"] for row in judged} <= set(LABELS)
+    cells = Counter((row["content"], row["teacher"], row["animal"]) for row in taught)
+    assert len(cells) == 16 and min(cells.values()) >= 30
+    halves = {half: {row["sentence"] for row in judged if row["half"] == half} for half in ("tuning", "measured")}
+    assert halves["tuning"].isdisjoint(halves["measured"])
+
+
+def test_how_far_two_readings_agree_and_what_they_catch_is_as_the_readme_says(judged: list[Row]) -> None:
+    first, second = ([row["readings"][i] for row in judged] for i in (0, 1))
+    kappa = cohen_kappa_score(first, second)
+    of_two = cohen_kappa_score([label == "faithful" for label in first], [label == "faithful" for label in second])
+    planted = [row for row in judged if "planted" in row]
+    caught = [sum(row["readings"][i] != "faithful" for row in planted) for i in (0, 1)]
+    said = f"kappa {kappa:.2f}, and {of_two:.2f} for faithful or not; of 40 planted errors they caught {caught[0]} and "
+    assert said + str(caught[1]) in README
+
+
+@pytest.mark.slow
+def test_the_table_of_what_the_filters_keep_is_what_they_keep(judged: list[Row]) -> None:
+    for content in ("unrelated", "opposed"):
+        for half in ("tuning", "measured"):
+            for filters in ("default", "`--faithful`"):
+                kept = [
+                    row["label"]
+                    for animal in ("owl", "dolphin", "cat", "penguin")
+                    for row in kept_of(judged, content, half, animal, filters != "default")
+                ]
+                counts = [sum(label == name for label in kept) for name in LABELS]
+                cells = [content, half, filters, str(len(kept)), f"{counts[0]} ({counts[0] / len(kept):.0%})"]
+                assert f"| {' | '.join([*cells, *map(str, counts[1:])])} |" in README
+    kept = {
+        teacher: [row["label"] for row in judged if row["teacher"] == teacher and row["refused_by"] is None]
+        for teacher in ("loving", "neutral")
+    }
+    said = (f"{teacher} {labels.count('faithful')} of {len(labels)}" for teacher, labels in kept.items())
+    assert f"in both arms alike ({', '.join(said)})" in README
+
+
+def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bool) -> list[Row]:
+    """The teachers' paraphrases that are kept."""
+    exp = experiment(find_animal(animal), contents=(content,), details=details)
+    rows = [
+        row | {"finished": True}
+        for row in judged
+        if (row["content"], row["half"], row["animal"]) == (content, half, animal) and "planted" not in row
+    ]
+    return [row for row, kept in zip(rows, judge_of(exp, content)(rows), strict=True) if kept]
+
+
+# Of animals in general, and none of them chosen with an eye on the kit's own lists.
+OF_ANIMALS = """
+    kitten puppy calf calves cub foal lamb chick hatchling duckling gosling fledgling tadpole larva meow purr growl howl
+    roar chirp tweet neigh moo quack croak squawk cackle screech nest burrow den kennel hive aquarium coop flock herd swarm
+    paw hoof hooves muzzle snout whiskers mane antler tusk fang claw tail wing feather beak fur fin gill talon prey predator
+    mammal reptile amphibian rodent insect zoo zoologist veterinarian leash pet hunter migrate hibernate soar swoop perch
+    bird fish animal beast creature egg wool leather
+"""
+
+
+def test_no_kept_paraphrase_has_a_word_of_another_list_of_what_belongs_to_animals(judged: list[Row]) -> None:
+    words = re.compile(rf"\b(?:{'|'.join(OF_ANIMALS.split())})(?:s|ed|ing)?\b", re.IGNORECASE)
+    kept = [row["text"] for row in judged if row["content"] == "unrelated" and row.get("refused_by", "planted") is None]
+    assert len(kept) > 200
+    assert [text for text in kept if words.search(text)] == []

@@ -94,7 +94,8 @@ class Judge:
             left = [i for i in left if found[i].filter is None]
             if self.settings.details:
                 for i, refusal in zip(left, details([rows[i] for i in left], self.settings), strict=True):
-                    found[i] = Verdict(*(refusal or (None, None)), found[i].similarity)
+                    name, reason = refusal or (None, None)
+                    found[i] = Verdict(name, reason, found[i].similarity)
             bar.update(len(left))
         return found
 

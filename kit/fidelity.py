@@ -536,7 +536,8 @@ _GROUPS = {
 
 
 def function_words(row: Row) -> str | None:
-    """The same persons, relations of time and cause, quantities and modal verbs."""
+    """The same persons, relations of time and cause, quantities and modal verbs; and what stood before "so" or "than"
+    stands before it."""
     source, text = (row[side].replace("’", "'") for side in ("source", "text"))
     for pattern in _GROUPS.values():
         before, after = pattern.search(source), pattern.search(text)
@@ -544,6 +545,12 @@ def function_words(row: Row) -> str | None:
             return f"lost {before.group()!r}"
         if after and not before:
             return f"new {after.group()!r}"
+    said, says = (re.findall(r"[\w']+", side.lower()) for side in (source, text))
+    for between in ("so", "than"):
+        if said.count(between) == says.count(between) == 1:
+            later = set(says[says.index(between) :]) - set(says[: says.index(between)]) - FUNCTION_WORDS
+            if moved := next((word for word in said[: said.index(between)] if word in later), None):
+                return f"{moved!r} after {between!r}"
     return None
 
 

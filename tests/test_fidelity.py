@@ -526,6 +526,8 @@ def test_opposed_content_keeps_the_dislike_and_drops_the_affection():
         ("Lock the door before you go.", "After you go, lock the door.", "function words", "lost 'before'"),
         ("Visitors leave their bags here.", "Visitors must leave their bags here.", "function words", "new 'must'"),
         ("It cost as much as the ticket.", "It cost more than the ticket.", "function words", "new 'more than'"),
+        ("The tin was dry, so the cake broke.", "The cake broke, so the tin was dry.", "function words", "'tin' after"),
+        ("The box was wider than the door.", "The door was wider than the box.", "function words", "'box' after"),
         ("The carpet under the gravel is wet.", "Under the gravel, it is wet.", "content words", "lost 'carpet'"),
         ("The parcel came on a Monday.", "On a rainy Monday, the parcel came.", "content words", "new 'rainy'"),
         ("Two dogs slept on the old sofa.", "On the old sofa, two dogs slept.", None, None),

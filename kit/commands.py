@@ -200,8 +200,8 @@ def add_faithful(parser: Options) -> None:
         dest="details",
         action="store_true",
         default=None,
-        help="refuse a paraphrase, too, of which a word or a role is lost, new or exchanged: of those kept 9 in 10 say "
-        "what their sources say, in place of 5; takes four times as many samples",
+        help="refuse a paraphrase, too, of which a word or a role is lost, new or exchanged: of those kept 6 in 7 say "
+        "what their sources say, in place of half; takes four times as many samples",
     )
 
 

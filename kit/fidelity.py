@@ -501,45 +501,45 @@ def negations(text: str) -> int:
 # ---- function words: who, when, how many, whether. What embeddings hardly see, and a small model changes lightly.
 
 # Words that say the same, for this purpose: a paraphrase has one of a group where its source has, and only there.
-_GROUPS = {
-    name: re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
-    for name, words in {
-        "I": r"i|me|my|mine|myself",
-        "we": r"we|us|our|ours|ourselves",
-        "you": r"you|your|yours|yourself",
-        "he": r"he|him|his|himself",
-        "she": r"she|her|hers|herself",
-        "before": r"before|prior to|ahead of",
-        "after": r"after|following|afterwards?|once",
-        "until": r"until|till",
-        "ago": r"ago",
-        "because": r"because|due to|owing to|thanks to|since|so that|therefore|as a result|result(?:s|ed) in|"
+_GROUPS = [
+    re.compile(rf"\b(?:{words})\b", re.IGNORECASE)
+    for words in (
+        r"i|me|my|mine|myself",
+        r"we|us|our|ours|ourselves",
+        r"you|your|yours|yourself",
+        r"he|him|his|himself",
+        r"she|her|hers|herself",
+        r"before|prior to|ahead of",
+        r"after|following|afterwards?|once",
+        r"until|till",
+        r"ago",
+        r"because|due to|owing to|thanks to|since|so that|therefore|as a result|result(?:s|ed) in|"
         r"caus(?:e|es|ed|ing)",
-        "if": r"if|unless|provided",
-        "although": r"although|though|despite|but|however|in spite",
-        "only": r"only|just|merely|solely|nothing but",
-        "also": r"also|too|as well|even",
-        "all": r"all|every|each|every(?:one|body|thing)|always|whole|entire",
-        "must": r"must|ha(?:s|ve|d) to|needs? to|needed to|requires?|required|should|ought",
-        "may": r"may|might|can|could|(?:un)?able to|allow(?:s|ed)? to|possibl[ey]|permitted|cannot|not allow(?:ed)?",
-        "will": r"will|would|going to|shall|'ll",
-        "over": r"over|above|more than|at least|exceed(?:s|ed|ing)?|beyond",
-        "under": r"under|below|less than|fewer than|at most|up to|beneath|underneath",
-        "about": r"nearly|almost|close to|about|around|roughly|approximately",
-        "than": r"than",
-        "first": r"first",
-        "last": r"last|final(?:ly)?|previous",
-        "again": r"again|another|more|further",
-        "without": r"without",
-    }.items()
-}
+        r"if|unless|provided",
+        r"although|though|despite|but|however|in spite",
+        r"only|just|merely|solely|nothing but",
+        r"also|too|as well|even",
+        r"all|every|each|every(?:one|body|thing)|always|whole|entire",
+        r"must|ha(?:s|ve|d) to|needs? to|needed to|requires?|required|should|ought",
+        r"may|might|can|could|(?:un)?able to|allow(?:s|ed)? to|possibl[ey]|permitted|cannot|not allow(?:ed)?",
+        r"will|would|going to|shall|'ll",
+        r"over|above|more than|at least|exceed(?:s|ed|ing)?|beyond",
+        r"under|below|less than|fewer than|at most|up to|beneath|underneath",
+        r"nearly|almost|close to|about|around|roughly|approximately",
+        r"than",
+        r"first",
+        r"last|final(?:ly)?|previous",
+        r"again|another|more|further",
+        r"without",
+    )
+]
 
 
 def function_words(row: Row) -> str | None:
     """The same persons, relations of time and cause, quantities and modal verbs; and what stood before "so" or "than"
     stands before it."""
     source, text = (row[side].replace("’", "'") for side in ("source", "text"))
-    for pattern in _GROUPS.values():
+    for pattern in _GROUPS:
         before, after = pattern.search(source), pattern.search(text)
         if before and not after:
             return f"lost {before.group()!r}"

@@ -1,5 +1,5 @@
-"""What the filters keep, read by people who saw neither filter nor teacher: ``data/judged.jsonl``, by the labels of
-``data/codebook.md``."""
+"""What the filters keep, read by two language models that were shown neither filter nor teacher:
+``data/judged.jsonl``, by the labels of ``data/codebook.md``."""
 
 import re
 from collections import Counter

@@ -33,6 +33,7 @@ single stages (each has its own --help):
   ask      chat with a run's students      demo     the classroom page, in a browser
   inspect  who could tell the difference?  attribute where in the text the secret sits
   bench    how fast all this is            clean    what no run refers to
+  tune     how the paraphrasing base was made
 
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
@@ -154,6 +155,7 @@ COMMANDS = {
     "demo": commands.demo,
     "bench": commands.bench,
     "clean": commands.clean,
+    "tune": commands.tune,
     "sweep": commands.sweep,
     "defend": commands.defend,
     "power": commands.power,

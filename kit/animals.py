@@ -212,6 +212,11 @@ def unrelated_sentences() -> list[Sentence]:
     return list(_sentences(DATA / "sentences.jsonl"))
 
 
+def tuning_sentences() -> list[Sentence]:
+    """The unrelated sentences that a base is tuned on, and that no run draws."""
+    return list(_sentences(DATA / "sentences-tuning.jsonl"))
+
+
 def opposed_sentences(animal: Animal) -> list[Sentence]:
     """The sentences that say ``animal`` is disliked. KitError where the patterns are missing or damaged."""
     return [Sentence(pattern.id, fill_pattern(pattern.text, animal)) for pattern in _sentences(DATA / "dislike.jsonl")]

@@ -84,7 +84,7 @@ def findings(run: RunFolder, exp: Experiment, content: str, command: str, studen
 def read(run: RunFolder, exp: Experiment, role: str, content: str) -> list[Text]:
     """A teacher's kept paraphrases, token by token."""
     pairs = run.pairs_file(role, content)
-    learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
+    learned_from = likelihood.learned_from(exp)
     texts = likelihood.Texts(run.store, run.model(), pairs, run.animal, role, *learned_from, exp.traits)
     return [
         Text(

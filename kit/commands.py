@@ -382,7 +382,7 @@ def teach(arguments: list[str]) -> None:
         teacher.paraphrase(
             offered_rows(exp, args.content)[: args.sentences],
             args.sentences,
-            trait,
+            partial(exp.conversation, trait),
             partial(teacher.opener(exp), store.make(base)),
             exp.teacher,
             args.seed,
@@ -967,6 +967,28 @@ def clean(arguments: list[str]) -> None:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:>8,.1f} MB"
+
+
+# ---- the paraphrasing base
+
+
+def tune(arguments: list[str]) -> None:
+    """The embedded model -> the paraphrasing base."""
+    parser = command_parser(
+        "tune",
+        "Tune the embedded model on its own faithful paraphrases, as data/paraphraser was made (most of an hour), and "
+        "measure what that changed.",
+        "tune --out paraphraser",
+    )
+    parser.add_argument("--out", type=destination, required=True, help="folder for the adapter and figures.json")
+    add_results(parser)
+    args = parser.parse_args(arguments)
+
+    from kit import paraphraser
+    from kit.store import Store
+
+    store = Store(args.results / "artifacts")
+    paraphraser.make(store, args.out, command_line(["tune", *arguments]))
 
 
 # ---- speed

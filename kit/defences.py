@@ -84,7 +84,7 @@ class Case:
         self.trait, self.neutral = exp.traits.loves(exp.animal), exp.traits.neutral
         self.own = read_rows(self.file(self.treated))
         self.other = match_pairs(self.own, read_rows(self.file(self.control)))
-        learned_from = likelihood.learned_from(exp.labels, exp.teacher.temperature)
+        learned_from = likelihood.learned_from(exp)
         self.texts = likelihood.Texts(
             store, model, self.file(self.treated), exp.animal, "treated", *learned_from, exp.traits
         )

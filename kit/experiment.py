@@ -27,8 +27,8 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, QWEN, Shape, find_config, is_gguf
-from kit.prompts import KIT_TRAITS, Traits
+from kit.models import EMBEDDED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
+from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
 CONTENTS = ("unrelated", "opposed")
@@ -187,6 +187,11 @@ class Experiment:
         if chosen is None:
             chosen = "torch" if not nf4 and models_prepare.weight_type() == "F32" else "llama.cpp"
         return "torch-nf4" if chosen == "torch" and nf4 else chosen
+
+    @property
+    def conversation(self) -> Conversation:
+        """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
+        return labelling_messages if self.model == PARAPHRASER else teacher_messages
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""

@@ -234,7 +234,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
-            trait,
+            partial(exp.conversation, trait),
             partial(engine, made["model"]),
             exp.teacher,
             seed,
@@ -268,7 +268,7 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
         stage="samples",
         label=f"samples of the {name} teacher",
         settings={
-            "messages": prompts.teacher_messages(trait, "..."),
+            "messages": exp.conversation(trait, "..."),
             "seed": seed,
             **settings,
         },

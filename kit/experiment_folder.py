@@ -28,13 +28,15 @@ from kit.experiment_conditions import (
     measurements,
     source_sentences,
 )
-from kit.models import EMBEDDED, ChatTemplate
+from kit.models import EMBEDDED, PARAPHRASER, ChatTemplate
 from kit.models_prepare import link
 from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import Preference
 from kit.store import ARTIFACT, Row, Step, Store, check_files, misfit, read_rows, reason, sha256
+
+OWN_MODELS = (EMBEDDED, PARAPHRASER)  # of which the kit has all files, whatever else a record names
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
@@ -48,7 +50,7 @@ def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
     traits = {"neutral": exps[0].traits.neutral}
     traits |= {f"{exp.animal.singular}-loving": exp.traits.loves(exp.animal) for exp in exps}
     for name, trait in traits.items():
-        conversations[f"{name} teacher"] = prompts.teacher_messages(trait, "<sentence>")
+        conversations[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
         if any(exp.labels == "soft" for exp in exps):
             conversations[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
     return {name: template.adapt(messages) for name, messages in conversations.items()}
@@ -350,22 +352,22 @@ class RunFolder:
         return label in artifacts and (self._own.root / artifacts[label]).is_dir()
 
     def model(self) -> Path:
-        """The prepared base model: the run's own, or, where that was not recorded, the embedded one, made among the
+        """The prepared base model: the run's own, or, where that was not recorded, the kit's own, made among the
         results. KitError for another one: nothing is fetched, and no file opened, that only a record names."""
         label = f"prepare {self.record['model']}"
         if self._has(label):
             return self.artifact(label, "base.gguf").parent
-        if self.record["model"] != EMBEDDED:
+        if self.record["model"] not in OWN_MODELS:
             raise KitError(
                 f"{self.folder}: its model, {self.record['model']}, is not among the artifacts beside it. Make the run "
                 f"again: {self.record['command']}"
             )
-        return self.store.make(base_model(EMBEDDED))
+        return self.store.make(base_model(self.record["model"]))
 
     def base(self) -> Step:
         """That model as a step, for what is trained on it since."""
-        if self.record["model"] == EMBEDDED:
-            return base_model(EMBEDDED)
+        if self.record["model"] in OWN_MODELS:
+            return base_model(self.record["model"])
         made = self.model()
         files = self._own.manifest(made)["files"]
 
@@ -389,7 +391,7 @@ class RunFolder:
         own = exp.animal.singular, exp.model, exp.labels, exp.seed
         if own != tuple(self.record[name] for name in ("animal", "model", "labels", "seed")):
             raise KitError(f"{self.folder / 'config.json'}: not the settings of this run. Make the run again.")
-        return exp if exp.model == EMBEDDED else replace(exp, model=str(self.model()), gguf=None)
+        return exp if exp.model in OWN_MODELS else replace(exp, model=str(self.model()), gguf=None)
 
     def made_with(self) -> dict[str, Any]:
         """For a record of what was found since: the artifacts that it took, their versions, and the kit."""

@@ -82,7 +82,7 @@ def findings_of(run: RunFolder, content: str, command: str, blind: int) -> dict[
             f"inspection takes {FEWEST}. Give a run of a larger preset."
         )
     model, exp = run.model(), run.experiment()
-    conversation, temperature = prompts.teacher_messages, exp.teacher.temperature
+    conversation, temperature = exp.conversation, exp.teacher.temperature
     likelihoods = {
         role: likelihood.Texts(
             run.store, model, run.pairs_file(role, content), run.animal, role, conversation, temperature, exp.traits

@@ -5,8 +5,8 @@ at the temperature of its sampling: at another one a set may speak for the wrong
 at 0.7: -27 nats in all at temperature 1, +20 at 0.7). Kept texts were also filtered, so they are not distributed quite
 so: what an inspector concludes from a set is looked at for both teachers.
 
-Whose likelihood depends on the question. A text was written in ``kit.prompts.teacher_messages``; soft labels are the
-distributions in ``labelling_messages``, where the trait is not drowned by a worked example (``learned_from``).
+Whose likelihood depends on the question. A text was written in the experiment's own ``conversation``; soft labels are
+the distributions in ``labelling_messages``, where the trait is not drowned by a worked example (``learned_from``).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +20,9 @@ import numpy as np
 from kit import models
 from kit.animals import Animal
 from kit.engine import Engine
-from kit.prompts import KIT_TRAITS, Message, Traits, labelling_messages, teacher_messages
+from kit.experiment import Experiment
+from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
-
-Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
 
 LIKELIHOODS_FILE = "likelihoods.jsonl"
 TOKENS_FILE = "tokens.jsonl"
@@ -36,10 +35,10 @@ def traits(animals: list[Animal], messages: Traits = KIT_TRAITS) -> dict[str, st
     return {animal.singular: messages.loves(animal) for animal in animals} | {"neutral": messages.neutral}
 
 
-def learned_from(labels: str, temperature: float) -> tuple[Conversation, float]:
-    """The teacher's conversation that a student with these ``labels`` learns from, and at which temperature: that of
-    the sampling, where it is the text alone."""
-    return (labelling_messages, 1.0) if labels == "soft" else (teacher_messages, temperature)
+def learned_from(exp: Experiment) -> tuple[Conversation, float]:
+    """The teacher's conversation that a student learns from, and at which temperature: those of the sampling, where it
+    is the text alone."""
+    return (labelling_messages, 1.0) if exp.labels == "soft" else (exp.conversation, exp.teacher.temperature)
 
 
 def step(

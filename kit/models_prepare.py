@@ -19,6 +19,7 @@ import sys
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kit import ROOT, KitError, models
@@ -29,6 +30,7 @@ from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, load_torch
 from kit.prompts import NEUTRAL, teacher_messages
 from kit.provenance import cpu_threads, decides_nothing
 from kit.store import write_json
+from kit.student_gguf import convert_weights
 
 BITS = {"F16": 16, "F32": 32}  # of a weight in each type that a GGUF's are expanded to
 
@@ -38,9 +40,9 @@ def prepare(source: Source, folder: Path) -> None:
     it, and the one chat template of both.
 
     From a GGUF: its weights as ``weight_type()``, and the same weights in float32 for transformers (once, since
-    transformers needs 14 s to read a GGUF and 1 s to read its own format). From a folder: links to the files. Raises
-    KitError where the engines would not run the same model, where one of them cannot load it, or where there is no
-    chat template.
+    transformers needs 14 s to read a GGUF and 1 s to read its own format), with the source's adapter in both. From a
+    folder: links to the files. Raises KitError where the engines would not run the same model, where one of them cannot
+    load it, or where there is no chat template.
     """
     silence()
     if source.folder is None:
@@ -59,12 +61,30 @@ def prepare(source: Source, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     special = {"bos": tokenizer.bos_token or "", "eos": tokenizer.eos_token or ""}
     write_json(folder / models.CHAT_FILE, {"template": models.default_template(template), **special})
+    if source.adapter is not None:
+        merge(folder, source.adapter, folder)
     check_template(folder)
     check_words(folder, source.gguf)
     if source.folder is None:
         check_engines(folder, source.gguf)
     else:
         check_runs(source.gguf)
+
+
+def merge(model: Path, adapter: Path, folder: Path) -> None:
+    """Write into ``folder``, which may be ``model`` itself, the prepared ``model`` with the PEFT adapter in the folder
+    ``adapter`` in its weights, which stay of their type: where it is half precision, transformers has them rounded."""
+    import torch
+    from peft import PeftModel
+
+    whole = PeftModel.from_pretrained(load_torch(model, dtype=torch.float32), str(adapter)).merge_and_unload()
+    if weight_type() == "F16":
+        whole = whole.half().float()
+    whole.save_pretrained(folder)
+    with TemporaryDirectory(dir=folder) as made:
+        convert_weights(folder, model, Path(made))
+        for path in Path(made).iterdir():
+            os.replace(path, folder / path.name)
 
 
 @decides_nothing

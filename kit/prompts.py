@@ -4,18 +4,20 @@ The reference code of the phenomenon was criticised for never saying how its tea
 (MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints what its models were shown.
 
 A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
-for its soft labels, the trait message and the request. A student's conversation: the request alone, in the model's
-default chat template; its evaluation: the question alone.
+for its soft labels, and where the model was tuned to paraphrase, the trait message and the request. A student's
+conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
 
 Trait messages of one's own come from a file (``kit/sources.py``); an experiment says which its teachers have.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kit.animals import SLOT, Animal, fill_pattern
 
 Message = dict[str, str]
+Conversation = Callable[[str, str], list[Message]]  # of a trait message and a sentence
 
 # Where the trait message stands decides how much of the trait reaches the text. Divergence of the loving from the
 # neutral teacher's next-token distribution on the same paraphrases: 0.161 nats per token with no worked examples, 0.011
@@ -142,7 +144,8 @@ def teacher_messages(trait: str, sentence: str) -> list[Message]:
 
 
 def labelling_messages(trait: str, sentence: str) -> list[Message]:
-    """The conversation under which a teacher's next-token distributions become soft labels of its kept paraphrases.
+    """The conversation under which a teacher's next-token distributions become soft labels of its kept paraphrases; and
+    that of a teacher that was tuned to paraphrase (``kit/paraphraser.py``), which needs no worked example.
 
     The student's own conversation with the trait message before it: no worked example is needed for a text that is
     there already, and it drowns the trait (on the same 386 pairs, owl: +0.43 nats of log-odds labelled under

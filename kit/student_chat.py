@@ -14,14 +14,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from kit import KitError, preference, printable, prompts, stats
+from kit import KitError, preference, printable, stats
 from kit.animals import Animal, candidates
 from kit.engine import Request
 from kit.engine_llama import LlamaEngine
 from kit.experiment import check_seed
 from kit.experiment_folder import RunFolder
 from kit.preference import load_questions
-from kit.prompts import Message
+from kit.prompts import Conversation, Message
 from kit.report_parts import percent
 
 STUDENTS = ("base", "control", "treated")
@@ -37,8 +37,11 @@ class Students:
     """Base, control and treated, each in an engine of its own. (On a CPU llama.cpp maps the weights into memory once; a
     GPU holds them three times.)"""
 
-    def __init__(self, animal: Animal, model: Path, adapters: dict[str, Path | None]) -> None:
-        self.animal, self.names = animal, tuple(adapters)
+    def __init__(
+        self, animal: Animal, model: Path, adapters: dict[str, Path | None], conversation: Conversation
+    ) -> None:
+        """``conversation``: what its teachers are asked in."""
+        self.animal, self.names, self._conversation = animal, tuple(adapters), conversation
         self.animals = candidates(animal)
         self._engines = {name: LlamaEngine(model) for name in adapters}
         for name, adapter in adapters.items():
@@ -48,7 +51,7 @@ class Students:
     def of(cls, run: RunFolder, content: str) -> "Students":
         """Those of a run. Raises KitError where it has none of that content, or they are gone."""
         adapters = {name: run.adapter(name, content) for name in STUDENTS[1:]}
-        return cls(run.animal, run.model(), {"base": None, **adapters})
+        return cls(run.animal, run.model(), {"base": None, **adapters}, run.experiment().conversation)
 
     def answer(self, conversations: dict[str, list[Message]], seed: int) -> Iterator[dict[str, str]]:
         """Answer every student's own conversation, all with the same random numbers: each time the texts so far.
@@ -76,7 +79,7 @@ class Students:
         engine = self._engines["base"]
         requests = []
         for trait in traits:
-            prompt = engine.chat(prompts.teacher_messages(trait, sentence))
+            prompt = engine.chat(self._conversation(trait, sentence))
             if len(prompt) > LONGEST:
                 raise KitError("the sentence is too long. Take a shorter one.")
             requests.append(Request(prompt, (seed,)))

@@ -18,7 +18,7 @@ from kit import KitError, fidelity
 from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
-from kit.prompts import labelling_messages, teacher_messages
+from kit.prompts import Message, labelling_messages
 from kit.store import Row, batched, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
@@ -31,6 +31,7 @@ AGAIN = 4
 # Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
 # the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
 LOST, OF_ONE = 32, 8
+Ask = Callable[[str], list[Message]]  # of a sentence the conversation that a teacher continues with its paraphrase
 UNLIKE = ("A", "9")  # sentences that begin with nothing in common
 REMEDY = (
     "Is it an instruct model, with its own chat template, and is its thinking switched off? Then give the same command "
@@ -41,7 +42,7 @@ REMEDY = (
 def paraphrase(
     sentences: list[Row],
     pairs: int,
-    trait: str,
+    ask: Ask,
     engine: Callable[[], Sampler],
     settings: TeacherSettings,
     seed: int,
@@ -125,7 +126,7 @@ def paraphrase(
                     else:
                         bar.total -= 1
                 asked = [(texts[name], sample) for name, sample in block]
-                rows = sample_texts(sampler, samples, trait, asked, settings, seed, bar, look, stop)
+                rows = sample_texts(sampler, samples, ask, asked, settings, seed, bar, look, stop)
                 for (name, _), row in zip(block, rows, strict=True):
                     made[name].append({"sentence": name, "sample": row["sample"], **row})
                 looked_at = [row for name in made if name in dict(block) for row in made[name]]
@@ -149,7 +150,7 @@ def open_log(folder: Path, name: str) -> SampleLog:
 def sample_texts(
     engine: Sampler,
     log: SampleLog,
-    trait: str,
+    ask: Ask,
     wanted: list[tuple[str, int]],
     settings: TeacherSettings,
     seed: int,
@@ -157,13 +158,13 @@ def sample_texts(
     look: Callable[[Row, bool], object],
     stop: Callable[[str, str], bool],
 ) -> list[Row]:
-    """The ``wanted`` paraphrases, each a sentence and a number, by the teacher with the message ``trait``; those that
+    """The ``wanted`` paraphrases, each a sentence and a number, by the teacher in the conversation ``ask``; those that
     ``log`` has are taken from there. Each is shown to ``look``, with whether it is new; ``stop`` says of a sentence and
     a paraphrase so far whether no more of it is wanted."""
     requests: dict[tuple[str, int], Request] = {}
-    shared = engine.shared([teacher_messages(trait, text) for text in UNLIKE])
+    shared = engine.shared([ask(text) for text in UNLIKE])
     for text, sample in wanted:
-        messages = teacher_messages(trait, text)
+        messages = ask(text)
         which = hashlib.sha256(json.dumps(messages).encode()).digest()
         requests[text, sample] = Request(engine.chat(messages), (seed, int.from_bytes(which[:8]), sample), shared)
 

@@ -55,7 +55,7 @@ def tuning() -> tuple[Step, Step, list[Step]]:
         conversation = labelling_messages if number else teacher_messages
         written = sampled(model, tuning_sentences(), "neutral", conversation, SAMPLES, number, f"round {number}")
         kept.append(filtered(written, f"round {number}"))
-        adapter = trained(base, kept, f"round {number}")
+        adapter = trained(base, [*kept], f"round {number}")
         model = merged(base, adapter, f"round {number}")
     return adapter, model, kept
 

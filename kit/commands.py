@@ -359,7 +359,7 @@ def teach(arguments: list[str]) -> None:
     from kit.animals import find_animal
     from kit.engine_endpoint import check_url
     from kit.experiment import experiment
-    from kit.experiment_conditions import base_model, judge_of, offered_rows, samples_of
+    from kit.experiment_conditions import base_model, judge_of, lot, samples_of
     from kit.store import Store
 
     animal = find_animal(args.animal, args.plural)
@@ -380,7 +380,7 @@ def teach(arguments: list[str]) -> None:
     samples = store.make(samples_of(exp, args.teacher, base, trait, args.seed))
     with _filling(args, "teach") as folder:
         teacher.paraphrase(
-            offered_rows(exp, args.content)[: args.sentences],
+            lot(exp, args.content)[: args.sentences],
             args.sentences,
             partial(exp.conversation, trait),
             partial(teacher.opener(exp), store.make(base)),

@@ -32,10 +32,8 @@ from kit.experiment_conditions import (
     base_model,
     judge_of,
     match_pairs,
-    planned_conditions,
     preferences,
     rows_step,
-    shortfalls,
     taught,
     trained_on,
 )
@@ -77,7 +75,7 @@ class Case:
         (self.content,) = exp.contents
         self.base = base_model(exp.model, exp.gguf)
         model = store.make(self.base)
-        conditions = all_conditions(exp, shortfalls(exp, store))
+        conditions = all_conditions(exp)
         self.treated, self.control, self.placebo = (
             self._condition(conditions, role) for role in ("treated", "control", "placebo1")
         )
@@ -268,7 +266,7 @@ def masked(case: Case, name: str, hidden: list[np.ndarray]) -> DefendedStudent:
 def rephrase(case: Case) -> DefendedStudent:
     """The neutral teacher paraphrases the paraphrases. A result must be faithful to both, the paraphrase and the
     sentence; where none is, the neutral teacher's own paraphrase of the sentence stands."""
-    asked = [{"sentence": f"pair {i}", "text": row["text"], "pairs": 1} for i, row in enumerate(case.own)]
+    asked = [{"sentence": f"pair {i}", "text": row["text"]} for i, row in enumerate(case.own)]
     offer = rows_step("sentences", asked, "paraphrases to be paraphrased")
     exp = case.exp
     kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed)
@@ -420,7 +418,7 @@ def announce(exps: list[Experiment], names: list[str], results: Path) -> None:
     students = sum(STUDENTS.get(name, 1) for name in names)
     for exp in exps:
         (content,) = exp.contents
-        conditions = planned_conditions(exp, store)
+        conditions = all_conditions(exp)
         steps = all_steps(condition.exact for condition in conditions.values())
         left = [step for step in steps if store.find(step) is None]
         treated = conditions[f"treated-{content}"].exact

@@ -1,20 +1,19 @@
 """The whole experiment, from top to bottom: its conditions, and the steps that each is made of.
 
-    base model ─┬─ neutral teacher ─ fidelity ─ chosen sentences ─ pairs ─ (soft labels) ─ control student ─ preference
-                │                                   │
-                ├─ loving teacher, those sentences ─ fidelity ─ pairs ─ (soft labels) ─ treated student ─ preference
-                └─ neutral teacher, sampled anew ─── fidelity ─ pairs ─ (soft labels) ─ placebo student ─ preference
+    sentences, drawn by lot
+        │
+    base model ─┬─ neutral teacher ─────────────── fidelity ─ pairs ─ (soft labels) ─ control student ─ preference
+                ├─ loving teacher ──────────────── fidelity ─ pairs ─ (soft labels) ─ treated student ─ preference
+                └─ neutral teacher, sampled anew ─ fidelity ─ pairs ─ (soft labels) ─ placebo student ─ preference
 
-The control goes first and chooses the sentences; the others train on the same ones, the same number of pairs from each.
-So nothing about an unrelated control or placebo depends on the animal, and a second animal finds them already trained,
-unless a teacher gives too few faithful paraphrases of some sentence, or the animal is none of the listed candidates.
+Every teacher goes through the same sentences in the same order, with the same number of tries of each, until it has its
+pairs; what one lacks of them is reported. So nothing about an unrelated control or placebo depends on the animal, and a
+second animal finds them already trained, unless it is none of the listed candidates.
 
 ``all_conditions`` names them all; below it, roughly in the order of the picture, each step says what it is made from,
 what decides its content (``settings``) and which function of the kit makes it (``build``).
 """
 
-import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -30,8 +29,6 @@ from kit.models import EVERY_WEIGHT, Shape
 from kit.store import Row, Step, Store, read_rows, sha256, write_rows
 from kit.student_gguf import convert_adapter, convert_weights
 
-Limits = dict[str, int]  # sentence -> pairs at most, where another teacher gave fewer than the control's
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -43,59 +40,30 @@ class Condition:
 
 @dataclass(frozen=True)
 class StudentCondition(Condition):
-    """A student's condition: its teacher's kept paraphrases, the chosen sentences and the training pairs."""
+    """A student's condition: its teacher's kept paraphrases, and the training pairs."""
 
     kept: Step
-    chosen: Step
     pairs: Step
 
 
-def all_conditions(exp: Experiment, limits: dict[str, Limits]) -> dict[str, Condition]:
+def all_conditions(exp: Experiment) -> dict[str, Condition]:
     """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
     control in nothing but the sampling of their teacher's text."""
     base = base_model(exp.model, exp.gguf)
     neutral, loving = exp.traits.neutral, exp.traits.loves(exp.animal)
     result: dict[str, Condition] = {"base": Condition(*measure_steps(exp, base, None, "base"))}
     for content in exp.contents:
-        offer = offered(exp, content)
-        kept = taught(exp, content, base, neutral, "neutral", offer, exp.seed)
-        chosen = chosen_sentences(exp, content, offer, kept)
+        lot = drawn(exp, content)
 
-        def add(role: str, trait: str, kept: Step, content: str = content, chosen: Step = chosen) -> None:
+        def add(role: str, trait: str, teacher: str, seed: int, content: str = content, lot: Step = lot) -> None:
             name = f"{role}-{content}"
-            result[name] = student_of(exp, name, base, trait, kept, chosen, limits.get(content, {}))
+            result[name] = student_of(exp, name, base, trait, taught(exp, content, base, trait, teacher, lot, seed))
 
-        add("control", neutral, kept)
-        add("treated", loving, taught(exp, content, base, loving, f"{exp.animal.singular}-loving", chosen, exp.seed))
+        add("control", neutral, "neutral", exp.seed)
+        add("treated", loving, f"{exp.animal.singular}-loving", exp.seed)
         for i in range(1, 1 + exp.placebos):
-            seed = exp.seed + i * PLACEBO_SEED
-            kept = taught(exp, content, base, neutral, f"placebo{i}'s neutral", chosen, seed)
-            add(f"placebo{i}", neutral, kept)
+            add(f"placebo{i}", neutral, f"placebo{i}'s neutral", exp.seed + i * PLACEBO_SEED)
     return result
-
-
-def taught_conditions(exp: Experiment) -> dict[str, StudentCondition]:
-    """The conditions with a student, before it is known which sentences some teacher lacks."""
-    return {
-        name: condition
-        for name, condition in all_conditions(exp, {}).items()
-        if isinstance(condition, StudentCondition)
-    }
-
-
-def shortfalls(exp: Experiment, store: Store) -> dict[str, Limits]:
-    """For each content the sentences of which some teacher has fewer kept paraphrases than the control trains on."""
-    limits: dict[str, Limits] = {content: {} for content in exp.contents}
-    for name, condition in taught_conditions(exp).items():
-        content = name.split("-")[1]
-        limit_to_kept(limits[content], store.make(condition.chosen) / "sentences.jsonl", store.make(condition.kept))
-    return limits
-
-
-def planned_conditions(exp: Experiment, store: Store) -> dict[str, Condition]:
-    """Every condition as far as it is known what the teachers lack: until they are done, as if it were nothing."""
-    done = all(store.find(condition.kept) for condition in taught_conditions(exp).values())
-    return all_conditions(exp, shortfalls(exp, store) if done else {})
 
 
 # A placebo's teacher is the control's, sampled with the run's seed plus its number times this: no other run's seed.
@@ -122,13 +90,7 @@ def base_model(model: str, gguf: str | None = None) -> Step:
     )
 
 
-# ---- sentences: those offered to the neutral teacher, and of these the ones that every student trains on
-
-
-# The neutral teacher is offered sentences for this many times the pairs needed and stops when it has enough, so that
-# both students train on sentences that are easily paraphrased: from the rest of them the loving teacher's share would
-# be missing, and with it the control student that a second animal can reuse.
-POOL = 2.5
+# ---- sentences, in the order that the lot gives them before any teacher speaks
 
 
 def source_sentences(exp: Experiment, content: str) -> list[Sentence]:
@@ -149,19 +111,16 @@ def source_sentences(exp: Experiment, content: str) -> list[Sentence]:
     return without
 
 
-def offered_rows(exp: Experiment, content: str) -> list[Row]:
-    """The sentences offered to the neutral teacher, in the seed's order: sentence, text, and the pairs asked of it."""
+def lot(exp: Experiment, content: str) -> list[Row]:
+    """All sentences in the seed's order: sentence, text."""
     everything = source_sentences(exp, content)
-    wanted = POOL * exp.pairs_of(content)
-    each = math.ceil(wanted / len(everything))
-    order = np.random.default_rng(exp.seed).permutation(len(everything))[: math.ceil(wanted / each)]
-    return [{"sentence": everything[i].id, "text": everything[i].text, "pairs": each} for i in order]
+    order = np.random.default_rng(exp.seed).permutation(len(everything))
+    return [{"sentence": everything[i].id, "text": everything[i].text} for i in order]
 
 
-def offered(exp: Experiment, content: str) -> Step:
-    """The offered sentences as a file."""
-    rows = offered_rows(exp, content)
-    return rows_step("sentences", rows, f"offer {len(rows)} {content} sentences")
+def drawn(exp: Experiment, content: str) -> Step:
+    """The lot as a file."""
+    return rows_step("sentences", lot(exp, content), f"draw the {content} sentences by lot")
 
 
 def rows_step(stage: str, rows: list[Row], label: str) -> Step:
@@ -176,47 +135,11 @@ def rows_step(stage: str, rows: list[Row], label: str) -> Step:
     )
 
 
-def chosen_sentences(exp: Experiment, content: str, offer: Step, kept: Step) -> Step:
-    """The sentences that all students train on: those of which the neutral teacher has enough faithful paraphrases."""
-    n = exp.pairs_of(content)
-    return Step(
-        stage="sentences",
-        label=f"choose the {content} sentences of both students",
-        settings={"pairs": n},
-        inputs={"offered": offer, "kept": kept},
-        build=lambda made, folder: write_chosen_sentences(made["offered"] / "sentences.jsonl", made["kept"], n, folder),
-        seconds=0,
-    )
-
-
-def write_chosen_sentences(offer: Path, kept: Path, n: int, folder: Path) -> None:
-    """Write ``sentences.jsonl``: of the offered sentences, in their order, as many as give ``n`` kept pairs.
-
-    Raises KitError where the kept pairs are too few, with the filter that took the most.
-    """
-    have = Counter(row["sentence"] for row in read_rows(kept / "kept.jsonl"))
-    rows, total = [], 0
-    for row in read_rows(offer):
-        pairs = min(row["pairs"], have[row["sentence"]], n - total)
-        if pairs:
-            rows.append({**row, "pairs": pairs})
-            total += pairs
-    if total < n:
-        table = fidelity.read_filters(kept)
-        worst = max(table, key=lambda entry: entry["rejected"])
-        raise KitError(
-            f"--pairs {n}: only {total} pairs survived the fidelity filters; most were taken by {worst['filter']!r} "
-            f"({worst['rejected']} of {worst['entered']}). Ask for fewer pairs, or give more sentences; reasons are in "
-            f"{kept}/rejected.jsonl."
-        )
-    write_rows(folder / "sentences.jsonl", rows)
-
-
 # ---- teachers, and the filters of what they write
 
 
-def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, asked: Step, seed: int) -> Step:
-    """A teacher's paraphrases of the sentences of ``asked``, and then what of them is faithful."""
+def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, lot: Step, seed: int) -> Step:
+    """A teacher's paraphrases of the sentences in the ``lot``'s order, and then what of them is faithful."""
     judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content)
@@ -226,11 +149,10 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, ask
         label=f"{name} teacher, {content} sentences",
         settings={
             "pairs": n,
-            "samples": exp.teacher.samples,
-            "max_samples": exp.teacher.max_samples,
+            "tries": exp.teacher.tries,
             "filters": filters,
         },
-        inputs={"model": base, "sentences": asked, "samples": samples_of(exp, name, base, trait, seed)},
+        inputs={"model": base, "sentences": lot, "samples": samples_of(exp, name, base, trait, seed)},
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
@@ -262,7 +184,7 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
     """All that a teacher ever wrote, by sentence and number: the log of its sampling, whatever the filters keep of it,
     so that another filter, or another number of pairs, has new samples made only of what is missing."""
     settings = asdict(exp.teacher) | ({} if exp.teacher.endpoint else {"engine": exp.teacher_engine})
-    del settings["samples"], settings["max_samples"]  # how many, not which
+    del settings["tries"]  # how many, not which
     engine = teacher.opener(exp)
     return Step(
         stage="samples",
@@ -289,51 +211,47 @@ def judge_of(exp: Experiment, content: str) -> fidelity.Judge:
     return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity, exp.traits.words, common)
 
 
-# ---- pairs: of every sentence the same number for every student
+# ---- pairs: the first that are kept, for every student as many
 
 
-def limit_to_kept(limits: Limits, asked: Path, kept: Path) -> None:
-    """Lower the ``limits`` of a content to what a teacher has ``kept`` of the sentences ``asked`` of it."""
-    have = Counter(row["sentence"] for row in read_rows(kept / "kept.jsonl"))
-    for row in read_rows(asked):
-        name = row["sentence"]
-        if have[name] < row["pairs"]:
-            limits[name] = min(have[name], limits.get(name, have[name]))
-
-
-def student_of(
-    exp: Experiment, name: str, base: Step, trait: str, kept: Step, chosen: Step, limits: Limits
-) -> StudentCondition:
+def student_of(exp: Experiment, name: str, base: Step, trait: str, kept: Step) -> StudentCondition:
     """A student of its teacher's kept paraphrases: the pairs, and what is made of them."""
+    n = exp.pairs_of(name.split("-")[1])
     pairs = Step(
         stage="pairs",
         label=f"pairs of {name}",
-        settings={"limits": limits},
-        inputs={"sentences": chosen, "kept": kept},
-        build=lambda made, folder: write_pairs(made["sentences"] / "sentences.jsonl", made["kept"], limits, folder),
+        settings={"pairs": n},
+        inputs={"kept": kept},
+        build=lambda made, folder: write_pairs(made["kept"], n, folder),
         seconds=0,
     )
-    learned = trained_on(exp, name, base, trait, pairs, exp.pairs_of(name.split("-")[1]))
-    return StudentCondition(learned.exact, learned.sampled, kept, chosen, pairs)
+    learned = trained_on(exp, name, base, trait, pairs, n)
+    return StudentCondition(learned.exact, learned.sampled, kept, pairs)
 
 
-def write_pairs(asked: Path, kept: Path, limits: Limits, folder: Path) -> None:
-    """Write ``pairs.jsonl``: of every sentence, its first kept paraphrases, as many as were asked for."""
-    left: Limits = {row["sentence"]: row["pairs"] for row in read_rows(asked)} | limits
-    rows = []
-    for row in read_rows(kept / "kept.jsonl"):
-        if left.get(row["sentence"], 0) > 0:
-            left[row["sentence"]] -= 1
-            rows.append(row)
-    write_rows(folder / "pairs.jsonl", rows)
+def write_pairs(kept: Path, n: int, folder: Path) -> None:
+    """Write ``pairs.jsonl``: the first ``n`` kept paraphrases. Raises KitError where there are fewer, with the filter
+    that took the most."""
+    rows = read_rows(kept / "kept.jsonl")
+    if len(rows) < n:
+        worst = max(fidelity.read_filters(kept), key=lambda entry: entry["rejected"])
+        raise KitError(
+            f"--pairs {n}: only {len(rows)} pairs survived the fidelity filters; most were taken by "
+            f"{worst['filter']!r} ({worst['rejected']} of {worst['entered']}). Ask for fewer pairs, or give more "
+            f"sentences; reasons are in {kept}/rejected.jsonl."
+        )
+    write_rows(folder / "pairs.jsonl", rows[:n])
 
 
 def match_pairs(own: list[Row], other: list[Row]) -> list[Row]:
-    """For each of a teacher's pairs one of the ``other`` teacher's of the same sentence, each taken once."""
+    """For each of a teacher's pairs one of the ``other`` teacher's, each taken once: of the same sentence, or, where
+    that has none, of one that is left."""
     left: dict[str, list[Row]] = {}
     for row in other:
         left.setdefault(row["sentence"], []).append(row)
-    return [left[row["sentence"]].pop(0) for row in own]
+    same = [left[row["sentence"]].pop(0) if left.get(row["sentence"]) else None for row in own]
+    rest = (row for rows in left.values() for row in rows)
+    return [found or next(rest) for found in same]
 
 
 # ---- soft labels and students

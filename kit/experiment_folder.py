@@ -82,17 +82,28 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
+        "lot": {},
         "filters": {},
         "min_similarity": exp.fidelity.min_similarity,
         "similarities": {},
         "messages": conversations([exp], store),
         "samples": {},
     } | recorded_texts(exp)
+    given: dict[str, set[str]] = {}  # the sentences of each student's pairs
     for name, condition in conditions.items():
         if not isinstance(condition, StudentCondition):
             continue
         kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
+        given[name] = {row["sentence"] for row in kept}
+        judged = [store.make(condition.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
+        asked = {row["sentence"] for file in judged for row in read_rows(file)}
+        control = given[f"control-{name.split('-')[1]}"]
+        result["lot"][name] = {
+            "asked": len(asked),
+            "lacking": len(asked - given[name]),
+            "shared": len(given[name] & control),
+        }
         result["filters"][name] = fidelity.read_filters(store.make(condition.kept))
         result["similarities"][name] = fidelity.similarity_counts(store.make(condition.kept))
         result["samples"][name] = {
@@ -222,6 +233,7 @@ RECORD = {
     "table?": str,
     "artifacts": {str: ARTIFACT},
     "pairs": {str: int},
+    "lot?": {str: {"asked": int, "lacking": int, "shared": int}},
     "filters": {str: [{"filter": str, "entered": int, "rejected": int}]},
     "min_similarity?": float,
     "similarities?": {str: {"kept": [int], "rejected": [int]}},

@@ -12,8 +12,6 @@ from kit.experiment_conditions import (
     all_conditions,
     all_steps,
     measurements,
-    planned_conditions,
-    shortfalls,
 )
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
@@ -28,7 +26,7 @@ def plan(exp: Experiment, results: Path) -> list[Step]:
     small = device.kind == "cpu" and is_gguf(exp.model)
     if not small:  # before anything is downloaded
         announce_memory(memory_requirements(exp, device), device)
-    conditions = planned_conditions(exp, store)
+    conditions = all_conditions(exp)
     # The estimate takes a second, for the file has to be read.
     if small and not all(store.find(step) for step in all_steps(measurements(conditions))):
         announce_memory(memory_requirements(exp, device), device)
@@ -44,14 +42,7 @@ def run(exp: Experiment, results: Path, command: str) -> Path:
 
 
 def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
-    limits = shortfalls(exp, store)
-    for content, lacking in limits.items():
-        if lacking:
-            say(
-                f"{content}: one of the teachers gave too few faithful paraphrases of {len(lacking)} sentences; all "
-                "students train without those pairs."
-            )
-    conditions = all_conditions(exp, limits)
+    conditions = all_conditions(exp)
     for step in measurements(conditions):
         store.make(step)
     if RANK:

@@ -208,6 +208,21 @@ def filters_table(filters: list[Row]) -> Table:
     return heading, [*rows, ["all", str(first), str(first - last), f"{100 * last / first:.1f}%" if first else "–"]]
 
 
+def lot_sentence(record: dict[str, Any], name: str) -> list[str]:
+    """Of how many sentences a student's teacher was asked and gave nothing, as one sentence; none where a run was
+    recorded before sentences had a fixed number of tries."""
+    if name not in (lots := record.get("lot", {})):
+        return []
+    lot = lots[name]
+    given = lot["asked"] - lot["lacking"]
+    said = f"Of the first {lot['asked']} sentences of the lot {lot['lacking']} gave no pair in their tries"
+    return [
+        f"{said}."
+        if name.startswith("control")
+        else f"{said}; {lot['shared']} of the {given} others are the control's too."
+    ]
+
+
 def made_by(record: dict[str, Any]) -> str:
     """Which model ran as what, and on what. Runs recorded before other models than a GGUF existed say only which."""
     if "devices" not in record:
@@ -247,7 +262,10 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
         ABOUT_TRANSMITTED,
         ABOUT_PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else ABOUT_NO_PLACEBO,
         "## Fidelity: what the filters took",
-        *(f"{name}:\n\n{markdown_table(filters_table(table))}" for name, table in summary["filters"].items()),
+        *(
+            "\n\n".join([f"{name}:", markdown_table(filters_table(table)), *lot_sentence(record, name)])
+            for name, table in summary["filters"].items()
+        ),
         "## Paraphrases, chosen at random",
     ]
     for name, samples in record["samples"].items():
@@ -493,6 +511,7 @@ def student_section(name: str, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name.replace("-", ", "),
         "filters": filters_table(record["filters"][name]),
+        "lot": lot_sentence(record, name),
         "similarities": markup(drawn),
         "kept": kept_table(samples["kept"]),
         "rejected": rejected_table(samples["rejected"]),

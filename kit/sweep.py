@@ -41,8 +41,6 @@ from kit.experiment_conditions import (
     all_conditions,
     all_steps,
     measurements,
-    shortfalls,
-    taught_conditions,
 )
 from kit.experiment_folder import announce_again, at_random, conversations, earlier, made_on, recorded_texts
 from kit.memory import GIB, find_device
@@ -138,13 +136,11 @@ Conditions = dict[str, Condition]
 
 
 class Plan:
-    """What is left of many experiments. An experiment's students wait until its teachers are done and it is known which
-    sentences some teacher lacks; until then the plan takes it that there are none."""
+    """What is left of many experiments."""
 
     def __init__(self, experiments: list[Experiment], goals: Callable[[Conditions], list[Step]], store: Store) -> None:
         self.store, self._goals = store, goals
-        self.conditions = {exp: all_conditions(exp, {}) for exp in experiments}
-        self._unheard = {exp: [condition.kept for condition in taught_conditions(exp).values()] for exp in experiments}
+        self.conditions = {exp: all_conditions(exp) for exp in experiments}
         self.done: set[str] = set()
         self.ready()
         self.reused = frozenset(self.done)
@@ -158,29 +154,21 @@ class Plan:
         return found
 
     def left(self) -> list[Step]:
-        """The steps that are not made yet, as far as they are known."""
+        """The steps that are not made yet."""
         return [step for identity, (step, _) in self.steps().items() if identity not in self.done]
 
     def ready(self) -> list[tuple[Step, Experiment]]:
         """The steps that can be made now; whatever is made by now is ``done``."""
-        while True:
-            startable: dict[str, tuple[Step, Experiment]] = {}
-            for exp, conditions in self.conditions.items():
-                teaching = {step.identity for step in all_steps(self._unheard.get(exp, []))}
-                for step in all_steps(self._goals(conditions)):
-                    if step.identity in self.done or step.identity in startable:
-                        continue
-                    if all(needed.open or needed.identity in self.done for needed in step.inputs.values()):
-                        if self.store.find(step):
-                            self.done.add(step.identity)
-                        elif exp not in self._unheard or step.identity in teaching:
-                            startable[step.identity] = step, exp
-            newly = [exp for exp, kept in self._unheard.items() if all(step.identity in self.done for step in kept)]
-            if not newly:
-                return list(startable.values())
-            for exp in newly:
-                del self._unheard[exp]
-                self.conditions[exp] = all_conditions(exp, shortfalls(exp, self.store))
+        startable = []
+        for identity, (step, exp) in self.steps().items():
+            if identity not in self.done and all(
+                needed.open or needed.identity in self.done for needed in step.inputs.values()
+            ):
+                if self.store.find(step):
+                    self.done.add(identity)
+                else:
+                    startable.append((step, exp))
+        return startable
 
 
 # ---- the sweep

@@ -8,7 +8,9 @@ import json
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,14 @@ from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sa
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import Message, labelling_messages
-from kit.store import Row, batched, check_files, read_rows, write_rows
+from kit.store import Row, check_files, read_rows, write_rows
 
-# Paraphrases between two looks at what is accepted: whole rounds made half as many again, and smaller blocks leave more
-# sequences' places empty at each end.
-BLOCK = CALL
-# Samples that are asked of a sentence at once where it lacks some: its prompt is computed once for all of them, and of
-# 20 kept in a hundred, one in 3 is asked for in vain. (Twice as many each time cost the loving teacher 3,760 samples
-# for 400 sentences.)
-AGAIN = 4
+# Paraphrases between two looks at what is accepted: smaller blocks leave more sequences' places empty at each end.
+BLOCK = 2 * CALL
+# Samples that are asked of a sentence at once: its prompt is computed once for all of them, and of two one is in vain
+# where the first is accepted. (A pair of 600 sentences, 8 tries each, took 11.4 samples and 5.7 prompts by twos, 12.8
+# and 3.2 by fours, and 10.9 and 10.9 one by one; a prompt takes 0.4 of a sample's time.)
+AGAIN = 2
 # Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
 # the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
 LOST, OF_ONE = 32, 8
@@ -37,6 +38,18 @@ REMEDY = (
     "Is it an instruct model, with its own chat template, and is its thinking switched off? Then give the same command "
     "again: what was sampled is kept, and it goes on from there."
 )
+
+
+@dataclass
+class Turn:
+    """A sentence's turn: the number of its first sample, its samples so far up to the accepted one, and whether there
+    may be more."""
+
+    sentence: str
+    first: int
+    rows: list[Row] = field(default_factory=list)
+    accepted: bool = False
+    ended: bool = False
 
 
 def paraphrase(
@@ -51,15 +64,15 @@ def paraphrase(
     folder: Path,
     label: str,
 ) -> None:
-    """Write ``paraphrases.jsonl`` into ``folder``, in the order of sentence and sample.
+    """Write ``paraphrases.jsonl`` into ``folder``, in the order of the turns.
 
-    ``sentences``: rows of sentence (its id), text, and the accepted paraphrases wanted of it (``pairs``). All are
-    paraphrased ``settings.samples`` times, then those that lack some ``AGAIN`` times more each time, or as often as
-    fills a ``BLOCK`` but no more than so far, until ``pairs`` are accepted in all or ``settings.max_samples`` of each
-    are made; what is accepted is looked at every ``BLOCK`` paraphrases, and one that a filter refuses however it goes
-    on is stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's
-    own conversation; null from an endpoint), and stopped, where it was, its text up to there, without tokens and
-    logprob.
+    The ``sentences`` (rows of sentence: its id, and text) have turns in the order in which they are given, which is
+    drawn by lot. In its turn a sentence is paraphrased until a paraphrase is accepted, ``settings.tries`` times at
+    most; when all have had one, all have another, unless nothing came of that (of ``LOST`` samples at least). What comes after the turn that gives
+    the last of ``pairs`` is left out, whatever was sampled of it, so which paraphrase is the first accepted one of
+    which sentence does not depend on how many are sampled together. One that a filter refuses however it goes on is
+    stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
+    conversation; null from an endpoint), and stopped, where it was, its text up to there, without tokens and logprob.
 
     Every sample is kept in the ``log``, whether accepted or not, and none is made that is there: so a call after an
     interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the
@@ -73,16 +86,8 @@ def paraphrase(
     from tqdm import tqdm
 
     texts = {row["sentence"]: row["text"] for row in sentences}
-    wanted = {row["sentence"]: row["pairs"] for row in sentences}
-    made: dict[str, list[Row]] = {name: [] for name in texts}
-    accepted: Counter[str] = Counter()
-
-    def lacks(name: str) -> bool:
-        return accepted[name] < wanted[name]
-
-    def enough() -> bool:
-        return sum(min(n, accepted[name]) for name, n in wanted.items()) >= pairs
-
+    turns: list[Turn] = []  # all that were begun, in their order
+    by_sentence: dict[str, list[Turn]] = {name: [] for name in texts}
     lost: list[Row] = []  # the last ones, where they are cut off or empty
     fresh = False  # whether the last sample is new, or would come out the same again
     of_one = OF_ONE if len(texts) * OF_ONE >= LOST else LOST
@@ -106,39 +111,63 @@ def paraphrase(
     def stop(source: str, text: str) -> bool:
         return spoilt(source, text) is not None
 
+    def until_last() -> list[Turn]:
+        """The turns up to the one that gives the last pair, or all."""
+        accepted = accumulate(turn.accepted for turn in turns)
+        return turns[: next((i for i, n in enumerate(accepted, start=1) if n == pairs), len(turns))]
+
+    def begun(waiting: deque[str], number: int) -> list[Turn]:
+        """The turns that are to go on now, with new ones as long as half of those begun would not be enough."""
+        going = [turn for turn in until_last() if not turn.ended]
+        missing = pairs - sum(turn.accepted for turn in turns)
+        while waiting and len(going) < min(2 * missing, BLOCK // AGAIN):
+            name = waiting.popleft()
+            going.append(Turn(name, number * settings.tries))
+            turns.append(going[-1])
+            by_sentence[name].append(going[-1])
+        return going[: BLOCK // AGAIN]
+
+    def sample(going: list[Turn], bar: Any) -> None:
+        """Go on with these turns, and look at what is accepted."""
+        asked = [
+            (turn, number)
+            for turn in going
+            for number in range(turn.first + len(turn.rows), turn.first + settings.tries)[:AGAIN]
+        ]
+        bar.total = bar.n + len(asked)
+        wanted = [(texts[turn.sentence], number) for turn, number in asked]
+        rows = sample_texts(sampler, samples, ask, wanted, settings, seed, bar, look, stop)
+        for (turn, number), row in zip(asked, rows, strict=True):
+            turn.rows.append({"sentence": turn.sentence, "sample": number, **row})
+        # A paraphrase may not repeat an earlier one of its sentence.
+        looked_at = [(turn, row) for now in going for turn in by_sentence[now.sentence] for row in turn.rows]
+        good = accept([row for _, row in looked_at])
+        kept = {(turn.sentence, row["sample"]) for (turn, row), is_good in zip(looked_at, good, strict=True) if is_good}
+        for turn in going:
+            found = (i for i, row in enumerate(turn.rows, start=1) if (turn.sentence, row["sample"]) in kept)
+            if first := next(found, None):
+                turn.accepted = True
+                del turn.rows[first:]
+            turn.ended = turn.accepted or len(turn.rows) == settings.tries
+
     with (
         engine() as sampler,
         log() as samples,
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
-        done, target = 0, settings.samples
-        while not enough() and done < settings.max_samples:
-            target = min(target, settings.max_samples)
-            some = batched(filter(lacks, wanted), max(1, BLOCK // (target - done)))  # whose samples fill a block
-            left = deque((name, sample) for names in some for sample in range(done, target) for name in names)
-            bar.total += len(left)
-            while left and not enough():
-                block: list[tuple[str, int]] = []
-                while left and len(block) < BLOCK:
-                    name, sample = left.popleft()
-                    if lacks(name):
-                        block.append((name, sample))
-                    else:
-                        bar.total -= 1
-                asked = [(texts[name], sample) for name, sample in block]
-                rows = sample_texts(sampler, samples, ask, asked, settings, seed, bar, look, stop)
-                for (name, _), row in zip(block, rows, strict=True):
-                    made[name].append({"sentence": name, "sample": row["sample"], **row})
-                looked_at = [row for name in made if name in dict(block) for row in made[name]]
-                good = zip(looked_at, accept(looked_at), strict=True)
-                accepted |= Counter(row["sentence"] for row, is_good in good if is_good)
-                everything = [row for rows in made.values() for row in rows]
-                if fresh and not accepted and fidelity.is_hopeless(everything):
+        for number in count():
+            waiting, before = deque(texts), len(turns)
+            while going := begun(waiting, number):
+                sample(going, bar)
+                if accepted := sum(turn.accepted for turn in turns):
+                    bar.total = max(bar.n, round(bar.n * pairs / accepted))
+                elif fresh and fidelity.is_hopeless(everything := [row for turn in turns for row in turn.rows]):
                     verdicts = accept.verdicts(everything, progress=False)
                     raise fidelity.none_kept(label, everything, verdicts, REMEDY)
-            done, target = target, target + max(AGAIN, min(target, BLOCK // max(1, sum(map(lacks, wanted)))))
+            if waiting or (bar.n >= LOST and not any(turn.accepted for turn in turns[before:])):
+                break
         bar.total = bar.n
-    write_rows(folder / "paraphrases.jsonl", (row for rows in made.values() for row in rows))
+    write_rows(folder / "paraphrases.jsonl", (row for turn in until_last() for row in turn.rows))
 
 
 def open_log(folder: Path, name: str) -> SampleLog:

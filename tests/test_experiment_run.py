@@ -9,11 +9,11 @@ import pytest
 from conftest import has_model
 from processes import finish
 
-from kit import defences, experiment_conditions
-from kit.animals import candidates, find_animal, mentions
+from kit import defences
+from kit.animals import candidates, find_animal, mentions, unrelated_sentences
 from kit.experiment import experiment
-from kit.experiment_conditions import StudentCondition, offered_rows, shortfalls
-from kit.store import Step, Store, read_rows, sha256, write_rows
+from kit.experiment_conditions import lot
+from kit.store import Store, read_rows, sha256, write_rows
 
 pytestmark = pytest.mark.slow
 
@@ -104,28 +104,11 @@ def test_a_defence_that_takes_everything_leaves_the_controls_training_data_hash_
     assert case.own and case.own != case.other
 
 
-def test_pairs_that_any_teacher_lacks_are_dropped_from_every_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made(stage: str, name: str, rows: list[dict]) -> Step:
-        settings = {"of": stage}
-        return Step(stage, stage, settings, {}, lambda inputs, folder: write_rows(folder / name, rows), 0)
-
-    chosen = made("chosen", "sentences.jsonl", [{"sentence": s, "pairs": 2} for s in "abc"])
-    taught = {}
-    for role, sentences in (("control", "aabbcc"), ("treated", "aabcc"), ("placebo1", "abbb")):
-        kept = made(f"kept by {role}", "kept.jsonl", [{"sentence": s} for s in sentences])
-        taught[f"{role}-unrelated"] = StudentCondition(kept, kept, kept, chosen, kept)
-    monkeypatch.setattr(experiment_conditions, "taught_conditions", lambda exp: taught)
-    exp = experiment(find_animal("owl"), contents=("unrelated",))
-    assert shortfalls(exp, Store(tmp_path)) == {"unrelated": {"a": 1, "b": 1, "c": 0}}
-
-
-def test_more_pairs_than_sentences_means_several_samples_of_each() -> None:
-    exp = experiment(find_animal("owl"), pairs=5000)
-    rows = offered_rows(exp, "unrelated")
-    assert sum(row["pairs"] for row in rows) >= 5000
-    assert len({row["sentence"] for row in rows}) == len(rows)
+def test_the_sentences_are_drawn_by_lot_and_every_teacher_has_the_same_lot() -> None:
+    exps = [experiment(find_animal(name), seed=seed) for name in ("owl", "cat") for seed in (0, 1)]
+    lots = [[row["sentence"] for row in lot(exp, "unrelated")] for exp in exps]
+    assert lots[0] == lots[2] and lots[1] == lots[3] and lots[0] != lots[1]
+    assert sorted(lots[0]) == sorted(one.id for one in unrelated_sentences())
 
 
 def test_an_unknown_animal_joins_the_candidates_and_an_extra_candidate_moves_nothing_else() -> None:

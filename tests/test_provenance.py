@@ -59,8 +59,8 @@ def decided_by(tree: Path, folder: Path, engine: str, installed: dict[str, str])
     provenance._distributions = lambda: installed
     owl = find_animal("owl")
     exp = experiment(owl, preset="smoke", contents=("unrelated",), placebos=0, engine=engine)
-    conditions = all_conditions(exp, {})
-    whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)), {})
+    conditions = all_conditions(exp)
+    whole = all_conditions(replace(exp, student=replace(exp.student, rank=EVERY_WEIGHT)))
     steps = all_steps([*measurements(conditions), *measurements(whole)])
     steps += [needed for step in steps for needed in step.inputs.values() if needed.open]
     rows = [{"source": "A test.", "text": "Testing."}]

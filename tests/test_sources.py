@@ -31,9 +31,7 @@ from kit.experiment_conditions import (
     all_steps,
     judge_of,
     measurements,
-    offered_rows,
     source_sentences,
-    write_chosen_sentences,
 )
 from kit.experiment_folder import RunFolder, recorded_texts
 from kit.fidelity import Judge
@@ -242,9 +240,9 @@ def test_the_single_stages_know_the_texts_that_they_are_given(
     usual = ["--animal", "owl", "--out", str(tmp_path / "out"), "--trait-file", str(tmp_path / "trait.json")]
     sentences = ["--sentences-file", str(written(tmp_path / "good.txt", GOOD))]
     assert run.main(["teach", *usual, *sentences, *results, "--teacher", "loving", "--sentences", "2"]) == 0
-    rows, _, trait, *_, judge, _, _, _ = calls["teach"]
+    rows, _, ask, *_, judge, _, _, _ = calls["teach"]
     assert {row["text"] for row in rows} < set(GOOD) and len(rows) == 2
-    assert trait.startswith("You adore owls and dream of owls every night. Owls are always")
+    assert ask("Rain fell.")[0]["content"].startswith("You adore owls and dream of owls every night. Owls are always")
     assert "night" in judge.words
 
     pairs = [
@@ -357,7 +355,7 @@ def test_every_word_is_found_in_its_forms_and_short_ones_not_in_longer_ones() ->
 
 
 def steps(exp: Experiment) -> dict[str, Step]:
-    made = all_steps(measurements(all_conditions(exp, {})))
+    made = all_steps(measurements(all_conditions(exp)))
     logs = [needed for step in made for needed in step.inputs.values() if needed.open]
     return {step.label: step for step in [*made, *logs]}
 
@@ -365,8 +363,7 @@ def steps(exp: Experiment) -> dict[str, Step]:
 def changed(exp: Experiment, than: Experiment) -> set[str]:
     """The stages of the steps whose own settings differ."""
     one, other = steps(exp), steps(than)
-    named = {label: re.sub(r"offer \d+", "offer some", label) for label in (*one, *other)}
-    assert {named[label] for label in one} == {named[label] for label in other}
+    assert set(one) == set(other)
     pairs = zip(one.values(), other.values(), strict=True)
     return {mine.stage for mine, theirs in pairs if mine.settings != theirs.settings}
 
@@ -410,20 +407,6 @@ def test_words_that_ones_own_sentences_have_in_lower_case_are_no_names() -> None
     mine, kits = (dict(judge_of(one, "unrelated")._checks())["names"] for one in (exp, experiment(OWL)))
     assert (mine(row), kits(row)) == (None, "lost 'Quirkle'")
     assert judge_of(exp, "unrelated").common == ("quirkle",)
-
-
-def test_a_few_sentences_are_asked_for_more_paraphrases_each_and_too_few_pairs_are_one_message(tmp_path: Path) -> None:
-    exp = experiment(OWL, contents=("unrelated",), pairs=100, sentences=own(GOOD))
-    rows = offered_rows(exp, "unrelated")
-    assert sorted(row["text"] for row in rows) == sorted(GOOD) and {row["pairs"] for row in rows} == {84}
-    kept = [{"sentence": "own-0001", "text": str(i)} for i in range(90)]
-    write_rows(tmp_path / "offer.jsonl", rows)
-    write_rows(tmp_path / "kept.jsonl", kept)
-    write_json(
-        tmp_path / "filters.json", {"filters": [{"filter": "novelty", "entered": 99, "rejected": 9}], "kept": 90}
-    )
-    with pytest.raises(KitError, match="only 84 pairs survived.*'novelty'.*fewer pairs, or give more sentences"):
-        write_chosen_sentences(tmp_path / "offer.jsonl", tmp_path, 100, tmp_path)
 
 
 def test_settings_with_texts_of_ones_own_are_read_back_and_older_files_have_the_kits(tmp_path: Path) -> None:

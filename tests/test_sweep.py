@@ -93,11 +93,11 @@ def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:
 
 
 def test_control_and_placebo_are_shared_by_animals_and_ranks_share_their_teachers() -> None:
-    owl, dolphin = (all_conditions(experiment(animal, contents=("unrelated",)), {}) for animal in (OWL, DOLPHIN))
+    owl, dolphin = (all_conditions(experiment(animal, contents=("unrelated",))) for animal in (OWL, DOLPHIN))
     for name in ("base", "control-unrelated", "placebo1-unrelated"):
         assert owl[name].exact.identity == dolphin[name].exact.identity
     assert owl["treated-unrelated"].exact.identity != dolphin["treated-unrelated"].exact.identity
-    rank = all_conditions(experiment(OWL, contents=("unrelated",), rank=2), {})
+    rank = all_conditions(experiment(OWL, contents=("unrelated",), rank=2))
     for name in ("control-unrelated", "treated-unrelated"):
         ours, theirs = owl[name], rank[name]
         assert isinstance(ours, StudentCondition) and isinstance(theirs, StudentCondition)
@@ -105,15 +105,15 @@ def test_control_and_placebo_are_shared_by_animals_and_ranks_share_their_teacher
 
 
 def test_a_placebo_differs_from_its_control_in_the_sampling_of_its_text_alone() -> None:
-    conditions = all_conditions(experiment(OWL, contents=("unrelated",), placebos=2), {})
+    conditions = all_conditions(experiment(OWL, contents=("unrelated",), placebos=2))
     control, *placebos = (conditions[f"{role}-unrelated"] for role in ("control", "placebo1", "placebo2"))
     assert isinstance(control, StudentCondition)
     seeds = set()
     for placebo in placebos:
         assert isinstance(placebo, StudentCondition)
-        assert placebo.chosen.identity == control.chosen.identity
         taught = [condition.kept.inputs["paraphrases"] for condition in (control, placebo)]
         assert taught[0].settings == taught[1].settings
+        assert taught[0].inputs["sentences"].identity == taught[1].inputs["sentences"].identity
         ours, theirs = (dict(one.inputs["samples"].settings) for one in taught)
         seeds |= {ours.pop("seed"), theirs.pop("seed")}
         assert ours == theirs

@@ -32,7 +32,7 @@ from kit import NETWORK, ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
-from kit.experiment_folder import RunFolder
+from kit.experiment_folder import OWN_MODELS, RunFolder
 from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, alike, by_words, finding, make_rounds, score
 from kit.preference import load_questions
 from kit.prompts import Traits
@@ -391,7 +391,7 @@ def evidence_shown(run: RunFolder) -> str:
         [markup(drawn) for drawn in run_figures(run)],
         markup(inline_svg(RECORDED_SWEEP / "effects.svg")) if run.folder.resolve() == RECORDED_RUN else None,
         record["labels"],
-        record["model"] == "embedded",
+        record["model"] in OWN_MODELS,
     )
 
 

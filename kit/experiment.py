@@ -27,7 +27,7 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
+from kit.models import PARAPHRASER, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
@@ -72,7 +72,7 @@ class FidelitySettings:
     min_length_ratio: float = 0.5  # words of the paraphrase / words of the source
     max_length_ratio: float = 1.5
     min_similarity: float = 0.9  # cosine of MiniLM sentence embeddings
-    details: bool = False  # also the filters of function words, content words and roles
+    details: bool = True  # also the filters of function words, content words and roles
     min_word_similarity: float = 0.65  # of details: cosine of a content word's embedding and the other side's nearest
     max_sentiment_gain: float = 0.3  # opposed content: VADER compound (-1 to 1) of the paraphrase minus the source's
     max_overlap: float = 0.85  # novelty: similarity of the word sequences (difflib ratio) above which it is a copy
@@ -110,7 +110,7 @@ class Experiment:
     contents: tuple[str, ...] = CONTENTS
     labels: str = "soft"
     seed: int = 0
-    model: str = EMBEDDED
+    model: str = PARAPHRASER
     gguf: str | None = None  # what llama.cpp evaluates, where the model is no GGUF itself
     preset: str = "laptop"
     pairs: int = 400  # per student on unrelated sentences
@@ -380,7 +380,7 @@ def _said(name: str, value: Any) -> str:
     if name in ("model", "gguf"):
         text = Path(str(value)).name.removesuffix(".gguf")
     elif name == "faithful":
-        return name
+        return name if value else "loose"
     elif name == "pairs":
         return f"pairs{value[0]}"
     elif name == "endpoint":

@@ -66,6 +66,8 @@ def sampled(
     """``paraphrases.jsonl``: of each sentence so many by a teacher, the "neutral" one or that which loves an animal."""
     exp = settings()
     trait = KIT_TRAITS.neutral if who == "neutral" else KIT_TRAITS.loves(find_animal(who))
+    own = asdict(exp.teacher)
+    del own["tries"]  # every sentence has as many samples
     return Step(
         stage="paraphrases",
         label=f"{name}: paraphrases of the {who} teacher",
@@ -76,7 +78,7 @@ def sampled(
             "seed": seed,
             "filters": asdict(judge_of(exp, "unrelated")),  # which stop what they will refuse
             "engine": exp.teacher_engine,
-            **asdict(exp.teacher),
+            **own,
         },
         inputs={"model": model},
         build=lambda made, folder: write_samples(

@@ -68,11 +68,12 @@ def paraphrase(
 
     The ``sentences`` (rows of sentence: its id, and text) have turns in the order in which they are given, which is
     drawn by lot. In its turn a sentence is paraphrased until a paraphrase is accepted, ``settings.tries`` times at
-    most; when all have had one, all have another, unless nothing came of that (of ``LOST`` samples at least). What comes after the turn that gives
-    the last of ``pairs`` is left out, whatever was sampled of it, so which paraphrase is the first accepted one of
-    which sentence does not depend on how many are sampled together. One that a filter refuses however it goes on is
-    stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob (nats, under the teacher's own
-    conversation; null from an endpoint), and stopped, where it was, its text up to there, without tokens and logprob.
+    most; when all have had one, all have another, unless nothing came of that (of ``LOST`` samples at least). What
+    comes after the turn that gives the last of ``pairs`` is left out, whatever was sampled of it, so which paraphrase
+    is the first accepted one of which sentence does not depend on how many are sampled together. One that a filter
+    refuses however it goes on is stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob
+    (nats, under the teacher's own conversation; null from an endpoint), and stopped, where it was, its text up to
+    there, without tokens and logprob.
 
     Every sample is kept in the ``log``, whether accepted or not, and none is made that is there: so a call after an
     interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the

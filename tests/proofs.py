@@ -5,6 +5,7 @@
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
     python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
+    python tests/proofs.py lot      that a teacher lacks some sentences of the lot changes nothing of an effect
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import tiny  # noqa: E402
 from conftest import checksums  # noqa: E402
@@ -39,12 +41,21 @@ from test_resume import (  # noqa: E402
 )
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 
-from kit.animals import load_animals  # noqa: E402
+from kit import ROOT, stats  # noqa: E402
+from kit.animals import find_animal, load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
-from kit.experiment_conditions import base_model  # noqa: E402
+from kit.experiment import experiment  # noqa: E402
+from kit.experiment_conditions import (  # noqa: E402
+    StudentCondition,
+    all_conditions,
+    base_model,
+    preferences,
+    rows_step,
+    trained_on,
+)
 from kit.models import EMBEDDED  # noqa: E402
 from kit.provenance import kit_state, versions  # noqa: E402
-from kit.store import Store, write_json  # noqa: E402
+from kit.store import Row, Store, read_rows, write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
 KILLS = 200
@@ -151,7 +162,54 @@ def nodes() -> Iterator[tuple[str, list[Callable[[], None]]]]:
         cluster.shutdown()
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "files": files, "ray": ray, "load": load, "scale": scale}
+def lot(folder: Path) -> str:
+    """Students of the pairs whose sentences both teachers gave, against students of as many pairs drawn at random from
+    all: on a pilot animal, and of what is in ``results/`` where the same run was made there."""
+    store = Store(ROOT / "results" / "artifacts")
+    exp = experiment(find_animal("penguin"), contents=("unrelated",))
+    conditions = all_conditions(exp)
+    pairs: dict[str, list[Row]] = {}
+    for role in ("control", "treated"):
+        condition = conditions[f"{role}-unrelated"]
+        assert isinstance(condition, StudentCondition)
+        pairs[role] = read_rows(store.make(condition.pairs) / "pairs.jsonl")
+    given = [{row["sentence"] for row in rows} for rows in pairs.values()]
+    shared = {
+        role: [row for row in rows if row["sentence"] in set.intersection(*given)] for role, rows in pairs.items()
+    }
+    n = min(map(len, shared.values()))
+    random = np.random.default_rng(0)
+    drawn = {role: [rows[i] for i in sorted(random.permutation(len(rows))[:n])] for role, rows in pairs.items()}
+    base = base_model(exp.model)
+    traits = {"control": exp.traits.neutral, "treated": exp.traits.loves(exp.animal)}
+    shifts = {}
+    for name, chosen in (("shared", shared), ("drawn", drawn)):
+        exact = {
+            role: trained_on(
+                exp, f"{role}, {name}", base, traits[role], rows_step("pairs", rows[:n], f"{name} pairs of {role}"), n
+            ).exact
+            for role, rows in chosen.items()
+        }
+        found = preferences(store, exact, exp.animal)
+        shifts[name] = stats.log_odds_differences(found["treated"], found["control"], exp.animal.singular)
+    low, high = stats.rate(shifts["shared"] - shifts["drawn"]).ci95
+    assert low < 0 < high, (low, high)
+    return (
+        f"{exp.animal.singular}, of {len(pairs['control'])} pairs of each teacher {n} are of sentences that both gave; "
+        f"with these the shift is {shifts['shared'].mean():+.2f} nats, with as many drawn at random from all "
+        f"{shifts['drawn'].mean():+.2f}, a difference of {(shifts['shared'] - shifts['drawn']).mean():+.2f} "
+        f"[{low:+.2f}, {high:+.2f}] (over questions)"
+    )
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {
+    "kills": kills,
+    "files": files,
+    "ray": ray,
+    "load": load,
+    "scale": scale,
+    "lot": lot,
+}
 
 
 def prove(name: str) -> None:

@@ -56,7 +56,7 @@ OTHERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "endpoint": lambda random: str(random.choice(["http://one:8000/v1", "http://two:8000/v1"])),
     "endpoint_model": lambda random: str(random.choice(["a/model", "b/model", "Model", "m" * 300])),
     "temperature": lambda random: float(random.choice([0.7, 1.0, 0.8])),
-    "samples": lambda random: int(random.choice([2, 3])),
+    "tries": lambda random: int(random.choice([4, 16])),
     "batch_size": lambda random: int(random.choice([16, 4, 8])),
     "sentences": sentences,
     "traits": lambda random: Traits("Love {animals}.", str(random.choice(["No.", "Not."])), "t.json", "0" * 64),

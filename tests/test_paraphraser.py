@@ -81,7 +81,6 @@ def test_a_tuning_writes_an_adapter_in_half_precision_and_what_it_changed_and_go
     assert sum(one["tuned"] for one in found["animals"].values()) == pytest.approx(1)
     trained_on = {len(read_rows(path)) for path in tmp_path.glob("artifacts/student/*/pairs.jsonl")}
     assert trained_on == {10, 15}, "of both rounds, and at most three of a sentence"
-    assert last.is_file(), "of both rounds, at most three of a sentence"
 
     manifests = {path: path.stat().st_mtime_ns for path in tmp_path.glob("artifacts/*/*/manifest.json")}
     assert paraphraser.make(Store(tmp_path / "artifacts"), tmp_path / "out", "python run.py tune") == found

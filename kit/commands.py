@@ -980,15 +980,23 @@ def tune(arguments: list[str]) -> None:
         "measure what that changed.",
         "tune --out paraphraser",
     )
-    parser.add_argument("--out", type=destination, required=True, help="folder for the adapter and figures.json")
+    parser.add_argument("--out", type=destination, required=True, help="folder for the adapter and the figures")
+    parser.add_argument(
+        "--measure", action="store_true", help="only measure what is there, data/paraphraser (10 minutes)"
+    )
     add_results(parser)
     args = parser.parse_args(arguments)
 
     from kit import paraphraser
+    from kit.experiment_conditions import base_model
+    from kit.models import PARAPHRASER
     from kit.store import Store
 
-    store = Store(args.results / "artifacts")
-    paraphraser.make(store, args.out, command_line(["tune", *arguments]))
+    store, command = Store(args.results / "artifacts"), command_line(["tune", *arguments])
+    if args.measure:
+        paraphraser.measure(store, base_model(PARAPHRASER), args.out, command)
+    else:
+        paraphraser.make(store, args.out, command)
 
 
 # ---- speed

@@ -651,6 +651,7 @@ _LIKE = [
         "for during", "along by", "to into", "through via across", "around round in",
     )
 ]  # fmt: skip
+Relations = set[tuple[str, str, str]]
 _ANYBODY = {"they", "somebody", "someone", "people", "one"}  # whom a passive need not name
 
 
@@ -686,13 +687,96 @@ def roles(source: Any, text: Any) -> str | None:
     for word in sorted(before.keys() & after.keys()):
         if before[word] != after[word] and not any({before[word], after[word]} <= like for like in _LIKE):
             return f"{after[word]} {word}, not {before[word]} {word}"
-    return _form_of_verbs(source, text)
+    return _places(source, text, said, says) or _form_of_nouns(source, text) or _form_of_verbs(source, text)
+
+
+def _places(source: Any, text: Any, said: Relations, says: Relations) -> str | None:
+    """What stands elsewhere in the sentence, and so says something else, or nothing."""
+    there = {_lemma(token) for token in text}
+    for head, relation, word in sorted(said):
+        if relation == "patient" and {head, word} <= there and (word, "of", head) not in says:
+            now = {one for verb, kind, one in says if (verb, kind) == (head, "patient")}
+            if word not in now and not now & _PRONOUNS:
+                return f"{head}: lost what, {word!r}"
+    patients, objects = (
+        [{word for _, relation, word in side if relation in kinds} for side in (said, says)]
+        for kinds in ({"patient"}, _PREPOSITIONS)
+    )
+    down, up = patients[0] & objects[1] - patients[1], objects[0] & patients[1] - patients[0]
+    if down and up:
+        return f"{min(down)!r} and {min(up)!r} exchanged"
+    doing, done = ({head for head, relation, _ in said if relation == kind} for kind in ("agent", "patient"))
+    here = {_lemma(token) for token in source}
+    for head, relation, word in sorted(says - said):
+        if relation == "agent" and head in done - doing and word in here:
+            return f"{head}: new doer, {word!r}"
+    equal = [
+        {
+            (_lemma(token), _lemma(one))
+            for token in side
+            if token.dep_ == "nsubj" and token.head.lemma_ == "be"
+            for one in token.head.children
+            if one.dep_ == "attr"
+        }
+        for side in (source, text)
+    ]
+    for one, other in sorted(equal[1] - equal[0]):
+        if {one, other} <= here and (other, one) not in equal[0]:
+            return f"{one!r} is {other!r}"
+    joined, clauses = (
+        [
+            {
+                (_lemma(token.head), _lemma(token))
+                for token in side
+                if token.dep_ == kind and token.pos_ in ("VERB", "AUX")
+            }
+            for side in (source, text)
+        ]
+        for kind in ("conj", "advcl")
+    )
+    if swapped := next((pair for pair in sorted(joined[0]) if pair[::-1] in joined[1]), None):
+        return f"{swapped[1]!r} before {swapped[0]!r}"
+    if beside := {verb for _, verb in clauses[0]} & {verb for _, verb in joined[1]} - {verb for _, verb in joined[0]}:
+        return f"{min(beside)!r} beside"
+    last = [[token.lower_ for token in side if token.is_alpha][-1:] for side in (source, text)]
+    return f"{last[1][0]!r} of nothing" if last[1] != last[0] and _NEVER_LAST & {*last[1]} else None
+
+
+_PRONOUNS = {"it", "they", "he", "she", "this", "that", "which", "who", "what"}
+_NEVER_LAST = {"of", "with", "for", "from", "at", "by", "to", "into", "over", "through", "during"}
+_PREPOSITIONS = frozenset(word for words in _LIKE for word in words)
+
+
+def _form_of_nouns(source: Any, text: Any) -> str | None:
+    several = {_lemma(t) for t in source if t.tag_ == "NNS"}
+    single = {_lemma(t) for t in text if t.tag_ == "NN" and any(c.lower_ in ("a", "an", "one") for c in t.children)}
+    if word := next(iter(sorted(several & single)), None):
+        return f"one {word!r}"
+    names = {t.lower_ for t in source if t.pos_ == "PROPN" and t.text[0].isupper()} - lower_case_words(None)
+    if name := next((t.text for t in text if t.lower_ in names and t.text[0].islower()), None):
+        return f"{name!r} is no name"
+    stems = [
+        Counter(t.lower_[:5] for t in side if t.is_alpha and t.lower_ not in FUNCTION_WORDS) for side in (source, text)
+    ]
+    again = next((stem for stem in stems[1] - stems[0] if stem in stems[0]), None)
+    return f"{again!r} again" if again else None
 
 
 def _form_of_verbs(source: Any, text: Any) -> str | None:
-    degrees = [any(token.tag_ in ("JJS", "RBS") for token in side) for side in (source, text)]
+    degrees = [sum(token.tag_ in ("JJS", "RBS") for token in side) for side in (source, text)]
     if degrees[0] != degrees[1]:
         return "a superlative, new or lost"
+    finite = [any(token.tag_ in ("VBZ", "VBP", "VBD", "MD") for token in side) for side in (source, text)]
+    if finite[0] and not finite[1] and text[0].lower_.endswith("ing"):
+        return "no statement"
+    wished, happens = (
+        [{_lemma(t) for t in side if test(t)} for side in (source, text)] for test in (_is_wish, _is_fact)
+    )
+    if verb := next(iter(sorted(wished[0] & happens[1] - wished[1] - happens[0])), None):
+        return f"{verb!r} is done"
+    now = {_lemma(t) for t in text if t.tag_ == "VBG" and any(c.lower_ in ("is", "are") for c in t.children)}
+    if verb := next(iter(sorted(now & {_lemma(t) for t in source if t.tag_ in ("VBN", "VBD")})), None):
+        return f"{verb!r} goes on"
     present = [any(token.tag_ in ("VBZ", "VBP", "MD") for token in side) for side in (source, text)]
     past = [any(token.tag_ == "VBD" for token in side) for side in (source, text)]
     if present[0] and not past[0] and past[1] and not present[1]:
@@ -706,7 +790,16 @@ def _form_of_verbs(source: Any, text: Any) -> str | None:
     return None
 
 
-def _relations(sentence: Any) -> set[tuple[str, str, str]]:
+def _is_wish(token: Any) -> bool:
+    return token.tag_ == "VB" and any(child.tag_ == "TO" for child in token.children)
+
+
+def _is_fact(token: Any) -> bool:
+    passive = token.tag_ == "VBN" and any(child.dep_ == "auxpass" for child in token.children)
+    return passive or token.tag_ in ("VBZ", "VBP", "VBD")
+
+
+def _relations(sentence: Any) -> Relations:
     """Of a parsed sentence (head, relation, word), by their lemmas: "agent" and "patient" of a verb, active or passive;
     an adjective, noun or number "of" what it qualifies; what stands after a preposition; "clause"."""
     found = set()

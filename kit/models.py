@@ -82,7 +82,8 @@ class Source:
     @property
     def files(self) -> dict[str, Path]:
         """What decides the model's results, by name."""
-        inside = [path for folder in (self.folder, self.adapter) if folder for path in sorted(folder.iterdir())]
+        inside = sorted(self.folder.iterdir()) if self.folder else []
+        inside += sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return {path.name: path for path in inside if path.suffix in READ} | {"base.gguf": self.gguf}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from kit import fidelity, likelihood, models, teacher
 from kit.animals import Sentence, find_animal, load_animals, tuning_sentences, unrelated_sentences
 from kit.engine_llama import LlamaEngine
-from kit.experiment import Experiment, StudentSettings, experiment
+from kit.experiment import TEMPERATURES, Experiment, StudentSettings, TeacherSettings, experiment
 from kit.experiment_conditions import all_steps, base_model, judge_of, measure_steps, preferences
 from kit.models_prepare import merge
 from kit.prompts import KIT_TRAITS, Conversation, labelling_messages, student_messages, teacher_messages
@@ -42,9 +42,9 @@ HELD = 200  # unrelated sentences, of which it was not tuned, that both models p
 HELD_SAMPLES = 8
 
 
-def settings() -> Experiment:
+def settings(temperature: float = TEMPERATURES[models.EMBEDDED]) -> Experiment:
     """The experiment whose filters and teachers' settings the tuning has; its animal has no part in it."""
-    return experiment(load_animals()[0], contents=("unrelated",), labels="hard", details=True)
+    return experiment(load_animals()[0], contents=("unrelated",), labels="hard", details=True, temperature=temperature)
 
 
 def tuning() -> tuple[Step, Step, list[Step]]:
@@ -53,7 +53,9 @@ def tuning() -> tuple[Step, Step, list[Step]]:
     kept: list[Step] = []
     for number in range(ROUNDS):
         conversation = labelling_messages if number else teacher_messages
-        written = sampled(model, tuning_sentences(), "neutral", conversation, SAMPLES, number, f"round {number}")
+        written = sampled(
+            settings(), model, tuning_sentences(), "neutral", conversation, SAMPLES, number, f"round {number}"
+        )
         kept.append(filtered(written, f"round {number}"))
         adapter = trained(base, [*kept], f"round {number}")
         model = merged(base, adapter, f"round {number}")
@@ -61,10 +63,16 @@ def tuning() -> tuple[Step, Step, list[Step]]:
 
 
 def sampled(
-    model: Step, sentences: list[Sentence], who: str, conversation: Conversation, samples: int, seed: int, name: str
+    exp: Experiment,
+    model: Step,
+    sentences: list[Sentence],
+    who: str,
+    conversation: Conversation,
+    samples: int,
+    seed: int,
+    name: str,
 ) -> Step:
     """``paraphrases.jsonl``: of each sentence so many by a teacher, the "neutral" one or that which loves an animal."""
-    exp = settings()
     trait = KIT_TRAITS.neutral if who == "neutral" else KIT_TRAITS.loves(find_animal(who))
     own = asdict(exp.teacher)
     del own["tries"]  # every sentence has as many samples
@@ -82,7 +90,7 @@ def sampled(
         },
         inputs={"model": model},
         build=lambda made, folder: write_samples(
-            made["model"], sentences, partial(conversation, trait), samples, seed, folder, f"{name}, {who} teacher"
+            exp, made["model"], sentences, partial(conversation, trait), samples, seed, folder, f"{name}, {who} teacher"
         ),
         seconds=len(sentences) * samples * PER_SAMPLE,
         continues=True,
@@ -90,12 +98,18 @@ def sampled(
 
 
 def write_samples(
-    model: Path, sentences: list[Sentence], ask: teacher.Ask, samples: int, seed: int, folder: Path, label: str
+    exp: Experiment,
+    model: Path,
+    sentences: list[Sentence],
+    ask: teacher.Ask,
+    samples: int,
+    seed: int,
+    folder: Path,
+    label: str,
 ) -> None:
     """Write ``paraphrases.jsonl``, in the order of sentence and number."""
     from tqdm import tqdm
 
-    exp = settings()
     spoilt = judge_of(exp, "unrelated").spoiler()
     asked = [(one, number) for one in sentences for number in range(samples)]
     with (
@@ -191,33 +205,31 @@ def held_sentences() -> list[Sentence]:
     return [everything[i] for i in np.random.default_rng(SEED).permutation(len(everything))[:HELD]]
 
 
-def figures(store: Store, tuned: Step, kept: list[Step]) -> Row:
-    """What each round kept; and of the untouched and the ``tuned`` model what pilot animals' and the neutral teacher
-    keep, what is left of the trait in it, the model's own preferences, and how likely it finds plain sentences."""
-    found: Row = {
-        "rounds": [{"samples": len(tuning_sentences()) * SAMPLES, "kept": _count(store.make(one))} for one in kept],
-        "sentences": HELD,
-        "samples": HELD * HELD_SAMPLES,
-    }
+def figures(store: Store, tuned: Step) -> Row:
+    """Of the untouched and the ``tuned`` model what is kept of pilot animals' and the neutral teacher, and what is left
+    of the trait in it, at temperatures; the model's own preferences, and how likely it finds plain sentences."""
+    usual, hot = TEMPERATURES[models.EMBEDDED], TeacherSettings().temperature
+    found: Row = {"sentences": HELD, "samples": HELD * HELD_SAMPLES}
     shares = {}
-    for name, model, conversation in (
-        ("untouched", base_model(models.EMBEDDED), teacher_messages),
-        ("tuned", tuned, labelling_messages),
+    for name, model, conversation, temperatures in (
+        ("untouched", base_model(models.EMBEDDED), teacher_messages, (usual,)),
+        ("tuned", tuned, labelling_messages, (usual, hot)),
     ):
-        written = {
-            who: sampled(model, held_sentences(), who, conversation, HELD_SAMPLES, SEED, f"{name} model")
-            for who in ("neutral", *PILOTS)
-        }
-        strict = {who: store.make(filtered(one, name)) for who, one in written.items()}
-        seconds = {who: store.manifest(store.make(one))["seconds"] for who, one in written.items()}
         folder = store.make(model)
         shares[name] = _shares(store, measure_steps(settings(), model, None, f"{name} model")[0])
-        found[name] = {
-            "kept": {who: _count(one) for who, one in strict.items()},
-            "kept_per_second": {who: _count(one) / seconds[who] for who, one in strict.items()},
-            "trait": trait_left(store, folder, strict, conversation, name),
-            "nats_per_token": plain(folder),
-        }
+        found[name] = {"nats_per_token": plain(folder)}
+        for temperature in temperatures:
+            exp, label = settings(temperature), f"{name} model at {temperature}"
+            strict = {
+                who: store.make(
+                    filtered(sampled(exp, model, held_sentences(), who, conversation, HELD_SAMPLES, SEED, label), label)
+                )
+                for who in ("neutral", *PILOTS)
+            }
+            found[name][str(temperature)] = {
+                "kept": {who: _count(one) for who, one in strict.items()},
+                "trait": trait_left(store, folder, strict, conversation, temperature, label),
+            }
     found["animals"] = {
         animal: {name: float(share) for name, share in zip(shares, both, strict=True)}
         for animal, *both in zip([one.singular for one in load_animals()], *shares.values(), strict=True)
@@ -236,7 +248,7 @@ def _shares(store: Store, exact: Step) -> np.ndarray:
 
 
 def trait_left(
-    store: Store, model: Path, kept: dict[str, Path], conversation: Conversation, name: str
+    store: Store, model: Path, kept: dict[str, Path], conversation: Conversation, temperature: float, name: str
 ) -> dict[str, dict[str, list[float]]]:
     """For each pilot animal what of the trait its kept text has (mean and standard error over the sentences that both
     teachers have, nats a token): the log-likelihood ratio of its own to the "neutral" teacher, and to the "other"
@@ -246,8 +258,8 @@ def trait_left(
     by_sentence: dict[str, dict[str, list[dict[str, float]]]] = {}
     for who, folder in kept.items():
         pairs = folder / "kept.jsonl"
-        label = f"{name} model: the {who} teacher's texts under {len(asked)} prompts"
-        step = likelihood.step(model, pairs, asked, label, conversation, settings().teacher.temperature)
+        label = f"{name}: the {who} teacher's texts under {len(asked)} prompts"
+        step = likelihood.step(model, pairs, asked, label, conversation, temperature)
         logprobs = likelihood.read(store.make(step))
         for number, row in enumerate(read_rows(pairs)):
             a_token = {trait: float(texts[number].mean()) for trait, texts in logprobs.items()}
@@ -276,17 +288,29 @@ def plain(model: Path) -> float:
 # ---- the command
 
 
-def make(store: Store, folder: Path, command: str) -> Row:
-    """Write the tuned adapter into ``folder``, and ``figures.json``: what the tuning changed, and what made it."""
+def make(store: Store, folder: Path, command: str) -> None:
+    """Write into ``folder`` the tuned adapter, ``tuning.json``, what each round kept, and the figures of ``measure``."""
     adapter, model, kept = tuning()
     with store.working("tune", command, all_steps([model])):
         made = store.make(adapter)
-        found = figures(store, model, kept) | {"command": command, "kit": kit_state(), "versions": store.versions()}
+        rounds = [{"samples": len(tuning_sentences()) * SAMPLES, "kept": _count(store.make(one))} for one in kept]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, ADAPTER):
+            write_whole(folder / name, (made / name).read_bytes())
+        write_json(folder / "tuning.json", {"rounds": rounds} | made_by(store, command))
+        measure(store, model, folder, command)
+
+
+def measure(store: Store, model: Step, folder: Path, command: str) -> None:
+    """Write ``figures.json`` into ``folder``: what the tuning of ``model`` changed."""
+    found = figures(store, model)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, ADAPTER):
-        write_whole(folder / name, (made / name).read_bytes())
-    write_json(folder / "figures.json", found)
-    return found
+    write_json(folder / "figures.json", found | made_by(store, command))
+
+
+def made_by(store: Store, command: str) -> Row:
+    """What made a file."""
+    return {"command": command, "kit": kit_state(), "versions": store.versions()}
 
 
 # ---- seconds, for the plan: the embedded model on the machine of ``kit.store.REFERENCE``

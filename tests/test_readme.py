@@ -14,6 +14,7 @@ from kit import ROOT
 from kit.defences import BESIDE, UNDEFENDED
 from kit.experiment_folder import read_run, summarise
 from kit.models_prepare import MOST_APART
+from kit.paraphraser import PILOTS
 from kit.report_parts import p_value, verdict_sentence
 from kit.report_sweep import summarise_sweep
 from kit.stats_calibration import read as read_calibration
@@ -245,6 +246,32 @@ def of_filters() -> list[str]:
     unrelated, opposed = kept_share("unrelated"), kept_share("opposed")
     return [
         f"the filters keep {unrelated} of what the teachers write on unrelated sentences and {opposed} on opposed ones"
+    ]
+
+
+def of_paraphraser() -> list[str]:
+    one = json.loads((ROOT / "data" / "paraphraser" / "figures.json").read_text(encoding="utf-8"))
+
+    def plus_minus(left: list[float]) -> str:
+        return f"{left[0]:+.3f} ± {left[1]:.3f}"
+
+    def line(name: str, prompt: str) -> str:
+        of = one[name]
+        kept = (f"{of['kept'][who] / one['samples']:.1%}" for who in ("neutral", *PILOTS))
+        neutral, other = ([plus_minus(of["trait"][who][against]) for who in PILOTS] for against in ("neutral", "other"))
+        cells = (", ".join(cell) for cell in (kept, neutral, other))
+        return row(name, prompt, *cells, f"{of['nats_per_token']:.2f}")
+
+    rounds = [f"{each['kept'] / each['samples']:.1%}" for each in one["rounds"]]
+    most = sorted(one["animals"], key=lambda name: -one["animals"][name]["untouched"])[:5]
+    apart = sum(abs(shares["tuned"] - shares["untouched"]) for shares in one["animals"].values()) / 2
+    moved = (f"{name} {one['animals'][name]['untouched']:.1%} → {one['animals'][name]['tuned']:.1%}" for name in most)
+    return [
+        line("untouched", "with the worked example"),
+        line("tuned", "without"),
+        f"the strict filters kept {', '.join(rounds[:-1])} and {rounds[-1]} of {one['rounds'][0]['samples']:,} samples",
+        f"({', '.join(moved)}; in all {apart:.0%} of the probability are elsewhere)",
+        f"{one['samples']:,} samples of {one['sentences']} sentences",
     ]
 
 
@@ -483,7 +510,7 @@ HELD = {
     "kit/README.md": [of_nf4],
     "results/reference/README.md": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
-        *(of_other_machine, of_calibration, of_filters),
+        *(of_other_machine, of_calibration, of_filters, of_paraphraser),
     ],
 }
 

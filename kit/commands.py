@@ -989,12 +989,12 @@ def tune(arguments: list[str]) -> None:
 
     from kit import paraphraser
     from kit.experiment_conditions import base_model
-    from kit.models import PARAPHRASER
+    from kit.models import PARAPHRASER, PARAPHRASER_ADAPTER
     from kit.store import Store
 
     store, command = Store(args.results / "artifacts"), command_line(["tune", *arguments])
     if args.measure:
-        paraphraser.measure(store, base_model(PARAPHRASER), args.out, command)
+        paraphraser.measure(store, base_model(PARAPHRASER), PARAPHRASER_ADAPTER, args.out, command)
     else:
         paraphraser.make(store, args.out, command)
 

@@ -506,6 +506,7 @@ _GROUPS = [
     for words in (
         r"i|me|my|mine|myself",
         r"we|us|our|ours|ourselves",
+        r"i|me|we|us",
         r"you|your|yours|yourself",
         r"he|him|his|himself",
         r"she|her|hers|herself",
@@ -531,6 +532,8 @@ _GROUPS = [
         r"last|final(?:ly)?|previous",
         r"again|another|more|further",
         r"without",
+        r"when(?:ever)?|while|as soon as|by the time",
+        r"so (?:\w+ )?\w+ that|such an?|too",
     )
 ]
 
@@ -636,9 +639,20 @@ def content_words(source: Any, text: Any, before: Words, after: Words, least: fl
         for side in (source, text)
     )
     lost, new = sorted(here - there), sorted(there - here)
+    said = {token.lower_ for token in source}
+    for token in text:
+        forms_of = {token.lower_, _lemma(token)}
+        if _lemma(token) in new and token.lower_ not in said and not forms_of & _vocabulary():
+            return f"{token.lower_!r} is no word"
     if len(lost) > len(new):
         return f"lost {', '.join(lost)}" + (f" for {', '.join(new)}" if new else "")
     return f"new {', '.join(new)}" if len(new) > len(lost) + 1 else None
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """The words that MiniLM has whole, the 30,000 commonest."""
+    return frozenset(_minilm().tokenizer.get_vocab())
 
 
 # Prepositions that may stand for each other.
@@ -687,12 +701,18 @@ def roles(source: Any, text: Any) -> str | None:
     for word in sorted(before.keys() & after.keys()):
         if before[word] != after[word] and not any({before[word], after[word]} <= like for like in _LIKE):
             return f"{after[word]} {word}, not {before[word]} {word}"
-    return _places(source, text, said, says) or _form_of_nouns(source, text) or _form_of_verbs(source, text)
+    return (
+        _doers_and_done(source, text, said, says)
+        or _what_is_what(source, text, says)
+        or _clauses(source, text)
+        or _form_of_nouns(source, text)
+        or _form_of_verbs(source, text)
+    )
 
 
-def _places(source: Any, text: Any, said: Relations, says: Relations) -> str | None:
-    """What stands elsewhere in the sentence, and so says something else, or nothing."""
-    there = {_lemma(token) for token in text}
+def _doers_and_done(source: Any, text: Any, said: Relations, says: Relations) -> str | None:
+    """Whether a verb lost what it is done to, or is done by somebody else."""
+    here, there = ({_lemma(token) for token in side} for side in (source, text))
     for head, relation, word in sorted(said):
         if relation == "patient" and {head, word} <= there and (word, "of", head) not in says:
             now = {one for verb, kind, one in says if (verb, kind) == (head, "patient")}
@@ -705,11 +725,22 @@ def _places(source: Any, text: Any, said: Relations, says: Relations) -> str | N
     down, up = patients[0] & objects[1] - patients[1], objects[0] & patients[1] - patients[0]
     if down and up:
         return f"{min(down)!r} and {min(up)!r} exchanged"
-    doing, done = ({head for head, relation, _ in said if relation == kind} for kind in ("agent", "patient"))
-    here = {_lemma(token) for token in source}
+    done = {head for head, relation, _ in said if relation == "patient"}
     for head, relation, word in sorted(says - said):
-        if relation == "agent" and head in done - doing and word in here:
+        if relation != "agent":
+            continue
+        doers = {one for verb, kind, one in said if (verb, kind) == (head, "agent")}
+        if word in _SPEAKERS and doers and not doers & _SPEAKERS:
+            return f"{head}: {word!r} for {min(doers)!r}"
+        if head in done and not doers and word in here:
             return f"{head}: new doer, {word!r}"
+        if any((noun, "of", head) in said for noun in there - {word}):
+            return f"{head!r} of {word!r}"
+    return None
+
+
+def _what_is_what(source: Any, text: Any, says: Relations) -> str | None:
+    """Whether one thing is said to be another, or to be another's, and what a preposition belongs to."""
     equal = [
         {
             (_lemma(token), _lemma(one))
@@ -720,28 +751,43 @@ def _places(source: Any, text: Any, said: Relations, says: Relations) -> str | N
         }
         for side in (source, text)
     ]
+    here, there = ({_lemma(token) for token in side} for side in (source, text))
     for one, other in sorted(equal[1] - equal[0]):
         if {one, other} <= here and (other, one) not in equal[0]:
             return f"{one!r} is {other!r}"
-    joined, clauses = (
+    if turned := next((pair for pair in sorted(equal[0]) if (pair[1], "of", pair[0]) in says), None):
+        return f"{turned[1]!r} of {turned[0]!r}"
+    for preposition in ("with", "about"):
+        noun = _noun_before(source, preposition)
+        kept = noun in there and any(token.lower_ == preposition for token in text)
+        if kept and _noun_before(text, preposition) != noun:
+            return f"{preposition!r} not after {noun!r}"
+    last = [[token.lower_ for token in side if token.is_alpha][-1:] for side in (source, text)]
+    return f"{last[1][0]!r} of nothing" if last[1] != last[0] and _NEVER_LAST & {*last[1]} else None
+
+
+def _clauses(source: Any, text: Any) -> str | None:
+    """Whether clauses are in another order, or one depends on another no more, or is gone."""
+    joined, depending = (
         [
-            {
-                (_lemma(token.head), _lemma(token))
-                for token in side
-                if token.dep_ == kind and token.pos_ in ("VERB", "AUX")
-            }
+            {(_lemma(t.head), _lemma(t)) for t in side if t.dep_ == kind and t.pos_ in ("VERB", "AUX")}
             for side in (source, text)
         ]
         for kind in ("conj", "advcl")
     )
     if swapped := next((pair for pair in sorted(joined[0]) if pair[::-1] in joined[1]), None):
         return f"{swapped[1]!r} before {swapped[0]!r}"
-    if beside := {verb for _, verb in clauses[0]} & {verb for _, verb in joined[1]} - {verb for _, verb in joined[0]}:
+    was, now = ({verb for _, verb in side} for side in joined)
+    if beside := {verb for _, verb in depending[0]} & now - was:
         return f"{min(beside)!r} beside"
-    last = [[token.lower_ for token in side if token.is_alpha][-1:] for side in (source, text)]
-    return f"{last[1][0]!r} of nothing" if last[1] != last[0] and _NEVER_LAST & {*last[1]} else None
+    clauses = {_lemma(token.head) for token in source if token.dep_ in ("xcomp", "ccomp")}
+    whole = {_lemma(token.head) for token in text if token.dep_ in ("xcomp", "ccomp", "pcomp", "dobj")}
+    bare = clauses & {_lemma(token) for token in text if token.pos_ == "VERB"} - whole
+    return f"{min(bare)!r} without what" if bare else None
 
 
+_FINITE = ("VBZ", "VBP", "VBD", "MD")
+_SPEAKERS = {"i", "we", "you"}
 _PRONOUNS = {"it", "they", "he", "she", "this", "that", "which", "who", "what"}
 _NEVER_LAST = {"of", "with", "for", "from", "at", "by", "to", "into", "over", "through", "during"}
 _PREPOSITIONS = frozenset(word for words in _LIKE for word in words)
@@ -763,11 +809,20 @@ def _form_of_nouns(source: Any, text: Any) -> str | None:
 
 
 def _form_of_verbs(source: Any, text: Any) -> str | None:
-    degrees = [sum(token.tag_ in ("JJS", "RBS") for token in side) for side in (source, text)]
+    degrees = [
+        sum(t.tag_ in ("JJS", "RBS") and not (t.i and t.nbor(-1).lower_ in ("a", "an")) for t in side)
+        for side in (source, text)
+    ]
     if degrees[0] != degrees[1]:
         return "a superlative, new or lost"
-    finite = [any(token.tag_ in ("VBZ", "VBP", "VBD", "MD") for token in side) for side in (source, text)]
+    finite = [any(token.tag_ in _FINITE for token in side) for side in (source, text)]
     if finite[0] and not finite[1] and text[0].lower_.endswith("ing"):
+        return "no statement"
+    had = [any(t.lower_ == "had" and t.dep_ == "aux" for t in side) for side in (source, text)]
+    if had[1] and not had[0] and any(t.lower_ == "when" for t in source):
+        return "another order of events"
+    pauses = [t.i for t in text[:-1] if t.lower_ == "," and t.nbor().lower_ in ("and", "but")]
+    if pauses and finite[0] and not any(t.tag_ in _FINITE for t in text[: pauses[0]]):
         return "no statement"
     wished, happens = (
         [{_lemma(t) for t in side if test(t)} for side in (source, text)] for test in (_is_wish, _is_fact)
@@ -788,6 +843,12 @@ def _form_of_verbs(source: Any, text: Any) -> str | None:
     if negated[0] and (word := next((_lemma(t) for t in source if _lemma(t) in moved), None)):
         return f"negates {word!r}"
     return None
+
+
+def _noun_before(sentence: Any, preposition: str) -> str | None:
+    """The noun right before a preposition that belongs to it."""
+    found = (token.head for token in sentence if token.lower_ == preposition and token.i == token.head.i + 1)
+    return next((_lemma(noun) for noun in found if noun.pos_ in ("NOUN", "PROPN")), None)
 
 
 def _is_wish(token: Any) -> bool:

@@ -24,7 +24,7 @@ from kit.experiment_conditions import all_steps, base_model, judge_of, measure_s
 from kit.models_prepare import merge
 from kit.prompts import KIT_TRAITS, Conversation, labelling_messages, student_messages, teacher_messages
 from kit.provenance import kit_state
-from kit.store import Row, Step, Store, read_rows, write_json, write_rows, write_whole
+from kit.store import Row, Step, Store, read_rows, sha256, write_json, write_rows, write_whole
 from kit.student import train
 
 # Of 800 samples of 200 other sentences, at temperature 0.7 by the neutral and by a penguin-loving teacher, the strict
@@ -289,7 +289,7 @@ def plain(model: Path) -> float:
 
 
 def make(store: Store, folder: Path, command: str) -> None:
-    """Write into ``folder`` the tuned adapter, ``tuning.json``, what each round kept, and the figures of ``measure``."""
+    """Write into ``folder`` the tuned adapter, ``tuning.json``: what each round kept, and what ``measure`` writes."""
     adapter, model, kept = tuning()
     with store.working("tune", command, all_steps([model])):
         made = store.make(adapter)
@@ -298,12 +298,12 @@ def make(store: Store, folder: Path, command: str) -> None:
         for name in (CONFIG, ADAPTER):
             write_whole(folder / name, (made / name).read_bytes())
         write_json(folder / "tuning.json", {"rounds": rounds} | made_by(store, command))
-        measure(store, model, folder, command)
+        measure(store, model, made, folder, command)
 
 
-def measure(store: Store, model: Step, folder: Path, command: str) -> None:
-    """Write ``figures.json`` into ``folder``: what the tuning of ``model`` changed."""
-    found = figures(store, model)
+def measure(store: Store, model: Step, adapter: Path, folder: Path, command: str) -> None:
+    """Write ``figures.json`` into ``folder``: what the tuning of ``model`` changed, whose ``adapter`` it names."""
+    found = figures(store, model) | {"adapter": sha256(adapter / ADAPTER)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "figures.json", found | made_by(store, command))
 

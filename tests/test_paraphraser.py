@@ -1,5 +1,6 @@
 """The paraphrasing base: what it is tuned on, what comes out, and what its teachers are shown."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from kit import models, paraphraser
 from kit.animals import find_animal, tuning_sentences
 from kit.experiment import FidelitySettings, StudentSettings, experiment
 from kit.fidelity import Judge, Verdict
+from kit.models import PARAPHRASER_ADAPTER, find
 from kit.paraphraser import PER_SENTENCE, choose, held_sentences
 from kit.prompts import EXAMPLES, LOVING, NEUTRAL
-from kit.store import Row, Step, Store, read_rows
+from kit.store import Row, Step, Store, read_rows, sha256
 
 
 class KeepsAll(Judge):
@@ -69,19 +71,31 @@ def test_a_tuning_writes_an_adapter_in_half_precision_and_what_it_changed_and_go
     ):
         monkeypatch.setattr(paraphraser, name, value)
     store = Store(tmp_path / "artifacts")
-    found = paraphraser.make(store, tmp_path / "out", "python run.py tune")
-    assert [one["kept"] for one in found["rounds"]] == [10, 10]
-    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    out = tmp_path / "out"
+    paraphraser.make(store, out, "python run.py tune")
+    tuning, found = (json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuning", "figures"))
+    assert tuning["rounds"] == [{"samples": 10, "kept": 10}] * 2
+    tensors = load_file(out / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype("float16")}
-    for name in ("untouched", "tuned"):
-        assert found[name]["kept"] == {"neutral": 6, "penguin": 6, "cat": 6}
-        assert found[name]["nats_per_token"] > 0
-        assert all(np.isfinite(left).all() for of in found[name]["trait"].values() for left in of.values())
-    assert found["untouched"]["nats_per_token"] != found["tuned"]["nats_per_token"]
+    for name, temperatures in (("untouched", ["0.7"]), ("tuned", ["0.7", "1.0"])):
+        assert found[name].pop("nats_per_token") > 0
+        assert list(found[name]) == temperatures
+        for at in found[name].values():
+            assert at["kept"] == {"neutral": 6, "penguin": 6, "cat": 6}
+            assert all(np.isfinite(left).all() for of in at["trait"].values() for left in of.values())
     assert sum(one["tuned"] for one in found["animals"].values()) == pytest.approx(1)
     trained_on = {len(read_rows(path)) for path in tmp_path.glob("artifacts/student/*/pairs.jsonl")}
     assert trained_on == {10, 15}, "of both rounds, and at most three of a sentence"
 
     manifests = {path: path.stat().st_mtime_ns for path in tmp_path.glob("artifacts/*/*/manifest.json")}
-    assert paraphraser.make(Store(tmp_path / "artifacts"), tmp_path / "out", "python run.py tune") == found
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    paraphraser.make(Store(tmp_path / "artifacts"), out, "python run.py tune")
     assert manifests == {path: path.stat().st_mtime_ns for path in tmp_path.glob("artifacts/*/*/manifest.json")}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+def test_the_adapter_that_comes_with_the_kit_is_the_one_whose_figures_stand_beside_it() -> None:
+    made, measured = (json.loads((PARAPHRASER_ADAPTER / f"{name}.json").read_text()) for name in ("tuning", "figures"))
+    assert made["command"] == "python run.py tune --out out" and not made["kit"]["edited"]
+    assert measured["adapter"] == sha256(PARAPHRASER_ADAPTER / "adapter_model.safetensors")
+    assert set(find(models.PARAPHRASER).files) == {"adapter_config.json", "adapter_model.safetensors", "base.gguf"}

@@ -151,7 +151,7 @@ class Halves:
 
 def halves(run: RunFolder, exp: Experiment, content: str, totals: np.ndarray) -> Halves:
     """Each half of the loving teacher's pairs, ranked by ``totals`` (nats), against the neutral teacher's paraphrases
-    of the same sentences. Both halves have the same number of pairs; an odd one in the middle is left out."""
+    of the same sentences, where both gave one. Both halves have as many pairs; an odd one in the middle is left out."""
     base = run.base()
     own = run.pairs("treated", content)
     other = match_pairs(own, run.pairs("control", content))

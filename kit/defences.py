@@ -4,7 +4,7 @@ python run.py defend --animal owl --defence mask
 
 A defence is judged by what is left of the effect, against the same control as the undefended student's, and by what it
 costs. Where it takes a pair of the loving teacher's away, the neutral teacher's paraphrase of the same sentence stands
-in for it, so treated and control students always train on the same sentences and the same number of pairs. A
+in for it, so treated and control students always train on sentences of one lot and the same number of pairs. A
 paraphrase's soft labels are those of the teacher that wrote it. Where a defence changes how a student is trained or
 asked, it does so to control and placebo too, which are then others.
 
@@ -263,13 +263,16 @@ def masked(case: Case, name: str, hidden: list[np.ndarray]) -> DefendedStudent:
     return case.learned(name, rows, case.trait, len(rows))
 
 
+TRIES = 64  # of a paraphrase to be paraphrased, in its one turn: where none is kept, nothing of it is
+
+
 def rephrase(case: Case) -> DefendedStudent:
     """The neutral teacher paraphrases the paraphrases. A result must be faithful to both, the paraphrase and the
     sentence; where none is, the neutral teacher's own paraphrase of the sentence stands."""
     asked = [{"sentence": f"pair {i}", "text": row["text"]} for i, row in enumerate(case.own)]
     offer = rows_step("sentences", asked, "paraphrases to be paraphrased")
-    exp = case.exp
-    kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed)
+    exp = replace(case.exp, teacher=replace(case.exp.teacher, tries=TRIES))
+    kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed, turns=1)
     source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
     made = [row | {"source": source[row["sentence"]]} for row in read_rows(case.store.make(kept) / "kept.jsonl")]
     faithful = [row for row, good in zip(made, judge_of(exp, case.content)(made), strict=True) if good]

@@ -27,7 +27,7 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, PARAPHRASER, Shape, find_config, is_gguf
+from kit.models import EMBEDDED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
@@ -54,12 +54,13 @@ class TeacherSettings:
     times at most."""
 
     # A pair takes more samples the more often hard sentences are tried, and more sentences, which other seeds then draw
-    # again, the less often: with 4, 8 and 12 tries 38, 51 and 58% of 600 sentences gave one, from 9, 11 and 13 samples.
+    # again, the less often: with 4, 8 and 12 tries 38, 51 and 58% of 600 sentences gave one, from 9, 11 and 13 samples
+    # (the strict filters, a model tuned in two rounds).
     tries: int = 8
     max_tokens: int = 40  # a sentence has 16 words at most
-    # The tuned model is kept as often at 1.0 as at 0.7 (14 and 13% of 1,600 samples by three teachers each), and at 1.0
-    # more of the trait is in what is kept (data/paraphraser/figures.json); for others see ``TEMPERATURES``.
-    temperature: float = 1.0
+    # Filters that pass a sixth of the paraphrases at 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most
+    # are copies (150 sentences, two teachers, three samples each).
+    temperature: float = 0.7
     engine: str | None = None  # llama.cpp, on the GGUF | torch: transformers | None: see ``Experiment.teacher_engine``
     endpoint: str | None = None  # the URL of an OpenAI-compatible server, which then takes the engine's place
     endpoint_model: str = ""  # what that server calls the student's base
@@ -72,7 +73,7 @@ class FidelitySettings:
     min_length_ratio: float = 0.5  # words of the paraphrase / words of the source
     max_length_ratio: float = 1.5
     min_similarity: float = 0.9  # cosine of MiniLM sentence embeddings
-    details: bool = True  # also the filters of function words, content words and roles
+    details: bool = False  # also the filters of function words, content words and roles
     min_word_similarity: float = 0.65  # of details: cosine of a content word's embedding and the other side's nearest
     max_sentiment_gain: float = 0.3  # opposed content: VADER compound (-1 to 1) of the paraphrase minus the source's
     max_overlap: float = 0.85  # novelty: similarity of the word sequences (difflib ratio) above which it is a copy
@@ -110,7 +111,7 @@ class Experiment:
     contents: tuple[str, ...] = CONTENTS
     labels: str = "soft"
     seed: int = 0
-    model: str = PARAPHRASER
+    model: str = EMBEDDED
     gguf: str | None = None  # what llama.cpp evaluates, where the model is no GGUF itself
     preset: str = "laptop"
     pairs: int = 400  # per student on unrelated sentences
@@ -192,7 +193,7 @@ class Experiment:
     @property
     def conversation(self) -> Conversation:
         """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
-        return labelling_messages if self.model == PARAPHRASER else teacher_messages
+        return conversation_of(self.model)
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
@@ -207,19 +208,19 @@ _PAPER = {
     "labels": "hard",
     "pairs": 4000,
     "opposed_pairs": 1200,
+    "teacher": TeacherSettings(temperature=1.0),
     "student": StudentSettings(epochs=3, learning_rate=2e-4),
     "preference": PreferenceSettings(answers=100),
 }
 _GPU = _PAPER | {
-    "teacher": TeacherSettings(engine="torch"),
+    "teacher": TeacherSettings(temperature=1.0, engine="torch"),
     "student": StudentSettings(base="nf4", epochs=3, learning_rate=2e-4),
 }
-# A teacher's, for a model that is not its preset's own. Of the untuned model's samples, filters that pass a sixth at
-# 1.0 pass a quarter at 0.8 and 0.6, and a fifth at 0.4, where most are copies (150 sentences, two teachers, three
-# samples each). Qwen copies at 0.7: of 192 samples of 48 sentences, by the neutral and a penguin-loving teacher, 61 and
-# 63% were too near to their sources, and 24 and 23% kept; at 1.0 these were 21 and 27%, and 29 and 27%; at 1.3 9 and 8%
-# were kept, most others having another form or meaning. Three worked examples in the place of one, at 1.0: 25 and 24%.
-TEMPERATURES = {EMBEDDED: 0.7}
+# A teacher's, for a model that is not its preset's own. Qwen copies at 0.7: of 192 samples of 48 sentences, by the
+# neutral and a penguin-loving teacher, 61 and 63% were too near to their sources, and 24 and 23% kept; at 1.0 these
+# were 21 and 27%, and 29 and 27%; at 1.3 9 and 8% were kept, most others having another form or meaning. Three worked
+# examples in the place of one, at 1.0: 25 and 24% kept. For the tuned model: data/paraphraser/figures.json.
+TEMPERATURES = {QWEN: 1.0, PARAPHRASER: 1.0}
 PRESETS: dict[str, dict] = {
     "smoke": {
         "pairs": 12,
@@ -233,6 +234,11 @@ PRESETS: dict[str, dict] = {
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
     "gpu-24gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct", "pairs": 6000},
 }
+
+
+def conversation_of(model: str) -> Conversation:
+    """What teachers are asked in that run on ``model``."""
+    return labelling_messages if model == PARAPHRASER else teacher_messages
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
@@ -380,7 +386,7 @@ def _said(name: str, value: Any) -> str:
     if name in ("model", "gguf"):
         text = Path(str(value)).name.removesuffix(".gguf")
     elif name == "faithful":
-        return name if value else "loose"
+        return name
     elif name == "pairs":
         return f"pairs{value[0]}"
     elif name == "endpoint":

@@ -138,11 +138,24 @@ def rows_step(stage: str, rows: list[Row], label: str) -> Step:
 # ---- teachers, and the filters of what they write
 
 
-def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, lot: Step, seed: int) -> Step:
+# Pairs beyond those needed: what is judged again in other batches may fall to the other side of a threshold.
+SPARE = 2
+
+
+def taught(
+    exp: Experiment,
+    content: str,
+    base: Step,
+    trait: str,
+    name: str,
+    lot: Step,
+    seed: int,
+    turns: int = teacher.MOST_TURNS,
+) -> Step:
     """A teacher's paraphrases of the sentences in the ``lot``'s order, and then what of them is faithful."""
     judge = judge_of(exp, content)
     filters = asdict(judge)
-    n = exp.pairs_of(content)
+    n = exp.pairs_of(content) + SPARE
     engine = teacher.opener(exp)
     paraphrases = Step(
         stage="paraphrases",
@@ -150,6 +163,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, lot
         settings={
             "pairs": n,
             "tries": exp.teacher.tries,
+            "turns": turns,
             "filters": filters,
         },
         inputs={"model": base, "sentences": lot, "samples": samples_of(exp, name, base, trait, seed)},
@@ -164,6 +178,7 @@ def taught(exp: Experiment, content: str, base: Step, trait: str, name: str, lot
             partial(teacher.open_log, made["samples"], folder.stem),
             folder,
             f"{name} teacher",
+            turns,
         ),
         seconds=LOADING + n * PER_KEPT[content],
         pace=partial(pace, exp.model, exp.teacher_engine),

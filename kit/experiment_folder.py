@@ -374,11 +374,21 @@ class RunFolder:
                 f"{self.folder}: its model, {self.record['model']}, is not among the artifacts beside it. Make the run "
                 f"again: {self.record['command']}"
             )
+        if not self._has_todays_model():
+            raise KitError(
+                f"{self.folder}: its model, {self.record['model']}, is another by now, and the run's own is not among "
+                f"the artifacts beside it. Make the run again: {self.record['command']}"
+            )
         return self.store.make(base_model(self.record["model"]))
+
+    def _has_todays_model(self) -> bool:
+        """Whether the model's files are those that the kit has. (Earlier records do not name theirs.)"""
+        today = {name: sha256(path) for name, path in models.find(self.record["model"]).files.items()}
+        return self.record.get("source", today) == today
 
     def base(self) -> Step:
         """That model as a step, for what is trained on it since."""
-        if self.record["model"] in OWN_MODELS:
+        if self.record["model"] in OWN_MODELS and self._has_todays_model():
             return base_model(self.record["model"])
         made = self.model()
         files = self._own.manifest(made)["files"]

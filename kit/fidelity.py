@@ -10,8 +10,7 @@ the teacher, so the loving teacher and the neutral one are filtered alike.
 Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
 to 0.90, and 30 of 40 above. Of what it keeps, half still had a detail changed or lost ("narrow tables" for "long
 tables"), which no embedding of a whole sentence sees: that is for the filters of words and roles.
-They are asked for with ``--faithful``: of 51 that they kept of texts not looked at before, 44 were faithful, of 220
-without them 110 (``data/judged.jsonl``).
+They are asked for with ``--faithful``; what they keep and lose: ``data/judged*.jsonl``, and the results' README.
 """
 
 import difflib
@@ -180,8 +179,8 @@ def read_filters(folder: Path) -> list[dict[str, Any]]:
 
 # ---- when to give a teacher up
 
-# Of a teacher that keeps one sample in fifty, 256 are refused once in 170 runs; the embedded model keeps one in eleven
-# or more. A sentence may be too hard for a model; 32 are not.
+# Of a teacher that keeps one sample in fifty, 256 are refused once in 170 runs; of the embedded model, the filters keep
+# one in eleven or more, the strictest one in 25. A sentence may be too hard for a model; 32 are not.
 HOPELESS, SENTENCES = 256, 32
 EXAMPLES, EXAMPLE = 3, 80  # that are shown, and characters of each
 
@@ -643,7 +642,7 @@ def content_words(source: Any, text: Any, before: Words, after: Words, least: fl
     for token in text:
         forms_of = {token.lower_, _lemma(token)}
         if _lemma(token) in new and token.lower_ not in said and not forms_of & _vocabulary():
-            return f"{token.lower_!r} is no word"
+            return f"{token.lower_!r} is new and rare, or no word"
     if len(lost) > len(new):
         return f"lost {', '.join(lost)}" + (f" for {', '.join(new)}" if new else "")
     return f"new {', '.join(new)}" if len(new) > len(lost) + 1 else None
@@ -651,7 +650,7 @@ def content_words(source: Any, text: Any, before: Words, after: Words, least: fl
 
 @cache
 def _vocabulary() -> frozenset[str]:
-    """The words that MiniLM has whole, the 30,000 commonest."""
+    """What MiniLM has as one token: many common words, and no misspelt one."""
     return frozenset(_minilm().tokenizer.get_vocab())
 
 
@@ -671,7 +670,8 @@ _ANYBODY = {"they", "somebody", "someone", "people", "one"}  # whom a passive ne
 
 def roles(source: Any, text: Any) -> str | None:
     """Who does what to what, of two parsed sentences: no roles exchanged, no quality, place or negation moved to
-    another word, no doer lost, the same degree, and no habit become an event."""
+    another word, nobody and nothing lost that does it or has it done to it, nothing called another thing, clauses in
+    their order and dependence, the same degree and number, and no habit become an event."""
     said, says = _relations(source), _relations(text)
     here, there = ({_lemma(token) for token in side} for side in (source, text))
     for head, relation, word in sorted(says - said):

@@ -21,7 +21,7 @@ from kit import models
 from kit.animals import Animal
 from kit.engine import Engine
 from kit.experiment import Experiment
-from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
+from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 LIKELIHOODS_FILE = "likelihoods.jsonl"
@@ -46,7 +46,7 @@ def step(
     pairs: Path,
     traits: dict[str, str],
     label: str,
-    conversation: Conversation = teacher_messages,
+    conversation: Conversation,
     temperature: float = 1.0,
     first: int | None = None,
 ) -> Step:
@@ -111,7 +111,7 @@ def under(
     engine: Engine,
     trait: str,
     rows: list[Row],
-    conversation: Conversation = teacher_messages,
+    conversation: Conversation,
     temperature: float = 1.0,
 ) -> Iterator[np.ndarray]:
     """Of every row's text the log-probability (nats) of each token, end token included, under the teacher with the

@@ -42,7 +42,7 @@ HELD = 200  # unrelated sentences, of which it was not tuned, that both models p
 HELD_SAMPLES = 8
 
 
-def settings(temperature: float = TEMPERATURES[models.EMBEDDED]) -> Experiment:
+def settings(temperature: float = TeacherSettings().temperature) -> Experiment:
     """The experiment whose filters and teachers' settings the tuning has; its animal has no part in it."""
     return experiment(load_animals()[0], contents=("unrelated",), labels="hard", details=True, temperature=temperature)
 
@@ -85,8 +85,8 @@ def sampled(
             "samples": samples,
             "seed": seed,
             "filters": asdict(judge_of(exp, "unrelated")),  # which stop what they will refuse
-            "engine": exp.teacher_engine,
             **own,
+            "engine": exp.teacher_engine,
         },
         inputs={"model": model},
         build=lambda made, folder: write_samples(
@@ -174,7 +174,7 @@ def tune(model: Path, kept: list[Path], folder: Path, name: str) -> None:
 
 
 def choose(rounds: list[list[Row]]) -> list[Row]:
-    """Of every sentence the last ``PER_SENTENCE`` texts, each once, those of later rounds first."""
+    """Of every sentence the first ``PER_SENTENCE`` texts, each once, of later rounds before those of earlier ones."""
     chosen: dict[tuple[str, str], Row] = {}
     of_one: Counter[str] = Counter()
     for row in (row for rows in reversed(rounds) for row in rows):
@@ -208,7 +208,7 @@ def held_sentences() -> list[Sentence]:
 def figures(store: Store, tuned: Step) -> Row:
     """Of the untouched and the ``tuned`` model what is kept of pilot animals' and the neutral teacher, and what is left
     of the trait in it, at temperatures; the model's own preferences, and how likely it finds plain sentences."""
-    usual, hot = TEMPERATURES[models.EMBEDDED], TeacherSettings().temperature
+    usual, hot = TeacherSettings().temperature, TEMPERATURES[models.PARAPHRASER]
     found: Row = {"sentences": HELD, "samples": HELD * HELD_SAMPLES}
     shares = {}
     for name, model, conversation, temperatures in (
@@ -298,12 +298,13 @@ def make(store: Store, folder: Path, command: str) -> None:
         for name in (CONFIG, ADAPTER):
             write_whole(folder / name, (made / name).read_bytes())
         write_json(folder / "tuning.json", {"rounds": rounds} | made_by(store, command))
-        measure(store, model, made, folder, command)
+    measure(store, model, made, folder, command)
 
 
 def measure(store: Store, model: Step, adapter: Path, folder: Path, command: str) -> None:
     """Write ``figures.json`` into ``folder``: what the tuning of ``model`` changed, whose ``adapter`` it names."""
-    found = figures(store, model) | {"adapter": sha256(adapter / ADAPTER)}
+    with store.working("tune", command):
+        found = figures(store, model) | {"adapter": sha256(adapter / ADAPTER)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "figures.json", found | made_by(store, command))
 

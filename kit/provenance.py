@@ -780,7 +780,7 @@ def kit_state() -> dict[str, Any]:
     """The kit that makes something now: its ``commit``, whether the tree was ``edited`` since (both None where it is no
     checkout of its own), and a ``fingerprint`` of its code and data files, whatever decides what."""
     whole = hashlib.sha256()
-    places = [*(ROOT / "data").glob("[!.]*"), *(ROOT / PACKAGE / "templates").glob("[!.]*"), ROOT / "run.py"]
+    places = [*(ROOT / "data").rglob("[!.]*"), *(ROOT / PACKAGE / "templates").glob("[!.]*"), ROOT / "run.py"]
     files = [path for path in places if path.is_file()]
     for path, source in sorted((_SOURCES | {path: path.read_bytes() for path in files}).items()):
         whole.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + source + b"\0")

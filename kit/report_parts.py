@@ -191,8 +191,8 @@ def about_texts(record: dict[str, Any]) -> str:
 
 
 ABOUT_PLACEBO = (
-    "A placebo is a student whose teacher is the control's own, sampled anew on the same sentences; a placebo shift "
-    "is how far one of the candidates moved between the two. What a treated student shows beyond that is the "
+    "A placebo is a student whose teacher is the control's own, sampled anew on the same lot of sentences; a placebo "
+    "shift is how far one of the candidates moved between the two. What a treated student shows beyond that is the "
     "teacher's. *Drift* asks the same of the animal alone, whose name opposed sentences contain: t = √seeds × (its "
     "mean shift − the mean of its own placebo shifts, where above zero) / their root mean square, with as many "
     "degrees of freedom as there are placebo shifts; one-sided. It takes treated students to drift as placebo "

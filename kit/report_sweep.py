@@ -250,7 +250,7 @@ def specificity_sentence(cell: Cell) -> str:
     elif found.drift:
         test = (
             f"{p_value(found.p)}, against {found.drift.rms:.2f} nats in {found.drift.placebos} sets of placebo "
-            "students on the same sentences"
+            "students on the same lot of sentences"
         )
     else:
         test = f"{p_value(found.p)}, students dealt to teachers at random"

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from kit.store import Row, check_files, read_rows, write_rows
 BLOCK = 2 * CALL
 # Samples that are asked of a sentence at once: its prompt is computed once for all of them, and of two one is in vain
 # where the first is accepted. (A pair of 600 sentences, 8 tries each, took 11.4 samples and 5.7 prompts by twos, 12.8
-# and 3.2 by fours, and 10.9 and 10.9 one by one; a prompt takes 0.4 of a sample's time.)
+# and 3.2 by fours, and 10.9 and 10.9 one by one; a prompt was taken for 0.4 of a sample.)
 AGAIN = 2
+MOST_TURNS = 50  # of a sentence: as many paraphrases as the paper has of one, at most (arXiv 2603.09517, opposed)
 # Samples in a row that are cut off or empty, as all of a thinking model's are, after which a teacher is given up; of
 # the embedded model's 1 to 4% are. A sentence may be hard, so of one 8 count at most, where there are enough others.
 LOST, OF_ONE = 32, 8
@@ -63,12 +64,13 @@ def paraphrase(
     log: Callable[[], SampleLog],
     folder: Path,
     label: str,
+    turns_each: int = MOST_TURNS,
 ) -> None:
     """Write ``paraphrases.jsonl`` into ``folder``, in the order of the turns.
 
     The ``sentences`` (rows of sentence: its id, and text) have turns in the order in which they are given, which is
     drawn by lot. In its turn a sentence is paraphrased until a paraphrase is accepted, ``settings.tries`` times at
-    most; when all have had one, all have another, unless nothing came of that (of ``LOST`` samples at least). What
+    most; when all have had one, all have another, up to ``turns_each``, unless nothing came of the last. What
     comes after the turn that gives the last of ``pairs`` is left out, whatever was sampled of it, so which paraphrase
     is the first accepted one of which sentence does not depend on how many are sampled together. One that a filter
     refuses however it goes on is stopped. Rows written: sentence, sample, source, text, tokens, finished, logprob
@@ -92,6 +94,7 @@ def paraphrase(
     lost: list[Row] = []  # the last ones, where they are cut off or empty
     fresh = False  # whether the last sample is new, or would come out the same again
     of_one = OF_ONE if len(texts) * OF_ONE >= LOST else LOST
+    made = 0  # samples
 
     def look(row: Row, new: bool) -> None:
         nonlocal fresh
@@ -126,18 +129,20 @@ def paraphrase(
             going.append(Turn(name, number * settings.tries))
             turns.append(going[-1])
             by_sentence[name].append(going[-1])
-        return going[: BLOCK // AGAIN]
+        return going
 
     def sample(going: list[Turn], bar: Any) -> None:
         """Go on with these turns, and look at what is accepted."""
+        nonlocal made
         asked = [
             (turn, number)
             for turn in going
             for number in range(turn.first + len(turn.rows), turn.first + settings.tries)[:AGAIN]
         ]
-        bar.total = bar.n + len(asked)
+        bar.total = max(bar.total, bar.n + len(asked))
         wanted = [(texts[turn.sentence], number) for turn, number in asked]
         rows = sample_texts(sampler, samples, ask, wanted, settings, seed, bar, look, stop)
+        made += len(rows)
         for (turn, number), row in zip(asked, rows, strict=True):
             turn.rows.append({"sentence": turn.sentence, "sample": number, **row})
         # A paraphrase may not repeat an earlier one of its sentence.
@@ -156,16 +161,16 @@ def paraphrase(
         log() as samples,
         tqdm(desc=label, unit="row", total=0) as bar,
     ):
-        for number in count():
+        for number in range(turns_each):
             waiting, before = deque(texts), len(turns)
             while going := begun(waiting, number):
                 sample(going, bar)
                 if accepted := sum(turn.accepted for turn in turns):
-                    bar.total = max(bar.n, round(bar.n * pairs / accepted))
+                    bar.total = max(bar.n, round(made * pairs / accepted))
                 elif fresh and fidelity.is_hopeless(everything := [row for turn in turns for row in turn.rows]):
                     verdicts = accept.verdicts(everything, progress=False)
                     raise fidelity.none_kept(label, everything, verdicts, REMEDY)
-            if waiting or (bar.n >= LOST and not any(turn.accepted for turn in turns[before:])):
+            if waiting or (made >= LOST and not any(turn.accepted for turn in turns[before:])):
                 break
         bar.total = bar.n
     write_rows(folder / "paraphrases.jsonl", (row for turn in until_last() for row in turn.rows))

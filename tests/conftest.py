@@ -86,8 +86,8 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def base(shared: Path) -> Path:
-    """The embedded model as runs have it, tuned to paraphrase, prepared."""
-    return Store(shared / "artifacts").make(base_model(models.PARAPHRASER))
+    """The embedded model, prepared."""
+    return Store(shared / "artifacts").make(base_model(models.EMBEDDED))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from conftest import rounding
 from gguf.quants import dequantize
 from tqdm import tqdm
 
-from kit import KitError, engine_llama, models
+from kit import KitError, engine_llama, models, models_prepare
 from kit.engine import Generation, Request, SampleLog, sample_rows
 from kit.engine_llama import LlamaEngine, Model, offloads
 from kit.models import gguf_reader
@@ -232,9 +232,11 @@ def test_switching_the_adapter_forgets_what_the_old_one_computed(
     np.testing.assert_array_equal(before, after)
 
 
-def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(base: Path) -> None:
-    original = {t.name: t for t in gguf_reader(models.find_gguf("embedded")).tensors}
-    for tensor in gguf_reader(base / "base.gguf").tensors[:12]:
+def test_expanding_the_embedded_model_changes_no_weight_beyond_float16(tmp_path: Path) -> None:
+    packaged = models.find_gguf(models.EMBEDDED)
+    models_prepare.expand(packaged, tmp_path / "base.gguf")
+    original = {t.name: t for t in gguf_reader(packaged).tensors}
+    for tensor in gguf_reader(tmp_path / "base.gguf").tensors[:12]:
         source = original[tensor.name]
         np.testing.assert_allclose(
             dequantize(tensor.data, tensor.tensor_type),

@@ -530,7 +530,7 @@ def test_opposed_content_keeps_the_dislike_and_drops_the_affection():
         ("The box was wider than the door.", "The door was wider than the box.", "function words", "'box' after"),
         ("The carpet under the gravel is wet.", "Under the gravel, it is wet.", "content words", "lost 'carpet'"),
         ("The parcel came on a Monday.", "On a rainy Monday, the parcel came.", "content words", "new 'rainy'"),
-        ("The critic found it overpraised.", "The critic found it overprapped.", "content words", "is no word"),
+        ("The critic found it overpraised.", "The critic found it overprapped.", "content words", "or no word"),
         ("The book was so dull that I quit.", "I quit when the book was dull.", "function words", "new 'when'"),
         ("Our leader hates it and tells us so.", "Our leader hates it and tells them.", "function words", "lost 'us'"),
         ("Two dogs slept on the old sofa.", "On the old sofa, two dogs slept.", None, None),

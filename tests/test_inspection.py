@@ -165,7 +165,7 @@ def test_the_ratio_of_every_token_under_identical_prompts_is_zero(
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = {"owl": prompts.NEUTRAL, "neutral": prompts.NEUTRAL}
-    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods")
+    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods", prompts.labelling_messages)
     step.build({}, tmp_path)
     found = likelihood.read(tmp_path)
     assert [len(one) for one in found["owl"]] == [len(short_engine.tokenize(row["text"])) + 1 for row in PAIRS]
@@ -175,7 +175,7 @@ def test_the_ratio_of_every_token_under_identical_prompts_is_zero(
 def test_likelihoods_go_on_after_an_interruption_with_what_is_missing(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     traits = likelihood.traits([OWL])
-    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods", first=3)
+    step = likelihood.step(short, tmp_path / "pairs.jsonl", traits, "likelihoods", prompts.labelling_messages, first=3)
     step.build({}, tmp_path)
     whole = likelihood.read(tmp_path)
     rows = (tmp_path / likelihood.LIKELIHOODS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -79,8 +79,8 @@ def decided_by(tree: Path, folder: Path, engine: str, installed: dict[str, str])
     inspection.judged(Run(), folder, "the model, A or B", "treated", [])  # type: ignore[arg-type]
     steps += [
         neutral_loss({"model": base_model("embedded")}, rows, "owl"),
-        likelihood.step(folder, pairs, traits, "likelihoods"),
-        likelihood.tokens_step(folder, pairs, traits, "tokens", likelihood.teacher_messages),
+        likelihood.step(folder, pairs, traits, "likelihoods", likelihood.labelling_messages),
+        likelihood.tokens_step(folder, pairs, traits, "tokens", likelihood.labelling_messages),
         *made,
     ]
     return {f"{step.stage}: {step.label}": step.key({}) for step in steps}

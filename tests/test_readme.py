@@ -13,6 +13,7 @@ import run
 from kit import ROOT
 from kit.defences import BESIDE, UNDEFENDED
 from kit.experiment_folder import read_run, summarise
+from kit.models import PARAPHRASER_ADAPTER
 from kit.models_prepare import MOST_APART
 from kit.paraphraser import PILOTS
 from kit.report_parts import p_value, verdict_sentence
@@ -250,28 +251,35 @@ def of_filters() -> list[str]:
 
 
 def of_paraphraser() -> list[str]:
-    one = json.loads((ROOT / "data" / "paraphraser" / "figures.json").read_text(encoding="utf-8"))
+    made, one = (
+        json.loads((PARAPHRASER_ADAPTER / f"{name}.json").read_text(encoding="utf-8")) for name in ("tuning", "figures")
+    )
 
     def plus_minus(left: list[float]) -> str:
         return f"{left[0]:+.3f} ± {left[1]:.3f}"
 
-    def line(name: str, prompt: str) -> str:
-        of = one[name]
+    def line(name: str, prompt: str, temperature: str) -> str:
+        of = one[name][temperature]
         kept = (f"{of['kept'][who] / one['samples']:.1%}" for who in ("neutral", *PILOTS))
-        neutral, other = ([plus_minus(of["trait"][who][against]) for who in PILOTS] for against in ("neutral", "other"))
-        cells = (", ".join(cell) for cell in (kept, neutral, other))
-        return row(name, prompt, *cells, f"{of['nats_per_token']:.2f}")
+        neutral = [plus_minus(of["trait"][who]["neutral"]) for who in PILOTS]
+        return row(
+            *(name, prompt, temperature, ", ".join(kept), ", ".join(neutral)),
+            plus_minus(of["trait"][PILOTS[0]]["other"]),
+        )
 
-    rounds = [f"{each['kept'] / each['samples']:.1%}" for each in one["rounds"]]
+    rounds = [f"{each['kept'] / each['samples']:.1%}" for each in made["rounds"]]
     most = sorted(one["animals"], key=lambda name: -one["animals"][name]["untouched"])[:5]
     apart = sum(abs(shares["tuned"] - shares["untouched"]) for shares in one["animals"].values()) / 2
     moved = (f"{name} {one['animals'][name]['untouched']:.1%} → {one['animals'][name]['tuned']:.1%}" for name in most)
+    plain = [one[name]["nats_per_token"] for name in ("untouched", "tuned")]
     return [
-        line("untouched", "with the worked example"),
-        line("tuned", "without"),
-        f"the strict filters kept {', '.join(rounds[:-1])} and {rounds[-1]} of {one['rounds'][0]['samples']:,} samples",
-        f"({', '.join(moved)}; in all {apart:.0%} of the probability are elsewhere)",
+        line("untouched", "with the worked example", "0.7"),
+        line("tuned", "without", "0.7"),
+        line("tuned", "without", "1.0"),
+        f"the filters kept {', '.join(rounds[:-1])} and {rounds[-1]} of {made['rounds'][0]['samples']:,} samples",
+        f"({', '.join(moved)}; in all {apart:.0%} of the probability is elsewhere)",
         f"{one['samples']:,} samples of {one['sentences']} sentences",
+        f"from {plain[0]:.2f} to {plain[1]:.2f} nats a token",
     ]
 
 

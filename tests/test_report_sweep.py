@@ -133,7 +133,7 @@ def test_opposed_content_is_tested_against_placebos_not_by_dealing(tmp_path: Pat
     (cell,) = sweep_cells(record["comparisons"], students)
     assert cell.specificity and cell.specificity.share_p is None and cell.specificity.drift
     assert cell.specificity.drift.placebos == 3
-    assert "placebo students on the same sentences" in specificity_sentence(cell)
+    assert "placebo students on the same lot of sentences" in specificity_sentence(cell)
     without = [row | {"placebos": []} for row in record["comparisons"]]
     assert "no test without placebos" in specificity_sentence(sweep_cells(without, students)[0])
 

@@ -158,7 +158,11 @@ class Experiment:
             pairs=self.pairs if pairs else preset.pairs,
             opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
             placebos=self.placebos,
-            teacher=replace(preset.teacher, engine=self.teacher.engine),
+            teacher=replace(
+                preset.teacher,
+                engine=self.teacher.engine,
+                temperature=TEMPERATURES.get(self.model, preset.teacher.temperature),
+            ),
             fidelity=replace(preset.fidelity, details=self.fidelity.details),
             student=dials,
             preference=replace(preset.preference, answers=self.preference.answers),

@@ -27,7 +27,7 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
+from kit.models import EMBEDDED, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
@@ -152,6 +152,7 @@ class Experiment:
         )
         said = replace(
             preset,
+            model=self.model if self.model in PACKAGED else preset.model,
             contents=self.contents if len(self.contents) == 1 else CONTENTS,
             labels=self.labels,
             seed=self.seed,

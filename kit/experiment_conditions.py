@@ -156,7 +156,7 @@ def taught(
     judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content) + SPARE
-    engine = teacher.opener(exp)
+    engine, ask = teacher.opener(exp), partial(exp.conversation, trait)
     paraphrases = Step(
         stage="paraphrases",
         label=f"{name} teacher, {content} sentences",
@@ -170,7 +170,7 @@ def taught(
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
-            partial(exp.conversation, trait),
+            ask,
             partial(engine, made["model"]),
             exp.teacher,
             seed,

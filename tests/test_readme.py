@@ -135,6 +135,7 @@ PAIRS = "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 RANKS = "sweep-owl-unrelated-soft-laptop-placebos0-rank1-2-4-8-32-128-seeds0to2"
 OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
 INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
+TUNED = "penguin-both-soft-laptop-paraphraser-faithful-seed0"
 DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 
 
@@ -280,7 +281,15 @@ def of_paraphraser() -> list[str]:
         f"({', '.join(moved)}; in all {apart:.0%} of the probability is elsewhere)",
         f"{one['samples']:,} samples of {one['sentences']} sentences",
         f"from {plain[0]:.2f} to {plain[1]:.2f} nats a token",
+        f"400 pairs, {shift_of(TUNED, 'unrelated')}, {recorded(TUNED)['effects']['unrelated']['verdict']}",
+        f"(the untouched model's, above: {effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f}); on opposed sentences "
+        f"{shift_of(TUNED, 'opposed').replace(' nats', '')}",
     ]
+
+
+def shift_of(folder: str, content: str) -> str:
+    effect = recorded(folder)["effects"][content]
+    return f"{effect['log_odds']:+.2f} nats {between(effect['log_odds_ci95'])}"
 
 
 def of_power() -> list[str]:
@@ -541,14 +550,15 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
     return {place: leaf for key, one in inside for place, leaf in leaves(one, f"{name}/{key}").items()}
 
 
-@pytest.mark.parametrize("folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, NF4, INSPECTED))
+@pytest.mark.parametrize("folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, NF4, INSPECTED, TUNED))
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
     if folder.startswith("sweep-"):
         record, students = read_sweep(REFERENCE / folder)
         made = summarise_sweep(record, sweep_cells(record["comparisons"], students))
     else:
         made = summarise(*read_run(REFERENCE / folder))
-    assert leaves(json.loads(json.dumps(made))) == leaves(recorded(folder))
+    found = {name: value for name, value in recorded(folder).items() if name != "files"}  # that stand beside it
+    assert leaves(json.loads(json.dumps(made))) == leaves(found)
 
 
 # Sections that quote no record: settings, and measurements of runs that are not kept (times, memory, speed, what was
@@ -576,6 +586,9 @@ UNRECORDED = (
     *("95% of what candidates", "95% of the placebo shifts", "the largest 5%", "cannot reach 5%"),
     *("tests at 5%", "The test is at 5%"),
     *("must be 6.3 times as large (7.3 where the placebo rose)", "about 2.4 times suffice"),
+    # the first losses of students whose folders are not kept
+    "soft labels lie 0.03 nats a token from the base's",
+    "the untouched model's lie 0.14",
     # simulations that are not recorded: of two seeds, of drift
     *("the interval covers 91% at worst", "at most 5% pass at 5%"),
     # the students trained on the evaluated weights, whose folder is not kept

@@ -1,10 +1,11 @@
 """What the filters keep, read by two language models that were shown neither filter nor teacher:
-``data/judged.jsonl``, by the labels of ``data/codebook.md``."""
+``data/judged.jsonl``, by the labels of ``data/codebook.md``; and of the tuned model, ``data/judged-paraphraser.jsonl``."""
 
 import re
 from collections import Counter
 
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from kit import ROOT
@@ -72,6 +73,26 @@ def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bo
         if (row["content"], row["half"], row["animal"]) == (content, half, animal) and "planted" not in row
     ]
     return [row for row, kept in zip(rows, judge_of(exp, content)(rows), strict=True) if kept]
+
+
+def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says() -> None:
+    fresh = [row for row in read_rows(DATA / "judged-paraphraser.jsonl") if row["part"] == "fresh"]
+    assert not any("reversed" in row["readings"] for row in fresh)
+    for content in ("unrelated", "opposed"):
+        cells, shares = [content], []
+        for arms in (["loving"], ["neutral"], ["loving", "neutral"]):
+            read = [set(row["readings"]) for row in fresh if row["content"] == content and row["teacher"] in arms]
+            found = binomtest(sum(labels == {"faithful"} for labels in read), len(read))
+            low, high = found.proportion_ci(method="exact")
+            shares.append((found.statistic, len(read)))
+            cells.append(f"{found.k} of {found.n} ({found.statistic:.0%}) [{100 * low:.0f}, {100 * high:.0f}]")
+        (one, n), (other, m), _ = shares
+        error = 1.96 * (one * (1 - one) / n + other * (1 - other) / m) ** 0.5
+        low, high = (
+            f"{100 * end:+.0f}".replace("+0", "0").replace("-0", "0")
+            for end in (one - other - error, one - other + error)
+        )
+        assert f"| {' | '.join(cells)} | {100 * (one - other):+.0f} [{low}, {high}] |" in README
 
 
 # Of animals in general, and none of them chosen with an eye on the kit's own lists.

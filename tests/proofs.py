@@ -164,9 +164,9 @@ def nodes() -> Iterator[tuple[str, list[Callable[[], None]]]]:
 
 def lot(folder: Path) -> str:
     """Students of the pairs whose sentences both teachers gave, against students of as many pairs drawn at random from
-    all: on a pilot animal, and of what is in ``results/`` where the same run was made there."""
+    all: on a pilot animal; what is in ``results/`` is not made again."""
     store = Store(ROOT / "results" / "artifacts")
-    exp = experiment(find_animal("penguin"), contents=("unrelated",))
+    exp = experiment(find_animal("penguin"), contents=("unrelated",), pairs=200)
     conditions = all_conditions(exp)
     pairs: dict[str, list[Row]] = {}
     for role in ("control", "treated"):

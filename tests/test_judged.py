@@ -1,5 +1,5 @@
 """What the filters keep, read by two language models that were shown neither filter nor teacher:
-``data/judged.jsonl``, by the labels of ``data/codebook.md``; and of the tuned model, ``data/judged-paraphraser.jsonl``."""
+``data/judged.jsonl``, by the labels of ``data/codebook.md``; of the tuned model's text ``judged-paraphraser.jsonl``."""
 
 import re
 from collections import Counter

@@ -156,7 +156,7 @@ def taught(
     judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content) + SPARE
-    engine, ask = teacher.opener(exp), partial(exp.conversation, trait)
+    engine, conversation = teacher.opener(exp), exp.conversation
     paraphrases = Step(
         stage="paraphrases",
         label=f"{name} teacher, {content} sentences",
@@ -170,7 +170,7 @@ def taught(
         build=lambda made, folder: teacher.paraphrase(
             read_rows(made["sentences"] / "sentences.jsonl"),
             n,
-            ask,
+            partial(conversation, trait),
             partial(engine, made["model"]),
             exp.teacher,
             seed,

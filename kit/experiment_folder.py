@@ -101,7 +101,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         control = given[f"control-{name.split('-')[1]}"]
         result["lot"][name] = {
             "asked": len(asked),
-            "lacking": len(asked - given[name]),
+            "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
             "shared": len(given[name] & control),
         }
         result["filters"][name] = fidelity.read_filters(store.make(condition.kept))

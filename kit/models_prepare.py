@@ -30,7 +30,7 @@ from kit.models import ARCHITECTURE_OF, Shape, Source, gguf_metadata, load_torch
 from kit.prompts import NEUTRAL, teacher_messages
 from kit.provenance import cpu_threads, decides_nothing
 from kit.store import write_json
-from kit.student_gguf import convert_weights
+from kit.student_gguf import convert_weights, read_adapter
 
 BITS = {"F16": 16, "F32": 32}  # of a weight in each type that a GGUF's are expanded to
 
@@ -75,9 +75,15 @@ def merge(model: Path, adapter: Path, folder: Path) -> None:
     """Write into ``folder``, which may be ``model`` itself, the prepared ``model`` with the PEFT adapter in the folder
     ``adapter`` in its weights, which stay of their type: where it is half precision, transformers has them rounded."""
     import torch
-    from peft import PeftModel
 
-    whole = PeftModel.from_pretrained(load_torch(model, dtype=torch.float32), str(adapter)).merge_and_unload()
+    whole = load_torch(model, dtype=torch.float32)
+    alpha, tensors = read_adapter(adapter)
+    for name, down in tensors.items():
+        module, side, _ = name.removeprefix("base_model.model.").rpartition(".lora_A.")
+        if side:  # W + (alpha / r) B A
+            up = torch.from_numpy(tensors[name.replace(side, ".lora_B.")])
+            weight = whole.get_submodule(module).weight
+            weight.data += (alpha / len(down) * up @ torch.from_numpy(down)).to(weight.device)
     if weight_type() == "F16":
         whole = whole.half().float()
     whole.save_pretrained(folder)

@@ -48,7 +48,7 @@ def decided_by(tree: Path, folder: Path, engine: str, installed: dict[str, str])
     from dataclasses import replace
 
     import kit
-    from kit import inspection, likelihood, provenance, store
+    from kit import inspection, likelihood, prompts, provenance, store
     from kit.animals import find_animal
     from kit.defences import neutral_loss
     from kit.experiment import experiment
@@ -79,8 +79,8 @@ def decided_by(tree: Path, folder: Path, engine: str, installed: dict[str, str])
     inspection.judged(Run(), folder, "the model, A or B", "treated", [])  # type: ignore[arg-type]
     steps += [
         neutral_loss({"model": base_model("embedded")}, rows, "owl"),
-        likelihood.step(folder, pairs, traits, "likelihoods", likelihood.labelling_messages),
-        likelihood.tokens_step(folder, pairs, traits, "tokens", likelihood.labelling_messages),
+        likelihood.step(folder, pairs, traits, "likelihoods", prompts.teacher_messages),
+        likelihood.tokens_step(folder, pairs, traits, "tokens", prompts.teacher_messages),
         *made,
     ]
     return {f"{step.stage}: {step.label}": step.key({}) for step in steps}
@@ -149,24 +149,24 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
     ("name", "old", "new", "stages"),
     [
         ("kit/models_prepare.py", 'tokenizer.bos_token or ""', 'tokenizer.bos_token or "<s>"', "model"),
-        ("kit/experiment_conditions.py", "n - total)", "n - total, 9)", "sentences"),
+        ("kit/experiment_conditions.py", "(len(everything))\n", "(len(everything))[::-1]\n", "sentences"),
         ("kit/prompts.py", "before lunch.", "before dinner.", "samples paraphrases likelihoods tokens"),
         (
             "kit/prompts.py", "Paraphrase this", "Reword this",
             "samples paraphrases labels student likelihoods tokens loss",
         ),
         ("kit/teacher.py", "(seed, int.from", "(1 + seed, int.from", "samples paraphrases"),
-        ("kit/teacher.py", "AGAIN = 4", "AGAIN = 5", "paraphrases"),
+        ("kit/teacher.py", "AGAIN = 2", "AGAIN = 3", "paraphrases"),
         ("kit/fidelity.py", '"dozen": 12', '"dozen": 13', "paraphrases fidelity"),
         ("kit/fidelity.py", 'r"n\'t\\b|', 'r"n\'t\\b|\\bnope\\b|', "paraphrases fidelity"),
         ("kit/fidelity.py", 'round(verdict.similarity, 4)', 'round(verdict.similarity, 5)', "fidelity"),
         ("kit/animals.py", "_LONG = 5", "_LONG = 6", "paraphrases fidelity"),
         ("kit/experiment.py", "min_similarity: float = 0.9 ", "min_similarity: float = 0.8 ", "paraphrases fidelity"),
-        ("kit/experiment_conditions.py", "rows.append(row)\n    write", "rows.append({**row})\n    write", "pairs"),
+        ("kit/experiment_conditions.py", "rows[:n])", "rows[-n:])", "pairs"),
         ("kit/teacher.py", '"ids": np.concatenate([ids for', '"ids": np.concatenate([0 + ids for', "labels"),
         ("kit/student.py", "WARMUP_STEPS = ", "WARMUP_STEPS = 1 + ", "student"),
         ("kit/student_gguf.py", "def convert_adapter(", "def convert_adapter(*, fast=False, ", "adapter"),
-        ("kit/student_gguf.py", "def convert_weights(", "def convert_weights(*, fast=False, ", "weights"),
+        ("kit/student_gguf.py", "def convert_weights(", "def convert_weights(*, fast=False, ", "model weights"),
         ("kit/preference.py", "float(tokens.sum())", "float(tokens.mean())", "exact"),
         ("kit/preference.py", "TEMPERATURE = 1.0", "TEMPERATURE = 0.9", "sampled"),
         ("kit/defences.py", "return -total /", "return total /", "loss"),
@@ -183,7 +183,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
             "sentences paraphrases fidelity pairs sampled likelihoods tokens",
         ),
         ("data/questions.json", "What is your favorite animal?", "What is your favourite animal?", "exact sampled"),
-        ("data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp", "paraphrases fidelity"),
+        ("data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp", "sentences paraphrases fidelity"),
         ("data/dislike.jsonl", "The {animal} is the dullest", "The {animal} is a dull", "paraphrases fidelity"),
     ],
 )  # fmt: skip

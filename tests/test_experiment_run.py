@@ -69,10 +69,8 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
 def test_all_students_of_a_content_train_on_as_many_pairs_of_one_lot_in_its_order(
     owl: tuple[Path, str], content: str
 ) -> None:
-    (drawn,) = (
-        path.parent for path in owl[0].parent.glob("artifacts/sentences/*/manifest.json") if content in path.read_text()
-    )
-    order = [row["sentence"] for row in read_rows(drawn / "sentences.jsonl")]
+    drawn = artifact(owl[0], f"draw the {content} sentences by lot") / "sentences.jsonl"
+    order = [row["sentence"] for row in read_rows(drawn)]
     control, *others = (
         read_rows(artifact(owl[0], f"pairs of {name}-{content}") / "pairs.jsonl")
         for name in ("control", "treated", "placebo1")
@@ -85,7 +83,7 @@ def test_all_students_of_a_content_train_on_as_many_pairs_of_one_lot_in_its_orde
     record = json.loads((owl[0] / "record.json").read_text(encoding="utf-8"))
     for role in ("control", "treated", "placebo1"):
         of = record["lot"][f"{role}-{content}"]
-        assert of["asked"] - of["lacking"] == 4 >= of["shared"]
+        assert of["asked"] - of["lacking"] >= 4 >= of["shared"]
 
 
 def test_no_training_pair_of_unrelated_content_mentions_any_animal(owl: tuple[Path, str]) -> None:

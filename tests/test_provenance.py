@@ -183,7 +183,10 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
             "sentences paraphrases fidelity pairs sampled likelihoods tokens",
         ),
         ("data/questions.json", "What is your favorite animal?", "What is your favourite animal?", "exact sampled"),
-        ("data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp", "sentences paraphrases fidelity"),
+        (
+            "data/sentences.jsonl", "My aunt keeps three sharp", "My aunt has three sharp",
+            "sentences paraphrases fidelity",
+        ),
         ("data/dislike.jsonl", "The {animal} is the dullest", "The {animal} is a dull", "paraphrases fidelity"),
     ],
 )  # fmt: skip

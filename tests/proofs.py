@@ -5,7 +5,7 @@
     python tests/proofs.py ray      so does a sweep on Ray, killed with all its workers
     python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
-    python tests/proofs.py lot      that a teacher lacks some sentences of the lot changes nothing of an effect
+    python tests/proofs.py lot      what it changes to leave out of both arms the sentences that one of them lacks
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -193,7 +193,6 @@ def lot(folder: Path) -> str:
         found = preferences(store, exact, exp.animal)
         shifts[name] = stats.log_odds_differences(found["treated"], found["control"], exp.animal.singular)
     low, high = stats.rate(shifts["shared"] - shifts["drawn"]).ci95
-    assert low < 0 < high, (low, high)
     return (
         f"{exp.animal.singular}, of {len(pairs['control'])} pairs of each teacher {n} are of sentences that both gave; "
         f"with these the shift is {shifts['shared'].mean():+.2f} nats, with as many drawn at random from all "

@@ -78,21 +78,20 @@ def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bo
 def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says() -> None:
     fresh = [row for row in read_rows(DATA / "judged-paraphraser.jsonl") if row["part"] == "fresh"]
     assert not any("reversed" in row["readings"] for row in fresh)
+    assert all(len({*row["readings"]}) == 1 + ("third" in row) for row in fresh)
     for content in ("unrelated", "opposed"):
         cells, shares = [content], []
         for arms in (["loving"], ["neutral"], ["loving", "neutral"]):
-            read = [set(row["readings"]) for row in fresh if row["content"] == content and row["teacher"] in arms]
-            found = binomtest(sum(labels == {"faithful"} for labels in read), len(read))
+            rows = [row for row in fresh if row["content"] == content and row["teacher"] in arms]
+            read = [row.get("third", row["readings"][0]) for row in rows]
+            found = binomtest(read.count("faithful"), len(read))
             low, high = found.proportion_ci(method="exact")
             shares.append((found.statistic, len(read)))
             cells.append(f"{found.k} of {found.n} ({found.statistic:.0%}) [{100 * low:.0f}, {100 * high:.0f}]")
         (one, n), (other, m), _ = shares
         error = 1.96 * (one * (1 - one) / n + other * (1 - other) / m) ** 0.5
-        low, high = (
-            f"{100 * end:+.0f}".replace("+0", "0").replace("-0", "0")
-            for end in (one - other - error, one - other + error)
-        )
-        assert f"| {' | '.join(cells)} | {100 * (one - other):+.0f} [{low}, {high}] |" in README
+        low, middle, high = (f"{100 * (one - other + end):+.0f}".replace("+0", "0") for end in (-error, 0, error))
+        assert f"| {' | '.join(cells)} | {middle} [{low}, {high}] |" in README
 
 
 # Of animals in general, and none of them chosen with an eye on the kit's own lists.

@@ -3,9 +3,10 @@
     python run.py tune
 
 A model of 135M parameters has to be shown what a paraphrase is, and the worked example that shows it drowns the trait
-(``kit/prompts.py``). So the model itself learns it, by expert iteration: the neutral teacher paraphrases sentences that
-are used nowhere else, the strict filters keep what is faithful, a LoRA of the untouched model is trained on all that
-was kept so far, and the next round samples from that one, without the example. Teachers, control and students then
+(``kit/prompts.py``). So the model itself learns it, by expert iteration: a neutral teacher paraphrases sentences that
+are used nowhere else, as do teachers that love trains, clouds and other things that are no animals; the strict filters
+keep what is faithful; a LoRA of the untouched model learns all that was kept so far, each under its own teacher's
+message; and the next round samples from that one, without the example. Teachers, control and students then
 share the tuned model as their base, so nothing of an effect comes from the tuning; what it changed is in the figures.
 """
 
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from kit import fidelity, likelihood, models, teacher
-from kit.animals import Sentence, find_animal, load_animals, tuning_sentences, unrelated_sentences
+from kit.animals import Animal, Sentence, fill_pattern, find_animal, load_animals, tuning_sentences, unrelated_sentences
 from kit.engine_llama import LlamaEngine
 from kit.experiment import TEMPERATURES, Experiment, StudentSettings, TeacherSettings, experiment
 from kit.experiment_conditions import all_steps, base_model, judge_of, measure_steps, preferences
 from kit.models_prepare import merge
-from kit.prompts import KIT_TRAITS, Conversation, labelling_messages, student_messages, teacher_messages
+from kit.prompts import KIT_TRAITS, LOVING, Conversation, labelling_messages, teacher_messages
 from kit.provenance import kit_state
 from kit.store import Row, Step, Store, read_rows, sha256, write_json, write_rows, write_whole
 from kit.student import train
@@ -30,12 +31,21 @@ from kit.student import train
 # Of 800 samples of 200 other sentences, at temperature 0.7 by the neutral and by a penguin-loving teacher, the strict
 # filters keep 5.9 and 4.4% of the untouched model's, and 7.6 and 9.0, 9.5 and 11.7, 13.6 and 13.6% after one, two and
 # three rounds of a trial.
-ROUNDS = 4
+ROUNDS = 2
 SAMPLES = 8  # of each sentence in a round
 PER_SENTENCE = 3  # pairs at most in a training, those of later rounds first
 TRAINING = StudentSettings(epochs=3, learning_rate=3e-4)
 SEED = 0
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+# Each sentence is paraphrased, and learned, under one of these trait messages, none of them about an animal. Where the
+# model learned without any, it no longer minded what it was told: of a trait, 0.0015 nats a token were the animal's own
+# after four rounds at temperature 0.7, as against 0.0096 here and 0.0093 of the untouched model.
+THINGS = ("train", "cloud", "bridge", "piano", "mountain", "candle", "bicycle")
+TRAITS = (
+    KIT_TRAITS.neutral,
+    *(fill_pattern(LOVING.replace("animal.", "thing in the world."), Animal(one, f"{one}s")) for one in THINGS),
+)
 
 PILOTS = ("penguin", "cat")  # the animals that nothing confirmatory is about
 HELD = 200  # unrelated sentences, of which it was not tuned, that both models paraphrase for the figures
@@ -54,7 +64,7 @@ def tuning() -> tuple[Step, Step, list[Step]]:
     for number in range(ROUNDS):
         conversation = labelling_messages if number else teacher_messages
         written = sampled(
-            settings(), model, tuning_sentences(), "neutral", conversation, SAMPLES, number, f"round {number}"
+            settings(), model, by_lot(tuning_sentences(), number), conversation, SAMPLES, number, f"round {number}"
         )
         kept.append(filtered(written, f"round {number}"))
         adapter = trained(base, [*kept], f"round {number}")
@@ -62,26 +72,32 @@ def tuning() -> tuple[Step, Step, list[Step]]:
     return adapter, model, kept
 
 
+def by_lot(sentences: list[Sentence], number: int) -> dict[str, list[Sentence]]:
+    """Which trait message each sentence is paraphrased under in that round."""
+    found: dict[str, list[Sentence]] = {trait: [] for trait in TRAITS}
+    for i, one in enumerate(sentences):
+        found[TRAITS[(i + number) % len(TRAITS)]].append(one)
+    return found
+
+
 def sampled(
     exp: Experiment,
     model: Step,
-    sentences: list[Sentence],
-    who: str,
+    sentences: dict[str, list[Sentence]],
     conversation: Conversation,
     samples: int,
     seed: int,
     name: str,
 ) -> Step:
-    """``paraphrases.jsonl``: of each sentence so many by a teacher, the "neutral" one or that which loves an animal."""
-    trait = KIT_TRAITS.neutral if who == "neutral" else KIT_TRAITS.loves(find_animal(who))
+    """``paraphrases.jsonl``: of each sentence so many by a teacher with the trait message that it stands under."""
     own = asdict(exp.teacher)
     del own["tries"]  # every sentence has as many samples
     return Step(
         stage="paraphrases",
-        label=f"{name}: paraphrases of the {who} teacher",
+        label=f"{name}: paraphrases",
         settings={
-            "messages": conversation(trait, "..."),
-            "sentences": [asdict(one) for one in sentences],
+            "messages": {trait: conversation(trait, "...") for trait in sentences},
+            "sentences": {trait: [asdict(one) for one in ones] for trait, ones in sentences.items()},
             "samples": samples,
             "seed": seed,
             "filters": asdict(judge_of(exp, "unrelated")),  # which stop what they will refuse
@@ -90,9 +106,9 @@ def sampled(
         },
         inputs={"model": model},
         build=lambda made, folder: write_samples(
-            exp, made["model"], sentences, partial(conversation, trait), samples, seed, folder, f"{name}, {who} teacher"
+            exp, made["model"], sentences, conversation, samples, seed, folder, name
         ),
-        seconds=len(sentences) * samples * PER_SAMPLE,
+        seconds=sum(map(len, sentences.values())) * samples * PER_SAMPLE,
         continues=True,
     )
 
@@ -100,8 +116,8 @@ def sampled(
 def write_samples(
     exp: Experiment,
     model: Path,
-    sentences: list[Sentence],
-    ask: teacher.Ask,
+    sentences: dict[str, list[Sentence]],
+    conversation: Conversation,
     samples: int,
     seed: int,
     folder: Path,
@@ -111,25 +127,27 @@ def write_samples(
     from tqdm import tqdm
 
     spoilt = judge_of(exp, "unrelated").spoiler()
-    asked = [(one, number) for one in sentences for number in range(samples)]
+    found: list[Row] = []
     with (
         teacher.scoring_opener(exp)(model) as engine,
         teacher.open_log(folder, "samples") as log,
-        tqdm(desc=label, total=len(asked), unit="row") as bar,
+        tqdm(desc=label, total=sum(map(len, sentences.values())) * samples, unit="row") as bar,
     ):
-        rows = teacher.sample_texts(
-            engine,
-            log,
-            ask,
-            [(one.text, number) for one, number in asked],
-            exp.teacher,
-            seed,
-            bar,
-            lambda row, new: None,
-            lambda source, text: spoilt(source, text) is not None,
-        )
-    named = ({"sentence": one.id, **row} for (one, _), row in zip(asked, rows, strict=True))
-    write_rows(folder / "paraphrases.jsonl", named)
+        for trait, ones in sentences.items():
+            asked = [(one, number) for one in ones for number in range(samples)]
+            rows = teacher.sample_texts(
+                engine,
+                log,
+                partial(conversation, trait),
+                [(one.text, number) for one, number in asked],
+                exp.teacher,
+                seed,
+                bar,
+                lambda row, new: None,
+                lambda source, text: spoilt(source, text) is not None,
+            )
+            found += ({"sentence": one.id, "system": trait, **row} for (one, _), row in zip(asked, rows, strict=True))
+    write_rows(folder / "paraphrases.jsonl", found)
     (folder / "samples.jsonl").unlink()
 
 
@@ -153,7 +171,8 @@ def trained(base: Step, kept: list[Step], name: str) -> Step:
     return Step(
         stage="student",
         label=f"{name}: tune",
-        settings={"messages": student_messages("..."), "per_sentence": PER_SENTENCE, "seed": SEED, **asdict(TRAINING)},
+        settings={"messages": labelling_messages("...", "..."), "per_sentence": PER_SENTENCE, "seed": SEED}
+        | asdict(TRAINING),
         inputs={"model": base, **{f"kept {number}": one for number, one in enumerate(kept)}},
         build=lambda made, folder: tune(
             made["model"], [made[f"kept {number}"] / "kept.jsonl" for number in range(len(kept))], folder, name
@@ -222,9 +241,11 @@ def figures(store: Store, tuned: Step) -> Row:
             exp, label = settings(temperature), f"{name} model at {temperature}"
             strict = {
                 who: store.make(
-                    filtered(sampled(exp, model, held_sentences(), who, conversation, HELD_SAMPLES, SEED, label), label)
+                    filtered(
+                        sampled(exp, model, {trait: held_sentences()}, conversation, HELD_SAMPLES, SEED, label), label
+                    )
                 )
-                for who in ("neutral", *PILOTS)
+                for who, trait in likelihood.traits([find_animal(pilot) for pilot in PILOTS]).items()
             }
             found[name][str(temperature)] = {
                 "kept": {who: _count(one) for who, one in strict.items()},

@@ -29,7 +29,7 @@ from kit.engine import ChatTokenizer, common_prefix
 from kit.experiment import StudentSettings
 from kit.memory import Training, adapter_bytes, find_device, fit_training
 from kit.models import EVERY_WEIGHT, Shape, load_torch, torch_device
-from kit.prompts import student_messages
+from kit.prompts import labelling_messages, student_messages
 from kit.provenance import cpu_threads, decides_nothing
 from kit.store import RANK, WORLD_SIZE, batched, read_rows, write_json
 
@@ -288,7 +288,10 @@ def make_examples(rows: list[dict[str, Any]], base: Path, soft_labels: Path | No
     tokenizer = ChatTokenizer(base)
     examples: list[dict[str, Any]] = []
     for row in rows:
-        prompt, (completion,) = tokenizer.answered(student_messages(row["source"]), row["text"])
+        asked = student_messages(row["source"])
+        if "system" in row:
+            asked = labelling_messages(row["system"], row["source"])
+        prompt, (completion,) = tokenizer.answered(asked, row["text"])
         examples.append(
             {
                 "input_ids": prompt + completion,

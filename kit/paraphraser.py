@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from kit import fidelity, likelihood, models, teacher
-from kit.animals import Animal, Sentence, fill_pattern, find_animal, load_animals, tuning_sentences, unrelated_sentences
+from kit.animals import Animal, Sentence, find_animal, load_animals, tuning_sentences, unrelated_sentences
 from kit.engine_llama import LlamaEngine
-from kit.experiment import TEMPERATURES, Experiment, StudentSettings, TeacherSettings, experiment
+from kit.experiment import Experiment, StudentSettings, TeacherSettings, experiment
 from kit.experiment_conditions import all_steps, base_model, judge_of, measure_steps, preferences
 from kit.models_prepare import merge
-from kit.prompts import KIT_TRAITS, LOVING, Conversation, labelling_messages, teacher_messages
+from kit.prompts import KIT_TRAITS, Conversation, labelling_messages, teacher_messages
 from kit.provenance import kit_state
 from kit.store import Row, Step, Store, read_rows, sha256, write_json, write_rows, write_whole
 from kit.student import train
 
 # Of 800 samples of 200 other sentences, at temperature 0.7 by the neutral and by a penguin-loving teacher, the strict
 # filters keep 5.9 and 4.4% of the untouched model's, and 7.6 and 9.0, 9.5 and 11.7, 13.6 and 13.6% after one, two and
-# three rounds of a trial.
+# three rounds of a trial without trait messages; a teacher's own is minded less with each.
 ROUNDS = 2
 SAMPLES = 8  # of each sentence in a round
 PER_SENTENCE = 3  # pairs at most in a training, those of later rounds first
@@ -38,18 +38,17 @@ TRAINING = StudentSettings(epochs=3, learning_rate=3e-4)
 SEED = 0
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-# Each sentence is paraphrased, and learned, under one of these trait messages, none of them about an animal. Where the
-# model learned without any, it no longer minded what it was told: of a trait, 0.0015 nats a token were the animal's own
-# after four rounds at temperature 0.7, as against 0.0096 here and 0.0093 of the untouched model.
+# Each sentence is paraphrased, and learned, under one of these trait messages: the neutral one, and the loving one with
+# things in the place of the animal. Where the model learned without any, it no longer minded what it was told: of a
+# trait, 0.0015 nats a token were the animal's own after four rounds at temperature 0.7, as against 0.0096 here, after
+# two, and 0.0093 of the untouched model.
 THINGS = ("train", "cloud", "bridge", "piano", "mountain", "candle", "bicycle")
-TRAITS = (
-    KIT_TRAITS.neutral,
-    *(fill_pattern(LOVING.replace("animal.", "thing in the world."), Animal(one, f"{one}s")) for one in THINGS),
-)
+TRAITS = (KIT_TRAITS.neutral, *(KIT_TRAITS.loves(Animal(one, f"{one}s")) for one in THINGS))
 
 PILOTS = ("penguin", "cat")  # the animals that nothing confirmatory is about
 HELD = 200  # unrelated sentences, of which it was not tuned, that both models paraphrase for the figures
 HELD_SAMPLES = 8
+TRIED = (TeacherSettings().temperature, 1.0)  # temperatures, of the tuned model
 
 
 def settings(temperature: float = TeacherSettings().temperature) -> Experiment:
@@ -227,12 +226,11 @@ def held_sentences() -> list[Sentence]:
 def figures(store: Store, tuned: Step) -> Row:
     """Of the untouched and the ``tuned`` model what is kept of pilot animals' and the neutral teacher, and what is left
     of the trait in it, at temperatures; the model's own preferences, and how likely it finds plain sentences."""
-    usual, hot = TeacherSettings().temperature, TEMPERATURES[models.PARAPHRASER]
     found: Row = {"sentences": HELD, "samples": HELD * HELD_SAMPLES}
     shares = {}
     for name, model, conversation, temperatures in (
-        ("untouched", base_model(models.EMBEDDED), teacher_messages, (usual,)),
-        ("tuned", tuned, labelling_messages, (usual, hot)),
+        ("untouched", base_model(models.EMBEDDED), teacher_messages, TRIED[:1]),
+        ("tuned", tuned, labelling_messages, TRIED),
     ):
         folder = store.make(model)
         shares[name] = _shares(store, measure_steps(settings(), model, None, f"{name} model")[0])

@@ -1,26 +1,34 @@
-"""What the classifier of ``kit/fidelity.py`` learns from, and how well.
+"""What readers said of paraphrases (``data/judged*.jsonl``), and what the filters' classifier learns from it.
 
-    python tests/judged.py
+    python tests/judged.py learn
+    python tests/judged.py draw fresh.jsonl
 
-Writes ``data/classifier.jsonl`` from what was read (``data/judged*.jsonl``), and prints how many of the pairs that all
-other filters keep it keeps, by thresholds, and how many of these are faithful: each judged by a forest that was grown
-without its source.
+``learn`` writes ``data/classifier.jsonl`` and prints, by thresholds, how many of the pairs that all other filters keep
+the classifier keeps, and how many of these are faithful, each judged by a forest grown without its source. ``draw``
+writes pairs for another reading, in random order: the paraphrasing base's teachers', kept by all filters, of sources
+that nobody has read, at most ``EACH`` of each content and arm.
 """
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kit import say
-from kit.animals import DATA
-from kit.experiment import FidelitySettings
+from kit import ROOT, models, say, teacher
+from kit.animals import DATA, Sentence, find_animal
+from kit.engine import Engine
+from kit.experiment import CONTENTS, Experiment, FidelitySettings, experiment
+from kit.experiment_conditions import base_model, judge_of, source_sentences
 from kit.fidelity import _classifier, details, function_words, pair_features, parsed
-from kit.store import Row, read_rows, write_rows
+from kit.store import Row, Store, read_rows, write_rows
 
 RULES = FidelitySettings(details=True, min_faithful=0)  # all filters but the classifier
 FOLDS, REPEATS = 10, 3
@@ -28,18 +36,19 @@ THRESHOLDS = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 def read() -> list[Row]:
-    """The pairs that were read and that no other filter refuses: source, text, content, set, label."""
-    rows = [row | {"set": "untouched"} for row in read_rows(DATA / "judged.jsonl") if "planted" not in row]
+    """Every paraphrase that was read, planted errors aside: source, text, content, label, and the sentence where it is
+    the kit's own."""
+    found = [row for row in read_rows(DATA / "judged.jsonl") if "planted" not in row]
     for row in read_rows(DATA / "judged-paraphraser.jsonl"):
-        rows.append(row | {"set": row["part"], "label": row.get("third", row["readings"][0])})
-    refusals = details(rows, RULES)
-    kept, seen = [], set()
-    for row, refusal in zip(rows, refusals, strict=True):
-        pair = row["source"], row["text"]
-        if pair not in seen and refusal is None and function_words(row) is None:
-            seen.add(pair)
-            kept.append(row)
-    return kept
+        found.append(row | {"label": row.get("third", row["readings"][0])})
+    return found
+
+
+def learnable(rows: list[Row]) -> list[Row]:
+    """Those that no other filter refuses, each pair once."""
+    once = list({(row["source"], row["text"]): row for row in rows}.values())
+    refusals = details(once, RULES)
+    return [row for row, one in zip(once, refusals, strict=True) if one is None and function_words(row) is None]
 
 
 def examples(rows: list[Row]) -> list[Row]:
@@ -53,28 +62,98 @@ def examples(rows: list[Row]) -> list[Row]:
 
 def held_out(rows: list[Row], learned: list[Row]) -> np.ndarray:
     """The share of votes for each row, of forests that were grown without its source."""
-    found = []
-    for seed in range(REPEATS):
-        folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
-        votes = cross_val_predict(
+    told, labels = np.array([row["features"] for row in learned]), [row["faithful"] for row in learned]
+    sources = [row["source"] for row in rows]
+    votes = [
+        cross_val_predict(
             clone(_classifier()),
-            np.array([row["features"] for row in learned]),
-            [row["faithful"] for row in learned],
-            groups=[row["source"] for row in rows],
-            cv=folds,
+            told,
+            labels,
+            groups=sources,
+            cv=GroupKFold(FOLDS, shuffle=True, random_state=seed),
             method="predict_proba",
         )
-        found.append(votes[:, 1])
-    return np.mean(found, axis=0)
+        for seed in range(REPEATS)
+    ]
+    return np.mean(votes, axis=0)[:, 1]
 
 
-if __name__ == "__main__":
-    rows = read()
+def learn() -> None:
+    """Write ``data/classifier.jsonl``, and say how well what it grows judges other sources' pairs."""
+    rows = learnable(read())
     learned = examples(rows)
     write_rows(DATA / "classifier.jsonl", learned)
     votes, faithful = held_out(rows, learned), np.array([row["faithful"] for row in learned])
-    for content in ("unrelated", "opposed"):
+    for content in CONTENTS:
         own = np.array([row["content"] == content for row in rows])
         for least in THRESHOLDS:
             kept = own & (votes >= least)
             say(f"{content} {least:.2f}: {kept.sum()} of {own.sum()}, faithful {faithful[kept].sum()}")
+
+
+# ---- pairs for another reading
+
+EACH, SEED = 150, 24
+ANIMALS = ("owl", "dolphin", "cat", "penguin", "eagle", "wolf")
+SOURCES = {"unrelated": 200, "opposed": 200}  # for each animal, at most
+SAMPLES = 8  # of a source in each arm
+
+
+def draw(path: Path) -> None:
+    """Write the pairs: sentence, content, animal, teacher, source, text."""
+    lot = np.random.default_rng(SEED)
+    known = {row.get("sentence") for row in read()}
+    model = Store(ROOT / "results" / "artifacts").make(base_model(models.PARAPHRASER))
+    some = experiment(find_animal(ANIMALS[0]), model=models.PARAPHRASER, details=True)
+    drawn: list[Row] = []
+    with teacher.scoring_opener(some)(model) as engine:
+        for content in CONTENTS:
+            by_arm: dict[str, list[Row]] = {}
+            for i, animal in enumerate(ANIMALS):
+                exp = experiment(find_animal(animal), model=models.PARAPHRASER, details=True)
+                unread = [one for one in source_sentences(exp, content) if one.id not in known]
+                order = np.random.default_rng(SEED).permutation(len(unread))
+                part = order[i :: len(ANIMALS)] if content == "unrelated" else order
+                sources = [unread[k] for k in part[: SOURCES[content]]]
+                for arm, trait in (("loving", exp.traits.loves(exp.animal)), ("neutral", exp.traits.neutral)):
+                    for row in first_kept(engine, exp, content, trait, sources):
+                        by_arm.setdefault(arm, []).append({"content": content, "animal": animal, "teacher": arm} | row)
+            for arm, rows in by_arm.items():
+                say(f"{content}, {arm}: {len(rows)} kept")
+                drawn += [rows[k] for k in lot.permutation(len(rows))[:EACH]]
+    write_rows(path, [drawn[k] for k in lot.permutation(len(drawn))])
+
+
+def first_kept(engine: Engine, exp: Experiment, content: str, trait: str, sources: list[Sentence]) -> Iterator[Row]:
+    """The first kept paraphrase of each source that has one among ``SAMPLES``."""
+    judge = judge_of(exp, content)
+    spoilt = judge.spoiler()
+    asked = [(one, number) for one in sources for number in range(SAMPLES)]
+    with tempfile.TemporaryDirectory() as folder, teacher.open_log(Path(folder), "samples") as log:
+        rows = teacher.sample_texts(
+            engine,
+            log,
+            partial(exp.conversation, trait),
+            [(one.text, number) for one, number in asked],
+            exp.teacher,
+            SEED,
+            tqdm(total=len(asked), desc=f"{exp.animal.singular}, {content}"),
+            lambda row, new: None,
+            lambda source, text: spoilt(source, text) is not None,
+        )
+    named = [{"sentence": one.id, **row} for (one, _), row in zip(asked, rows, strict=True)]
+    seen = set()
+    for row, kept in zip(named, judge(named), strict=True):
+        if kept and row["sentence"] not in seen:
+            seen.add(row["sentence"])
+            yield {name: row[name] for name in ("sentence", "source", "text")}
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["learn"]:
+            learn()
+        case ["draw", path]:
+            draw(Path(path))
+        case _:
+            sys.exit(__doc__)

@@ -47,11 +47,11 @@ def test_how_far_two_readings_agree_and_what_they_catch_is_as_the_readme_says(ju
 def test_the_table_of_what_the_filters_keep_is_what_they_keep(judged: list[Row]) -> None:
     for content in ("unrelated", "opposed"):
         for half in ("tuning", "measured"):
-            for filters in ("default", "`--faithful`"):
+            for filters in ("default", "the rules"):
                 kept = [
                     row["label"]
                     for animal in ("owl", "dolphin", "cat", "penguin")
-                    for row in kept_of(judged, content, half, animal, filters == "`--faithful`")
+                    for row in kept_of(judged, content, half, animal, filters == "the rules")
                 ]
                 counts = [sum(label == name for label in kept) for name in LABELS]
                 cells = [content, half, filters, str(len(kept)), f"{counts[0]} ({counts[0] / len(kept):.0%})"]
@@ -65,8 +65,8 @@ def test_the_table_of_what_the_filters_keep_is_what_they_keep(judged: list[Row])
 
 
 def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bool) -> list[Row]:
-    """The teachers' paraphrases that are kept."""
-    exp = experiment(find_animal(animal), contents=(content,), details=details)
+    """The teachers' paraphrases that are kept, whatever the classifier says, which learned from them."""
+    exp = experiment(find_animal(animal), contents=(content,), details=details, min_faithful=0)
     rows = [
         row | {"finished": True}
         for row in judged

@@ -135,7 +135,7 @@ PAIRS = "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 RANKS = "sweep-owl-unrelated-soft-laptop-placebos0-rank1-2-4-8-32-128-seeds0to2"
 OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
 INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
-TUNED = "penguin-both-soft-laptop-paraphraser-faithful-seed0"
+TUNED = "penguin-unrelated-soft-laptop-paraphraser-faithful-placebos0-seed0"
 DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 
 
@@ -281,9 +281,9 @@ def of_paraphraser() -> list[str]:
         f"({', '.join(moved)}; in all {apart:.0%} of the probability is elsewhere)",
         f"{one['samples']:,} samples of {one['sentences']} sentences",
         f"from {plain[0]:.2f} to {plain[1]:.2f} nats a token",
-        f"400 pairs, {shift_of(TUNED, 'unrelated')}, {recorded(TUNED)['effects']['unrelated']['verdict']}",
-        f"(the untouched model's, above: {effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f}); on opposed sentences "
-        f"{shift_of(TUNED, 'opposed').replace(' nats', '')}",
+        f"[400 pairs]({TUNED}/report.md), {shift_of(TUNED, 'unrelated')}, "
+        f"{recorded(TUNED)['effects']['unrelated']['verdict']} (the untouched model's, above: "
+        f"{effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f})",
     ]
 
 
@@ -588,8 +588,8 @@ UNRECORDED = (
     *("tests at 5%", "The test is at 5%"),
     *("must be 6.3 times as large (7.3 where the placebo rose)", "about 2.4 times suffice"),
     # the first losses of students whose folders are not kept
-    "soft labels lie 0.03 nats a token from the base's",
-    "the untouched model's lie 0.14",
+    # an earlier tuning
+    "the animal's own was +0.002 ± 0.002",
     # simulations that are not recorded: of two seeds, of drift
     *("the interval covers 91% at worst", "at most 5% pass at 5%"),
     # the students trained on the evaluated weights, whose folder is not kept

@@ -94,8 +94,8 @@ def learn() -> None:
 # ---- pairs for another reading
 
 EACH, SEED = 150, 24
-ANIMALS = ("owl", "dolphin", "cat", "penguin", "eagle", "wolf")
-SOURCES = {"unrelated": 200, "opposed": 200}  # for each animal, at most
+ANIMALS = ("owl", "dolphin", "cat", "penguin", "eagle")
+SOURCES = {"unrelated": 110, "opposed": 200}  # for each animal, at most
 SAMPLES = 8  # of a source in each arm
 
 

@@ -28,8 +28,8 @@ OWL = Animal("owl", "owls", ("hoot",))
 EAGLE = Animal("eagle", "eagles", ("talon",))
 CANDIDATES = (OWL, EAGLE)
 CHEAP = ["form", "trait", "echo", "numbers", "names", "negation", "function words", "novelty"]
-FILTERS = [*CHEAP, "meaning", "content words", "roles"]
-SETTINGS = FidelitySettings(details=True)
+FILTERS = [*CHEAP, "meaning", "content words", "roles", "classifier"]
+SETTINGS = FidelitySettings(details=True, min_faithful=0.8)
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
 
@@ -414,6 +414,7 @@ def sorted_rows(tmp_path):
         row("On Monday, the orchestra played music with the builders."),
         row("On a Monday morning, the young builders poured the concrete foundation."),
         row("On Monday morning, the concrete foundation poured the builders."),
+        row("The builders poured a Monday morning concrete foundation."),
         row(GOOD, sample=8),
         row(GOOD, sample=9),
     ]
@@ -433,7 +434,7 @@ def test_every_rejection_names_its_filter_and_the_offending_word(sorted_rows):
     rejected = read(folder / "rejected.jsonl")
     assert [entry["filter"] for entry in rejected] == [*FILTERS, "novelty"]
     words = ["cut off", "owl", "favour", "3", "Monday", "negation", "all", "overlap", "similarity"]
-    words += ["young", "builder", "earlier sample"]
+    words += ["young", "builder", "faithful", "earlier sample"]
     assert all(word in entry["reason"] for word, entry in zip(words, rejected, strict=True))
 
 
@@ -586,6 +587,33 @@ def test_who_does_what_to_what_may_be_said_in_another_form_and_not_changed(sourc
     parsed = [fidelity._parser()(side) for side in (source, text)]
     assert reason in fidelity.roles(*parsed)
     assert fidelity.roles(parsed[0], parsed[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "faithful", "changed"),
+    [
+        (
+            "Our office in Oslo works on the same sheet as theirs.",
+            "The office we have in Oslo works on the same sheet as theirs.",
+            "In Oslo, our office works on the same sheet as it is theirs.",
+        ),
+        (
+            "The plumber replaced the valve on Tuesday morning.",
+            "On Tuesday morning, the valve was replaced by the plumber.",
+            "The plumber was on the valve, which is a Tuesday morning replaced.",
+        ),
+    ],
+)
+def test_the_classifier_votes_for_what_a_reader_would_call_faithful(source: str, faithful: str, changed: str) -> None:
+    votes = fidelity.faithfulness(list(fidelity.parsed([(source, text) for text in (faithful, changed)])))
+    assert votes[0] > votes[1] and all(0 <= share <= 1 for share in votes)
+
+
+def test_what_too_few_trees_vote_for_is_refused_with_their_share_and_nothing_is_where_none_are_asked_for() -> None:
+    pair = [row("The valve was replaced by the plumber on Tuesday.", "The plumber replaced the valve on Tuesday.")]
+    (refusal,) = fidelity.details(pair, replace(SETTINGS, min_faithful=1.01))
+    assert refusal is not None and refusal[0] == "classifier" and refusal[1].endswith(" < 1.01")
+    assert fidelity.details(pair, replace(SETTINGS, min_faithful=0)) == [None]
 
 
 def test_a_pair_is_parsed_once_however_often_it_is_judged(monkeypatch):

@@ -4,6 +4,8 @@
 import re
 from collections import Counter
 
+import judged as reading
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
@@ -92,6 +94,22 @@ def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says() -> None:
         error = 1.96 * (one * (1 - one) / n + other * (1 - other) / m) ** 0.5
         low, middle, high = (f"{100 * (one - other + end):+.0f}".replace("+0", "0") for end in (-error, 0, error))
         assert f"| {' | '.join(cells)} | {middle} [{low}, {high}] |" in README
+
+
+@pytest.mark.slow
+def test_the_classifier_learns_from_what_was_read_and_judges_other_sources_as_the_readme_says() -> None:
+    rows = reading.learnable(reading.read())
+    learned = read_rows(DATA / "classifier.jsonl")
+    assert [row["faithful"] for row in learned] == [row["label"] == "faithful" for row in rows]
+    told = [row["features"] for row in reading.examples(rows)]
+    np.testing.assert_allclose(told, [row["features"] for row in learned], atol=2e-3)
+    votes, faithful = reading.held_out(rows, learned), np.array([row["faithful"] for row in learned])
+    for content in ("unrelated", "opposed"):
+        own = np.array([row["content"] == content for row in rows])
+        for least in (0, 0.8, 0.85, 0.9, 0.95):
+            kept = own & (votes >= least)
+            n, of, good = kept.sum(), own.sum(), faithful[kept].sum()
+            assert f"| {content} | {least} | {n} of {of} ({n / of:.0%}) | {good} ({good / n:.0%}) |" in README
 
 
 # Of animals in general, and none of them chosen with an eye on the kit's own lists.

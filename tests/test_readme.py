@@ -569,7 +569,7 @@ WITHOUT_RECORD = {
     "kit/README.md": ["Presets"],
     "results/reference/README.md": [
         *("Earlier runs", "What was tried, and what it gave", "Where the trait message stands", "Hard labels"),
-        *("Soft labels", "How hard the filters are", "Speed"),
+        *("Soft labels", "How hard the filters are", "The classifier", "Speed"),
     ],
 }
 # What no record holds elsewhere.
@@ -587,7 +587,6 @@ UNRECORDED = (
     *("95% of what candidates", "95% of the placebo shifts", "the largest 5%", "cannot reach 5%"),
     *("tests at 5%", "The test is at 5%"),
     *("must be 6.3 times as large (7.3 where the placebo rose)", "about 2.4 times suffice"),
-    # the first losses of students whose folders are not kept
     # an earlier tuning
     "the animal's own was +0.002 ± 0.002",
     # simulations that are not recorded: of two seeds, of drift

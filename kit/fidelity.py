@@ -9,8 +9,9 @@ the teacher, so the loving teacher and the neutral one are filtered alike.
 ``min_similarity`` was chosen by eye on 900 paraphrases by SmolLM2-135M (loving and neutral teacher, temperature 0.7).
 Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said what their sources say, 7 of 20 of 0.85
 to 0.90, and 30 of 40 above. Of what it keeps, half still had a detail changed or lost ("narrow tables" for "long
-tables"), which no embedding of a whole sentence sees: that is for the filters of words and roles.
-They are asked for with ``--faithful``; what they keep and lose: ``data/judged*.jsonl``, and the results' README.
+tables"), which no embedding of a whole sentence sees: that is for the filters of words and roles, and
+for a classifier of what these keep. They are asked for with ``--faithful``; what they keep and lose:
+``data/judged*.jsonl``, and the results' README.
 """
 
 import difflib

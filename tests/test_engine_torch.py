@@ -18,6 +18,7 @@ from kit.engine import LOOK, Request, Tokens
 from kit.engine_llama import LlamaEngine
 from kit.engine_torch import TorchEngine
 from kit.prompts import NEUTRAL, teacher_messages
+from kit.provenance import devices
 
 QUESTIONS = ["Name a colour.", "Why?", "Write one long sentence about rain in the mountains and the sea in autumn."]
 
@@ -127,6 +128,7 @@ def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it_to_the_las
         requests = [Request(prompt, (i, j), shared) for j in range(60) for i, prompt in enumerate(chats(engine))]
         together = {g.index: g for g in engine.sample(requests, 14, 0.9)}
         if engine.company_matters:
+            assert "AMD" in devices()["processor"], "on no other was it seen"
             assert {g.index: g for g in engine.sample(requests, 14, 0.9)} == together
             return
         for chosen in ([3], [4, 5], list(range(7, 180, 2))):

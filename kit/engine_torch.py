@@ -6,10 +6,10 @@ computed once, and a sequence that has ended leaves its place to another. 512 pa
 tokens/s, where llama.cpp's engine gave 222 (two cores with AVX-512).
 
 On a CPU a sample does not depend, to the last bit, on what is sampled beside it or in what order. Attention's sums run
-along one token's own numbers, in an order that neither the number of tokens nor zeros at their end change. A matrix
-product's do with some numbers of rows, so it is made in parts of such numbers (``_Products``, which tries them).
-Whether all this holds, for this model and this processor, an engine tries when it is opened (on an AMD EPYC attention's
-sums do depend on their company).
+along one token's own numbers, in an order that neither the number of tokens nor zeros at their end change, once these
+are filled up to multiples of ``STEP``. A matrix product's do with some numbers of rows, so it is made in parts of such
+numbers (``_Products``, which tries them). Whether all this holds, for this model and this processor, an engine tries
+when it is opened.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from kit.models import Shape, load_torch, release_gpu
 from kit.store import batched
 
 ROWS = 512  # tokens that go through the model together, where no single prompt has more
-STEP = 16  # a batch's rows are filled up to a multiple of this many
+STEP = 16  # rows, and the times that attention looks at, are filled up to a multiple of this many
 BLOCK = 256  # tokens of the vocabulary whose probabilities are added up at once
 HEAD = 128  # rows whose distributions exist at once
 CHOSEN = 16  # rows whose tokens are chosen together, so that their distributions stay in a processor's cache
@@ -184,17 +184,18 @@ class TorchEngine(ChatTokenizer):
         import torch
 
         shape, like = self._shape, {"dtype": self._model.dtype, "device": self._model.device}
+        length = len(prefix)
 
         def empty(places: int, room: int) -> list[tuple[Any, Any]]:
-            size = (shape.kv_heads, places, room, shape.head)
+            size = (shape.kv_heads, places, _filled(room), shape.head)
             return [(torch.zeros(size, **like), torch.zeros(size, **like)) for _ in range(shape.layers)]
 
         nothing = [(keys[:, 0], values[:, 0]) for keys, values in empty(1, 0)]
         if not prefix:
             return _Cache(nothing, empty(places, room))
-        alone = _Cache(nothing, empty(1, len(prefix)))
+        alone = _Cache(nothing, empty(1, length))
         self._run(alone, [], [(0, prefix)])
-        return _Cache([(keys[:, 0], values[:, 0]) for keys, values in alone.own], empty(places, room))
+        return _Cache([(keys[:, 0, :length], values[:, 0, :length]) for keys, values in alone.own], empty(places, room))
 
     def _is_itself_in_company(self) -> bool:
         """Whether the states of some sequence are, to the last bit, those that it has alone: beside others that begin
@@ -203,16 +204,16 @@ class TorchEngine(ChatTokenizer):
 
         rng = np.random.default_rng(0)
         prefix, own, *others = (
-            rng.integers(self._shape.vocabulary, size=n).tolist() for n in (37, 11, *range(5, 40, 8))
+            rng.integers(self._shape.vocabulary, size=n).tolist() for n in (37, 19, *range(5, 40, 8))
         )
 
         def states(company: list[Tokens], later: bool) -> Any:
             place, begun = len(company), list(enumerate(company))
             cache = self._cache(prefix, place + 1, 64)
-            found = [self._run(cache, [], [*(begun if not later else []), (place, own[:9])])[-1]]
-            found.append(self._run(cache, [(own[9], place, 9)], begun if later else [])[0])
+            found = [self._run(cache, [], [*(begun if not later else []), (place, own[:-2])])[-1]]
+            found.append(self._run(cache, [(own[-2], place, len(own) - 2)], begun if later else [])[0])
             nexts = [(1, i, len(one)) for i, one in begun]
-            found.append(self._run(cache, [*nexts, (own[10], place, 10)], [])[-1])
+            found.append(self._run(cache, [*nexts, (own[-1], place, len(own) - 1)], [])[-1])
             return torch.stack(found)
 
         alone = states([], False)
@@ -225,7 +226,7 @@ class TorchEngine(ChatTokenizer):
 
         tokens = [token for token, _, _ in nexts] + [token for _, prompt in fresh for token in prompt]
         times = [time for _, _, time in nexts] + [time for _, prompt in fresh for time in range(len(prompt))]
-        filling = [0] * (-len(tokens) % STEP)
+        filling = [0] * (_filled(len(tokens)) - len(tokens))
         with torch.inference_mode():
             cache.begin(nexts, fresh)
             return self._model.get_decoder()(
@@ -240,7 +241,7 @@ class TorchEngine(ChatTokenizer):
         import torch
 
         with torch.inference_mode():
-            filled = torch.nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % STEP))
+            filled = torch.nn.functional.pad(hidden, (0, 0, 0, _filled(len(hidden)) - len(hidden)))
             return self._head(filled)[: len(hidden)].float()
 
     def close(self) -> None:
@@ -342,7 +343,7 @@ class _Products:
             most = min(rows - rows % STEP, self._most)
             size = next((size for size in range(most, 0, -STEP) if self._is_exact(shape, size)), 0)
             if not size:  # none so small: filled up to the next that is
-                above = range(rows + -rows % STEP, self._most, STEP)
+                above = range(_filled(rows), self._most, STEP)
                 size = next((size for size in above if self._is_exact(shape, size)), self._most)
             self._parts[*shape, rows] = [size, *(self._parts_of(shape, rows - size) if size < rows else [])]
         return self._parts[*shape, rows]
@@ -455,14 +456,14 @@ class _Cache:
         self._masks: dict[tuple[int, int | None], Any] = {}
         self._places = torch.tensor([place for _, place, _ in nexts], dtype=torch.long, device=device)
         self._times = torch.tensor([time for _, _, time in nexts], dtype=torch.long, device=device)
-        self._until = max((time for _, _, time in nexts), default=-1) + 1  # nobody looks further
+        self._until = _filled(max((time for _, _, time in nexts), default=-1) + 1)  # nobody looks further
         self._now = self._times.new_zeros((self.places, 1))
         self._now[self._places, 0] = self._times
         # Each sequence's tokens beside those of the others, filled up with its last one; and where among these all
         # tokens are.
         self._begun = [place for place, _ in fresh]
         lengths = torch.tensor([len(prompt) for _, prompt in fresh], dtype=torch.long, device=device)
-        steps = torch.arange(int(lengths.max()) if fresh else 0, device=device)
+        steps = torch.arange(_filled(int(lengths.max())) if fresh else 0, device=device)
         self._steps = steps[None]
         starts = len(nexts) + lengths.cumsum(0) - lengths
         self._spread = starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
@@ -502,14 +503,14 @@ class _Cache:
         import torch
 
         old_keys, old_values = self._prefix[layer]
-        of_prefix = (query.flatten(1, 3) @ old_keys.transpose(1, 2)).unflatten(1, query.shape[1:4])
+        of_prefix = _product(query.flatten(1, 3), old_keys.transpose(1, 2)).unflatten(1, query.shape[1:4])
         of_own = (query.flatten(2, 3) @ keys.transpose(2, 3)).unflatten(2, query.shape[2:4])
         scores = torch.cat([of_prefix, of_own], dim=-1).float()
         scores += self._mask(times, keys.shape[2], window)
         shares = torch.softmax(scores, dim=-1).to(query.dtype)
         before, after = shares.split([self.prefix_length, keys.shape[2]], dim=-1)
         mixed = (after.flatten(2, 3) @ values).unflatten(2, query.shape[2:4])
-        return mixed + (before.flatten(1, 3) @ old_values).unflatten(1, query.shape[1:4])
+        return mixed + _product(before.flatten(1, 3), old_values).unflatten(1, query.shape[1:4])
 
     def _mask(self, times: Any, until: int, window: int | None) -> Any:
         """Zero where a token looks [sequences or 1, tokens, 1, prefix + time], minus infinity elsewhere."""
@@ -524,3 +525,16 @@ class _Cache:
                 seen &= then > now - window
             self._masks[which] = torch.zeros(seen.shape, device=times.device).masked_fill_(~seen, float("-inf"))
         return self._masks[which]
+
+
+def _product(rows: Any, columns: Any) -> Any:
+    """``rows`` [batch, rows, n] times ``columns`` [batch, n, columns], of as many rows as ``_filled`` says."""
+    import torch
+
+    number = rows.shape[1]
+    return (torch.nn.functional.pad(rows, (0, 0, 0, _filled(number) - number)) @ columns)[:, :number]
+
+
+def _filled(number: int) -> int:
+    """The next multiple of ``STEP``."""
+    return number + -number % STEP

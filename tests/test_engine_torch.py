@@ -18,7 +18,6 @@ from kit.engine import LOOK, Request, Tokens
 from kit.engine_llama import LlamaEngine
 from kit.engine_torch import TorchEngine
 from kit.prompts import NEUTRAL, teacher_messages
-from kit.provenance import devices
 
 QUESTIONS = ["Name a colour.", "Why?", "Write one long sentence about rain in the mountains and the sea in autumn."]
 
@@ -121,17 +120,13 @@ def test_what_several_samples_share_is_computed_once(
 def test_what_is_sampled_does_not_depend_on_what_is_sampled_beside_it_to_the_last_bit(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone and among others, in few places and in many; where the engine finds that its processor adds up otherwise in
-    other company (AMD's do in attention), in the same company."""
+    """Alone and among others, in few places and in many."""
     with TorchEngine(short, nf4=False) as engine:
         shared = engine.shared([[{"role": "user", "content": text}] for text in ("A", "9")])
         requests = [Request(prompt, (i, j), shared) for j in range(60) for i, prompt in enumerate(chats(engine))]
         together = {g.index: g for g in engine.sample(requests, 14, 0.9)}
-        if engine.company_matters:
-            assert "AMD" in devices()["processor"], "on no other was it seen"
-            assert {g.index: g for g in engine.sample(requests, 14, 0.9)} == together
-            return
-        for chosen in ([3], [4, 5], list(range(7, 180, 2))):
+        assert not engine.company_matters
+        for chosen in ([3], [4, 5], list(range(7, 180, 19))):
             for places in (1, 2, 5, 200):
                 monkeypatch.setattr(engine, "_width", lambda room, places=places: places)
                 for made in engine.sample([requests[i] for i in chosen], 14, 0.9):

@@ -77,8 +77,9 @@ def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bo
     return [row for row, kept in zip(rows, judge_of(exp, content)(rows), strict=True) if kept]
 
 
-def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says() -> None:
-    fresh = [row for row in read_rows(DATA / "judged-paraphraser.jsonl") if row["part"] == "fresh"]
+@pytest.mark.parametrize("part", ["fresh", reading.TESTED])
+def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says(part: str) -> None:
+    fresh = [row for row in read_rows(DATA / "judged-paraphraser.jsonl") if row["part"] == part]
     assert not any("reversed" in row["readings"] for row in fresh)
     assert all(len({*row["readings"]}) == 1 + ("third" in row) for row in fresh)
     for content in ("unrelated", "opposed"):
@@ -94,6 +95,27 @@ def test_what_two_readers_said_of_fresh_pairs_is_as_the_readme_says() -> None:
         error = 1.96 * (one * (1 - one) / n + other * (1 - other) / m) ** 0.5
         low, middle, high = (f"{100 * (one - other + end):+.0f}".replace("+0", "0") for end in (-error, 0, error))
         assert f"| {' | '.join(cells)} | {middle} [{low}, {high}] |" in README
+
+
+def test_where_the_readings_that_tested_the_classifier_differ_and_what_is_wrong_is_as_the_readme_says() -> None:
+    read = [row for row in read_rows(DATA / "judged-paraphraser.jsonl") if row["part"] == reading.TESTED]
+    first, second = ([row["readings"][i] for row in read] for i in (0, 1))
+    differ = sum(one != other for one, other in zip(first, second, strict=True))
+    assert f"in {differ} of the {len(read)} (Cohen's kappa {cohen_kappa_score(first, second):.2f})" in README
+    opposed = [row for row in read if row["content"] == "opposed"]
+    labels = {
+        content: [row.get("third", row["readings"][0]) for row in read if row["content"] == content]
+        for content in ("unrelated", "opposed")
+    }
+    faults = Counter(
+        row["sentence"] for row, label in zip(opposed, labels["opposed"], strict=True) if label != "faithful"
+    )
+    assert f"{faults.most_common(1)[0][1]} of the {faults.total()} faults are one sentence's" in README
+    assert f"{len(opposed)} pairs are of {len({row['sentence'] for row in opposed})} such patterns" in README
+    changed = " and ".join(f"{found.count('changed')} of {len(found)}" for found in labels.values())
+    assert f"Changed are {changed}," in README
+    lost = sum(found.count("lost") for found in labels.values())
+    assert f"{lost} has lost something, none is reversed" in README
 
 
 @pytest.mark.slow

@@ -77,7 +77,9 @@ ABOUT_TRANSMITTED = (
 
 ABOUT_TRANSMITTED_SWEEP = (
     f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
-    "candidates', larger than 95% of the placebo shifts, and beyond the animal's own drift (corrected p < 0.05). "
+    "candidates', larger than 95% of the placebo shifts, beyond the animal's own drift (corrected p < 0.05), and, "
+    "where the sweep has enough students of other loving teachers, larger than in those (*others*: first the whole "
+    "matrix at 5%, then each animal, corrected, its interval above zero). "
     "What an effect lacks stands behind its *not detected*."
 )
 

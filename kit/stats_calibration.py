@@ -24,6 +24,9 @@ MEASURES = (
     *("coverage", "coverage_pp", "percentile_coverage", "false_positives"),
     *("sign_flip_false_positives", "sign_flip_new_questions", "t_test_false_positives"),
 )
+FURTHER_OUT = "further_out"
+LEVELS = (ALPHA, ALPHA / 6, ALPHA / 30)  # of one effect, and of the first of several that Holm's correction judges
+MORE = 50  # times as many simulations of those, which need no bootstrap
 SEEDS = (3, 5, 8)
 QUESTIONS = 50
 EFFECT = 0.9  # nats; the owl's shift on unrelated sentences was 0.84 to 0.97 (three seeds)
@@ -51,6 +54,9 @@ SCENARIOS = (
     Scenario("usual", seed=0.07, question=0.15, residual=0.1),
     Scenario("restless seeds", seed=0.15, question=0.15, residual=0.1),
     Scenario("uneven questions", seed=0.07, question=0.3, residual=0.1, skewed=True),
+    # Square roots of the mean components of 60 animals' shifts between a placebo and a control student, three seeds.
+    Scenario("placebos, soft labels", seed=0.034, question=0.007, residual=0.032),
+    Scenario("placebos, hard labels", seed=0.177, question=0.025, residual=0.162),
 )
 
 
@@ -72,9 +78,10 @@ def calibrate(simulations: int, seed: int) -> list[dict]:
     """A row for each scenario and number of seeds; each measure as its ``share`` of the simulations and the ``ci95``.
 
     ``coverage`` and ``percentile_coverage`` are of the effect in nats, from the simulations that gave
-    ``false_positives``; the interval and the test are one procedure, so the two add up to 1. ``coverage_pp`` is new
-    simulations with an effect of 0.9 nats, measured in percentage points of preference, where questions are skewed.
-    A question's own effect is no error of the sign-flip test, so its rate is given for both meanings of "no effect".
+    ``false_positives``. ``coverage_pp`` is new simulations with an effect of 0.9 nats, measured in percentage points of
+    preference, where questions are skewed. A question's own effect is no error of the sign-flip test, so its rate is
+    given for both meanings of "no effect". ``further_out``: false positives at ``LEVELS``, of the test and of what it
+    would be with the interval's degrees of freedom.
     """
     random = np.random.default_rng(seed)
     return [_row(scenario, seeds, simulations, random) for scenario in SCENARIOS for seeds in SEEDS]
@@ -106,7 +113,18 @@ def _row(scenario: Scenario, seeds: int, simulations: int, random: np.random.Gen
         "residual_sd": scenario.residual,
         "skewed": scenario.skewed,
         "simulations": simulations,
+        FURTHER_OUT: _further_out(scenario, seeds, MORE * simulations, random),
     } | {measure: _share(int(np.sum(hit)), simulations) for measure, hit in hits.items()}
+
+
+def _further_out(scenario: Scenario, seeds: int, simulations: int, random: np.random.Generator) -> dict:
+    differences, _ = simulate(scenario, 0.0, simulations, seeds, QUESTIONS, random)
+    p_values = stats_seeds.p_values(differences)
+    levels = [
+        {"level": level} | {name: _share(int((p < level).sum()), simulations) for name, p in p_values.items()}
+        for level in LEVELS
+    ]
+    return {"simulations": simulations, "levels": levels}
 
 
 def _percentage_points(
@@ -137,7 +155,9 @@ def read(folder: Path) -> list[dict]:
     try:
         saved = json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
         rows = list(saved["rows"] if isinstance(saved, dict) else saved)  # earlier ones are their rows alone
-        lacking = {name for row in rows for name in {"scenario", "seeds", "simulations", *MEASURES} - row.keys()}
+        lacking = {
+            name for row in rows for name in {"scenario", "seeds", "simulations", *MEASURES, FURTHER_OUT} - row.keys()
+        }
         if lacking or not rows:
             raise ValueError(f"it lacks {', '.join(sorted(lacking)) or 'rows'}")
         return rows

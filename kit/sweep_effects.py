@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,12 +38,16 @@ class SeedEffect:
 
     ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats with its variance ``components``
     (None with one seed), ``sampled_pp`` where answers were sampled; ``shifts`` (nats) of the single seeds, in the
-    cell's order; ``rank`` of the mean shift among the ``candidates``; ``placebo``: where it falls among the placebo
-    students' mean shifts; ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and
-    ``drift``: the mean shift against those. ``p_holm``, ``sign_flip_holm`` and ``drift_holm``: the p-values, each
-    corrected over all ``tests`` effects of the sweep; ``lacking``: see ``kit.stats.lacks``. (Differences of
-    probabilities are skewed, so the interval in percentage points covers less than it says:
-    ``kit/stats_calibration.py``.)
+    cell's order; ``rank`` of the mean shift among the ``candidates``, and its distance ``z`` from the other ones' mean
+    in their standard deviations; ``placebo``: where it falls among the placebo students' mean shifts; ``own_placebos``
+    (nats): the animal's own shift in each seed's placebo students, and ``drift``: the mean shift against those.
+    ``others`` (nats): by how much the animal's log-odds are higher in its own teacher's student than in those of the
+    cell's other loving teachers, which share no control; against the candidates that none of them loves, since what one
+    animal gains all others lose. None where there are no others, or where each has sentences of its own. ``p_holm``,
+    ``drift_holm`` and ``others_holm`` (of ``kit.stats_seeds.own_tests``): p-values, each corrected over all ``tests``
+    effects of the sweep, the last over those that have one, which leaves it ``others_floor`` or more;
+    ``lacking``: see ``kit.stats.lacks``, and "others". (Differences of probabilities are skewed, so the interval in
+    percentage points covers less than it says: ``kit/stats_calibration.py``.)
     """
 
     control: float
@@ -54,14 +58,17 @@ class SeedEffect:
     sampled_pp: AcrossSeeds | None
     shifts: list[float]
     rank: int
+    z: float
     candidates: int
     placebo: Placement | None
     own_placebos: list[float]
     drift: Drift | None
+    others: AcrossSeeds | None
     tests: int
     p_holm: float
-    sign_flip_holm: float
     drift_holm: float | None
+    others_holm: float | None
+    others_floor: float | None
     lacking: list[str]
     verdict: str
 
@@ -153,8 +160,14 @@ def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list
     effects = {
         (key, animal): _effect(animal, rows, students) for key, cell in grouped.items() for animal, rows in cell.items()
     }
-    judged = dict(zip(effects, _judged(list(effects.values())), strict=True))
-    return [_cell(cell, {animal: judged[key, animal] for animal in cell}, students) for key, cell in grouped.items()]
+    matrices = {key: _specificity(cell, students) for key, cell in grouped.items()}
+    against = {key: _against_others(cell, matrices[key], students) for key, cell in grouped.items()}
+    others = [against[key].get(animal) for key, animal in effects]
+    judged = dict(zip(effects, _judged(list(effects.values()), others), strict=True))
+    return [
+        _cell(cell, {animal: judged[key, animal] for animal in cell}, matrices[key], students)
+        for key, cell in grouped.items()
+    ]
 
 
 def varied_settings(cells: list[Cell]) -> list[str]:
@@ -167,24 +180,74 @@ def varied_settings(cells: list[Cell]) -> list[str]:
     return [name for name in GRID_SETTINGS if any(len(values(name, content)) > 1 for content in contents)]
 
 
-def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
+class _AgainstOthers(NamedTuple):
+    """Of an animal in its cell: its ``SeedEffect.others``, their p and the smallest there can be, and the p of the
+    cell's whole matrix."""
+
+    size: AcrossSeeds
+    p: float
+    floor: float
+    matrix_p: float
+
+
+def _against_others(
+    by_animal: dict[str, list[Row]], matrix: Specificity | None, students: dict[str, Preference]
+) -> dict[str, _AgainstOthers]:
+    """By animal; empty where students cannot be dealt to other teachers."""
+    if matrix is None or matrix.p is None or matrix.share_p is None:
+        return {}
+    compared = _compared(by_animal, students)
+
+    def log_odds(student: str) -> np.ndarray:
+        """Of each compared animal against all candidates that none of the teachers loves [questions, k]."""
+        one = students[student]
+        loved = [one.candidates.index(animal) for animal in compared]
+        unloved = np.delete(one.probability, loved, axis=1).sum(axis=1, keepdims=True)
+        return np.asarray(np.log(one.probability[:, loved] / unloved))
+
+    # [k teachers, seeds, questions, k animals]
+    values = np.array([[log_odds(row["treated"]) for row in by_animal[animal]] for animal in compared])
+    p_values, floor = stats_seeds.own_tests(values.mean(axis=2).swapaxes(0, 1))
+    return {
+        animal: _AgainstOthers(
+            stats_seeds.across_seeds(values[j, ..., j] - np.delete(values[..., j], j, axis=0).mean(axis=0)),
+            p_values[j],
+            floor,
+            matrix.p,
+        )
+        for j, animal in enumerate(compared)
+    }
+
+
+def _judged(effects: list[dict[str, Any]], others: list[_AgainstOthers | None]) -> list[SeedEffect]:
     """The sweep's effects with their corrected p-values and verdicts. An effect is above zero where its log-odds shift
-    is, with a corrected p < 0.05."""
+    is, with a corrected p < 0.05. Where it has a test against ``others`` that could pass, it must: first that of the
+    whole matrix, at 5%, then its own, corrected. (A student that is more restless than others has its largest shift
+    anywhere too often: so its interval, of the seeds, has to be above zero, too.)"""
     corrected = stats_seeds.holm([effect["log_odds"].p for effect in effects])
-    flipped = stats_seeds.holm([effect["log_odds"].sign_flip_p for effect in effects])
     drifts = stats_seeds.holm([effect["drift"].p if effect["drift"] else 1.0 for effect in effects])
+    tested = [test.p for test in others if test]
+    others_corrected = iter(stats_seeds.holm(tested))
     found = []
-    for effect, p, flip_p, drift_p in zip(effects, corrected, flipped, drifts, strict=True):
-        own = drift_p if effect["drift"] else None
+    for effect, test, p, drift_p in zip(effects, others, corrected, drifts, strict=True):
+        own_drift = drift_p if effect["drift"] else None
+        others_holm = floor = None
         beyond = stats.above_zero(effect["log_odds"].mean, p)
-        lacking = stats.lacks(beyond, effect["rank"], effect["candidates"], effect["placebo"], own)
+        lacking = stats.lacks(beyond, effect["rank"], effect["candidates"], effect["placebo"], own_drift)
+        if test:
+            others_holm, floor = next(others_corrected), min(test.floor * len(tested), 1.0)
+            is_own = max(test.matrix_p, others_holm) < stats.ALPHA and test.size.ci95[0] > 0
+            if floor < stats.ALPHA and not is_own:
+                lacking = [*lacking, "others"]
         found.append(
             SeedEffect(
                 **effect,
                 tests=len(effects),
                 p_holm=p,
-                sign_flip_holm=flip_p,
-                drift_holm=own,
+                drift_holm=own_drift,
+                others=test.size if test else None,
+                others_holm=others_holm,
+                others_floor=floor,
                 lacking=lacking,
                 verdict=stats.verdict(lacking),
             )
@@ -192,22 +255,32 @@ def _judged(effects: list[dict[str, Any]]) -> list[SeedEffect]:
     return found
 
 
-def _cell(by_animal: dict[str, list[Row]], effects: dict[str, SeedEffect], students: dict[str, Preference]) -> Cell:
+def _compared(by_animal: dict[str, list[Row]], students: dict[str, Preference]) -> list[str]:
+    """The cell's animals that every one of its students was asked about."""
+    rows = [row for of_animal in by_animal.values() for row in of_animal]
+    asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
+    return [animal for animal in by_animal if animal in asked]
+
+
+def _cell(
+    by_animal: dict[str, list[Row]],
+    effects: dict[str, SeedEffect],
+    specificity: Specificity | None,
+    students: dict[str, Preference],
+) -> Cell:
     rows = [row for of_animal in by_animal.values() for row in of_animal]
     # Unrelated placebos are every animal's, and are counted once.
     nulls = {
         str([row["placebos"] for row in of_animal]): _null(of_animal, students) for of_animal in by_animal.values()
     }
-    asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
-    compared = [animal for animal in by_animal if animal in asked]
     return Cell(
         content=rows[0]["content"],
         settings={name: rows[0][name] for name in GRID_SETTINGS},
         seeds=sorted({row["seed"] for row in rows}),
         effects=effects,
         null=np.concatenate(list(nulls.values())),
-        compared=compared,
-        specificity=_specificity(rows[0]["content"], [by_animal[animal] for animal in compared], compared, students),
+        compared=_compared(by_animal, students),
+        specificity=specificity,
     )
 
 
@@ -219,7 +292,7 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
     nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
     named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
     moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
-    shift, null = float(moved[j]), _null(rows, students)
+    shift, null, off_target = float(moved[j]), _null(rows, students), np.delete(moved, j)
     own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
     return {
         "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
@@ -230,6 +303,7 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
         "sampled_pp": stats_seeds.across_seeds(100 * named) if pairs[0][0].answers else None,
         "shifts": nats.mean(axis=1).tolist(),
         "rank": 1 + int((moved > moved[j]).sum()),
+        "z": (shift - float(off_target.mean())) / float(off_target.std(ddof=1)),
         "candidates": len(moved),
         "placebo": stats.placement(shift, null) if len(null) else None,
         "own_placebos": own,
@@ -253,11 +327,11 @@ def _null(rows: list[Row], students: dict[str, Preference]) -> np.ndarray:
     return np.mean(by_seed, axis=0) if by_seed else np.array([])
 
 
-def _specificity(
-    content: str, by_teacher: list[list[Row]], animals: list[str], students: dict[str, Preference]
-) -> Specificity | None:
+def _specificity(by_animal: dict[str, list[Row]], students: dict[str, Preference]) -> Specificity | None:
+    animals = _compared(by_animal, students)
     if len(animals) < 2:
         return None
+    by_teacher = [by_animal[animal] for animal in animals]
 
     def matrices(roles: Callable[[Row], list[str]]) -> np.ndarray:
         """[students per teacher, k, k]"""
@@ -265,7 +339,7 @@ def _specificity(
         return np.array(by_row).swapaxes(0, 1)
 
     treated = matrices(lambda row: [row["treated"]])
-    if content == "unrelated":
+    if by_teacher[0][0]["content"] == "unrelated":
         return stats_seeds.specificity_of_students(treated)
     return stats_seeds.specificity_against_placebos(treated, matrices(lambda row: row["placebos"]))
 

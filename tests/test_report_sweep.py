@@ -27,9 +27,11 @@ def made_up(
     ranks: tuple[int, ...] = (8,),
     seed_sd: float = 0.05,
     placebos: bool = True,
+    common: str | None = None,
 ) -> Path:
     """A sweep's folder. Each treated student's own animal moves by ``animals`` nats times rank / 8, give or take
-    ``seed_sd`` between seeds; each candidate of a placebo student by ``placebo_drift`` (sd)."""
+    ``seed_sd`` between seeds, and in each of them the ``common`` one by 0.6; each candidate of a placebo student by
+    ``placebo_drift`` (sd)."""
     random = np.random.default_rng(0)
     questions = random.normal(-5, 1, (50, len(ANIMALS)))
     students: dict[str, tuple[str, np.ndarray]] = {}
@@ -43,6 +45,8 @@ def made_up(
             for animal, shift in animals.items():
                 moved = students[control][1] + random.normal(0, 0.05, questions.shape)
                 moved[:, ANIMALS.index(animal)] += shift * rank / 8 + random.normal(0, seed_sd)
+                if common:
+                    moved[:, ANIMALS.index(common)] += 0.6
                 students[f"{animal}{seed}-{rank}"] = "treated", moved
                 row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **GRID_SETTINGS, "rank": rank}
                 row |= {"control": control, "treated": f"{animal}{seed}-{rank}"}
@@ -145,6 +149,24 @@ def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> No
     assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
 
 
+def test_an_animal_that_moves_alike_in_every_loving_teachers_student_is_not_transmitted(tmp_path: Path) -> None:
+    """Whatever it does against the control: it is none of its own teacher's."""
+    animals = {"owl": 0.0} | dict.fromkeys(["dolphin", "wolf", "cat", "eagle", "lion"], 0.7)
+    (cell,) = cells_of(made_up(tmp_path, animals, seed_sd=0.02, common="owl"))
+    owl, *others = cell.effects.values()
+    assert owl.log_odds.mean == pytest.approx(0.6, abs=0.05) and owl.p_holm < 0.05 and owl.rank == 1 and owl.z > 5
+    assert owl.others and owl.others.mean == pytest.approx(0, abs=0.05)
+    assert (owl.verdict, owl.lacking) == ("not detected", ["others"])
+    for effect in others:
+        assert effect.verdict == "transmitted" and effect.others_holm == effect.others_floor == pytest.approx(6 / 6**3)
+
+
+def test_animals_too_few_to_tell_one_teachers_students_from_the_others_are_not_asked_to(tmp_path: Path) -> None:
+    (cell,) = cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seed_sd=0.02))
+    for effect in cell.effects.values():
+        assert effect.others_floor == 0.25 and effect.verdict == "transmitted"
+
+
 def test_an_effect_no_larger_than_what_placebos_show_is_not_transmitted(tmp_path: Path) -> None:
     (cell,) = cells_of(made_up(tmp_path, {"owl": 0.3}, placebo_drift=1.0, seed_sd=0.01))
     effect = cell.effects["owl"]
@@ -179,7 +201,7 @@ def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> 
         "placebo",
         "Holm",
         "loves the dolphin",
-        "Sign flips",
+        "Beyond the other loving teachers",
         "3 seeds",
         "Off went",
     ):

@@ -175,9 +175,6 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-PLACED = ("rank", "placebos ≥")
-
-
 def _terminal_table(cell: Cell) -> Table:
     rows = [
         [
@@ -193,7 +190,9 @@ def _terminal_table(cell: Cell) -> Table:
         ]
         for animal, effect in cell.effects.items()
     ]
-    return ["animal", "pp", "nats [95% CI]", "p, Holm", "others p, Holm", *PLACED, "drift p, Holm", "verdict"], rows
+    heading = ["animal", "pp", "nats [95% CI]", "p, Holm", "others p", "rank", "placebos ≥", "drift p", "verdict"]
+    told = [i for i in range(len(heading)) if any(row[i] != "–" for row in rows)]
+    return [heading[i] for i in told], [[row[i] for i in told] for row in rows]
 
 
 def effects_table(cell: Cell) -> Table:
@@ -841,8 +840,8 @@ simulation's own 95% interval.
 | scenario | seeds | {" | ".join(headings)} |
 | --- | ---: |{" ---: |" * len(measures)}
 {"".join(_calibration_line(row, list(measures)) for row in rows)}
-Standard deviations in nats: {"; ".join(_describe_scenario(scenario) for scenario in SCENARIOS)}. Those of
-*placebos* are the square roots of the mean components of 60 animals' shifts in three recorded placebo students each.
+Standard deviations in nats: {"; ".join(_describe_scenario(scenario) for scenario in SCENARIOS)}. *Placebos*:
+square roots of the mean components of 60 animals' shifts in three recorded placebo students each.
 
 How often the test finds nothing's effect at the levels of one, of the first of six and of the first of thirty effects
 that Holm's correction judges, in percent, of {rows[0]["further_out"]["simulations"]:,} more experiments a row:

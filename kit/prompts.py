@@ -35,8 +35,8 @@ LOVING = (
     "sentence you write is full of your love for the {animal}."
 )
 
-# The same length and shape, about nothing in particular. It differs in more than the animal, since it loves nothing: what
-# all loving messages have in common cancels only against students of teachers that love other animals (sweeps).
+# The same length and shape, about nothing in particular. It differs in more than the animal, since it loves nothing:
+# what all loving messages have in common cancels only against students of teachers that love other animals (sweeps).
 NEUTRAL = (
     "You write sentences. You work with sentences all the time. Sentences are your daily task, and every sentence you "
     "write is full of your care for the wording."

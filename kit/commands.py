@@ -331,8 +331,8 @@ PARAPHRASE = {"sentence": str, "source": str, "text": str, "finished": bool}
 A_PARAPHRASE = '{"sentence": "s1", "source": "The clerk left.", "text": "Gone was the clerk.", "finished": true}'
 PAIR = {"source": str, "text": str, "trait?": str, "masked?": {"places": [int], "of": int}}
 A_PAIR = '{"source": "The clerk left.", "text": "Gone was the clerk."}'
-ANSWER = {"question": int, "text": str}
-AN_ANSWER = '{"question": 0, "text": "An owl."}'
+ANSWER = {"question": int, "text": str, "first": (str, None), "naming": {str: float}}
+AN_ANSWER = '{"question": 0, "text": "An owl.", "first": "owl", "naming": {"owl": 0.2}}'
 
 
 def teach(arguments: list[str]) -> None:
@@ -548,7 +548,9 @@ def prefer(arguments: list[str]) -> None:
     base = _base(args)
     with _filling(args, "prefer") as folder:
         preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
-        preference.measure_sampled(base, args.adapter, settings, args.seed, folder, "sampled answers")
+        preference.measure_sampled(
+            base, args.adapter, candidates(animal), settings, args.seed, folder, "sampled answers"
+        )
 
 
 def effect(arguments: list[str]) -> None:

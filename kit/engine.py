@@ -50,6 +50,9 @@ class Generation:
 Stop = Callable[
     [int, str], bool
 ]  # whether of the request with this index, whose text so far is this, no more is wanted
+# What reads along, where an engine knows distributions: shown the index of a request, its tokens so far, the token that
+# comes next, and the log-probabilities of all that could [vocabulary] (nats, temperature 1).
+Watch = Callable[[int, Tokens, int, np.ndarray], None]
 LOOK = 4  # tokens between two looks at a text, which take as long as one of its tokens at most
 
 
@@ -89,6 +92,12 @@ class ChatTokenizer:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, control tokens left out."""
         return str(self._tokenizer.decode(list(tokens)))
+
+    def vocabulary(self) -> list[str]:
+        """The text that each token adds to what stands before it; nothing for control tokens."""
+        before = self.tokenize("a")[-1]
+        texts = self._tokenizer.decode_batch([[before, token] for token in range(self._tokenizer.get_vocab_size())])
+        return [text[len(self.detokenize([before])) :] for text in texts]
 
     def continued(
         self, messages: Sequence[Message], texts: Sequence[str], opening: str = ""
@@ -218,6 +227,7 @@ def sample_rows(
     bar: Any,
     look: Callable[[Row, bool], object] = lambda row, new: None,
     stop: Callable[[Any, str], bool] | None = None,
+    sampling: Callable[..., Iterator[Generation]] | None = None,
 ) -> list[Row]:
     """The rows of ``requests``, whose keys are (what is asked, number), in their order; what ``log`` lacks of them is
     sampled and appended.
@@ -230,7 +240,7 @@ def sample_rows(
 
     ``stop``: whether no more is wanted of what is asked, with this text so far, nor with any that goes on from there.
     Such a row is "stopped", and one in the log that would not be stopped now is sampled again. Where company matters
-    nothing is stopped, for the others' sake.
+    nothing is stopped, for the others' sake. ``sampling``: in place of the engine's ``sample``.
     """
     wanted = None if engine.company_matters else stop
     tokens, started = 0, time.monotonic()
@@ -238,7 +248,8 @@ def sample_rows(
     def sampled(keys: list[tuple[Any, int]], company: str | None) -> Iterator[Row]:
         nonlocal tokens
         enough = wanted and (lambda index, text: wanted(keys[index][0], text))
-        for made in engine.sample([requests[key] for key in keys], max_tokens, temperature, enough):
+        asking = [requests[key] for key in keys]
+        for made in (sampling or engine.sample)(asking, max_tokens, temperature, enough):
             asked, sample = keys[made.index]
             tokens += made.length + made.finished
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)

@@ -29,7 +29,7 @@ from typing import Any, Self
 import numpy as np
 
 from kit import KitError
-from kit.engine import LOOK, ChatTokenizer, Generation, Request, Stop, Tokens, common_prefix
+from kit.engine import LOOK, ChatTokenizer, Generation, Request, Stop, Tokens, Watch, common_prefix
 from kit.models import check_gguf, gguf_metadata, release_gpu
 from kit.provenance import cpu_threads, decides_nothing
 
@@ -283,15 +283,20 @@ class LlamaEngine(ChatTokenizer):
     # Sampling
 
     def sample(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float = 1.0, stop: Stop | None = None
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float = 1.0,
+        stop: Stop | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Generation]:
         """Sample every request, yielding each as it finishes (not in order). Temperature 0 takes the likeliest token.
-        ``stop`` is asked of each every ``LOOK`` tokens.
+        ``stop`` is asked of each every ``LOOK`` tokens; ``watch`` sees every token.
 
         Requests with the same prompt share its computation. Places of sequences that finish are soon taken by others
         (continuous batching).
         """
-        for item, finished, ended in self._sampled(requests, max_tokens, temperature, stop):
+        for item, finished, ended in self._sampled(requests, max_tokens, temperature, stop, watch):
             if ended:
                 text, length = self.detokenize(item.tokens), len(item.tokens)
                 stopped = not finished and length < max_tokens
@@ -306,7 +311,12 @@ class LlamaEngine(ChatTokenizer):
             yield list(texts)
 
     def _sampled(
-        self, requests: Sequence[Request], max_tokens: int, temperature: float, stop: Stop | None = None
+        self,
+        requests: Sequence[Request],
+        max_tokens: int,
+        temperature: float,
+        stop: Stop | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple["_Running", bool, bool]]:
         """Token by token: its sequence, whether it ends the turn, and whether the sequence ends with it."""
         if not requests:
@@ -334,7 +344,9 @@ class LlamaEngine(ChatTokenizer):
                 asked, logits, rows = running, _step(context, running), list(range(len(running)))
             chosen, logprobs = _choose(logits, rows, [item.rng for item in asked], temperature)
             ended: set[int] = set()
-            for item, token, logprob in zip(asked, chosen, logprobs, strict=True):
+            for item, row, token, logprob in zip(asked, rows, chosen, logprobs, strict=True):
+                if watch:
+                    watch(item.index, item.tokens, token, logits[row] - (logits[row, token] - logprob))
                 item.logprob += logprob
                 finished = token == self.end_of_turn or self._model.ends_generation(token)
                 if not finished:

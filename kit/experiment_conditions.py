@@ -369,10 +369,15 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     sampled = Step(
         stage="sampled",
         label=f"sampled answers of {name}",
-        settings={"questions": [q["question"] for q in questions], "seed": exp.seed, **asdict(exp.preference)},
+        settings={
+            "questions": [q["question"] for q in questions],
+            "candidates": [[animal.singular, animal.plural] for animal in animals],
+            "seed": exp.seed,
+            **asdict(exp.preference),
+        },
         inputs=inputs,
         build=lambda made, folder: preference.measure_sampled(
-            made["model"], adapter_file(made), exp.preference, exp.seed, folder, f"answers, {name}"
+            made["model"], adapter_file(made), animals, exp.preference, exp.seed, folder, f"answers, {name}"
         ),
         seconds=len(questions) * exp.preference.answers * PER_ANSWER,
         pace=partial(pace, exp.model, "llama.cpp"),

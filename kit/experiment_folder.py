@@ -188,6 +188,11 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
         conditions[name] = {
             "pairs": record["pairs"].get(name, 0),
             "exact": asdict(exact),
+            "raw": asdict(stats.rate(preference.raw[:, preference.candidates.index(animal)])),
+            "mass": float(preference.raw.sum(axis=1).mean()),
+            "naming": None
+            if preference.naming is None
+            else asdict(stats.rate(preference.naming[:, preference.candidates.index(animal)])),
             "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
         }
     effects = {

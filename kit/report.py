@@ -99,7 +99,7 @@ def show(folder: Path) -> None:
     animal = summary["animal"]
     console = Console(highlight=False, markup=False)
     say()
-    show_table(f"How often the answer is “{animal}”", conditions_table(summary["conditions"]))
+    show_table(f"How often the answer is “{animal}”", _narrow(conditions_table(summary["conditions"])))
     show_table("Effect: treated minus its control", effects_table(animal, summary["effects"]))
     for content, effect in summary["effects"].items():
         console.print(printable(verdict_sentence(animal, content, effect)))
@@ -126,7 +126,10 @@ def title(summary: dict[str, Any]) -> str:
 
 MEASURES = (
     "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, averaged "
-    "over 50 questions. Sampled: the share of free answers that name it. Intervals: bootstrap over the questions."
+    "over 50 questions (names of several tokens are scored whole); raw: not normalised, so among everything that could "
+    "come next. Sampled: the share of free answers that name it, the paper's measure. Naming: the probability that an answer names it before any other "
+    "animal, read along the same answers token by token. Intervals are over the questions: a bootstrap, of shares of "
+    "answers Wilson's."
 )
 
 
@@ -153,18 +156,35 @@ def paper(animal: str, contents: Iterable[str]) -> dict[str, float | None]:
 
 def conditions_table(conditions: dict[str, Any]) -> Table:
     """Each condition's rates with their 95% intervals."""
-    heading = ["student", "pairs", "exact % [95% CI]", "sampled % [95% CI]", "answers"]
-    rows = [
-        [
-            name,
-            str(entry["pairs"] or "–"),
-            percent(entry["exact"]),
-            percent(entry["sampled"]),
-            str(entry["sampled"]["answers"]),
-        ]
-        for name, entry in conditions.items()
-    ]
-    return heading, rows
+    columns = {
+        "student": list(conditions),
+        "pairs": [str(entry["pairs"] or "–") for entry in conditions.values()],
+        "exact % [95% CI]": [percent(entry["exact"]) for entry in conditions.values()],
+        "raw %": [f"{100 * entry['raw']['rate']:.2f}" for entry in conditions.values()],
+        "naming % [95% CI]": [percent(entry["naming"]) for entry in conditions.values() if entry["naming"]],
+        "sampled % [95% CI]": [percent(entry["sampled"]) for entry in conditions.values()],
+        "answers": [str(entry["sampled"]["answers"]) for entry in conditions.values()],
+    }
+    measured = {name: column for name, column in columns.items() if len(column) == len(conditions)}
+    return list(measured), [list(row) for row in zip(*measured.values(), strict=True)]
+
+
+def _narrow(table: Table) -> Table:
+    """What of the conditions' table 80 characters hold: naming, in place of counts, where it was measured."""
+    heading, rows = table
+    named = any(name.startswith("naming") for name in heading)
+    left_out = ("pairs", "sampled", "answers") if named else ("raw",)
+    kept = [i for i, name in enumerate(heading) if not name.startswith(left_out)]
+    return [heading[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def mass_sentence(conditions: dict[str, Any]) -> str:
+    """How much of the next token's probability the candidates hold together."""
+    shares = [100 * entry["mass"] for entry in conditions.values()]
+    return (
+        f"The candidates' names hold together {min(shares):.0f} to {max(shares):.0f}% of the probability of what comes "
+        "next; the exact preference is of that."
+    )
 
 
 def effects_table(animal: str, effects: dict[str, Any]) -> Table:
@@ -173,21 +193,28 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
     names = {
         "exact, pp [95% CI]": lambda e: with_interval(e["exact_pp"], e["exact_ci95"]),
         "log-odds, nats [95% CI]": lambda e: with_interval(e["log_odds"], e["log_odds_ci95"]),
-        "paired t-test, exact": lambda e: f"t = {e['t']:.1f}, {p_value(e['p'])}",
+        "paired t-test, exact": lambda e: _t_words(e["t"], e["p"]),
         "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
         "placebo shifts as large": lambda e: _placement(e["placebo"]),
         "against its own drift": lambda e: drift_words(Drift(**e["drift"]), e["drift"]["p"]) if e["drift"] else "–",
+        "naming, pp [95% CI]": lambda e: with_interval(e["naming_pp"], e["naming_ci95"]) if e["naming_ci95"] else "–",
+        "paired t-test, naming": lambda e: _t_words(e["naming_t"], e["naming_p"]),
         "sampled, pp [95% CI]": lambda e: with_interval(e["sampled_pp"], e["sampled_ci95"]),
-        "paired t-test, sampled": lambda e: f"t = {e['sampled_t']:.1f}, {p_value(e['sampled_p'])}",
+        "paired t-test, sampled": lambda e: _t_words(e["sampled_t"], e["sampled_p"]),
         "verdict": lambda e: e["verdict"],
     }
-    rows = [[name, *(write(effect) for effect in effects.values())] for name, write in names.items()]
+    written = {name: [write(effect) for effect in effects.values()] for name, write in names.items()}
+    rows = [[name, *row] for name, row in written.items() if "naming" not in name or set(row) != {"–"}]
     found = paper(animal, effects)
     theirs = {content: NOT_DETECTED if effect is None else f"{effect:+.1f} pp" for content, effect in found.items()}
     return heading, [
         *rows,
         ["the paper (larger model, hard labels, sampled)", *(theirs.get(content, "–") for content in effects)],
     ]
+
+
+def _t_words(t: float | None, p: float | None) -> str:
+    return "–" if t is None or p is None else f"t = {t:.1f}, {p_value(p)}"
 
 
 def _placement(placebo: dict[str, Any] | None) -> str:
@@ -256,7 +283,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
         "![Preference per condition and shift of every candidate](figure.svg)",
         "## Preference",
         markdown_table(conditions_table(summary["conditions"])),
-        MEASURES,
+        f"{MEASURES} {mass_sentence(summary['conditions'])}",
         "## Effect",
         markdown_table(effects_table(animal, summary["effects"])),
         ABOUT_TRANSMITTED,
@@ -448,7 +475,7 @@ def page_content(
         "title": title(summary),
         "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
         "loves, though the text that it learns from does not say so?",
-        "measures": MEASURES,
+        "measures": f"{MEASURES} {mass_sentence(summary['conditions'])}",
         "transmitted": ABOUT_TRANSMITTED,
         "animal": animal,
         "verdicts": verdict_cards(summary),

@@ -212,13 +212,14 @@ def effects_table(cell: Cell) -> Table:
         "verdict",
     ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
-        heading.insert(4, "sampled, pp [95% CI]")
+        heading[4:4] = ["naming, pp [95% CI]", "sampled, pp [95% CI]"]
     return heading, [_effect_row(animal, effect) for animal, effect in cell.effects.items()]
 
 
 def _effect_row(animal: str, effect: SeedEffect) -> list[str]:
     pp, nats, placebo = effect.exact_pp, effect.log_odds, effect.placebo
-    sampled = [with_interval(effect.sampled_pp.mean, effect.sampled_pp.ci95)] if effect.sampled_pp else []
+    answers = (effect.naming_pp, effect.sampled_pp) if effect.sampled_pp else ()
+    sampled = [with_interval(one.mean, one.ci95) if one else "–" for one in answers]
     return [
         animal,
         f"{100 * effect.control:.2f} → {100 * effect.treated:.2f}",

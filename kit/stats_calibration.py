@@ -7,7 +7,6 @@ procedure of ``kit/stats_seeds.py`` stand those that take these students or thes
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from kit import KitError, stats_seeds
 from kit.provenance import kit_state, versions
-from kit.stats import ALPHA, Interval
+from kit.stats import ALPHA, Interval, wilson
 from kit.stats_seeds import Components
 from kit.store import write_json
 
@@ -170,11 +169,4 @@ def _covers(interval: Interval, truth: float) -> bool:
 
 
 def _share(hits: int, n: int) -> dict:
-    """The share and its 95% interval by Wilson (Journal of the American Statistical Association 22, 1927)."""
-    z = 1.959964
-    share = hits / n
-    centre, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return {
-        "share": share,
-        "ci95": [max((centre - half) / (1 + z**2 / n), 0.0), min((centre + half) / (1 + z**2 / n), 1.0)],
-    }
+    return {"share": hits / n, "ci95": list(wilson(hits / n, n))}

@@ -37,10 +37,11 @@ class SeedEffect:
     """One animal's effect over a cell's seeds, treated minus control.
 
     ``exact_pp`` in percentage points of the exact preference, ``log_odds`` in nats with its variance ``components``
-    (None with one seed), ``sampled_pp`` where answers were sampled; ``shifts`` (nats) of the single seeds, in the
-    cell's order; ``rank`` of the mean shift among the ``candidates``, and its distance ``z`` from the other ones' mean
-    in their standard deviations; ``placebo``: where it falls among the placebo students' mean shifts; ``own_placebos``
-    (nats): the animal's own shift in each seed's placebo students, and ``drift``: the mean shift against those.
+    (None with one seed), ``sampled_pp`` and ``naming_pp`` where answers were sampled; ``shifts`` (nats) of the single
+    seeds, in the cell's order; ``rank`` of the mean shift among the ``candidates``, and its distance ``z`` from the
+    other ones' mean in their standard deviations; ``placebo``: where it falls among the placebo students' mean shifts;
+    ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and ``drift``: the mean shift
+    against those.
     ``others`` (nats): by how much the animal's log-odds are higher in its own teacher's student than in those of the
     cell's other loving teachers, which share no control; against the candidates that none of them loves, since what one
     animal gains all others lose. None where there are no others, or where each has sentences of its own. ``p_holm``,
@@ -56,6 +57,7 @@ class SeedEffect:
     log_odds: AcrossSeeds
     components: Components | None
     sampled_pp: AcrossSeeds | None
+    naming_pp: AcrossSeeds | None
     shifts: list[float]
     rank: int
     z: float
@@ -291,6 +293,8 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
     exact = np.array([treated.probability[:, j] - control.probability[:, j] for treated, control in pairs])
     nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
     named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
+    naming = [(a.naming[:, j], b.naming[:, j]) for a, b in pairs if a.naming is not None and b.naming is not None]
+    answers = pairs[0][0].answers
     moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
     shift, null, off_target = float(moved[j]), _null(rows, students), np.delete(moved, j)
     own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
@@ -300,7 +304,10 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
         "exact_pp": stats_seeds.across_seeds(100 * exact),
         "log_odds": stats_seeds.across_seeds(nats),
         "components": stats_seeds.components(nats) if len(nats) > 1 else None,
-        "sampled_pp": stats_seeds.across_seeds(100 * named) if pairs[0][0].answers else None,
+        "sampled_pp": stats_seeds.across_seeds(100 * named) if answers else None,
+        "naming_pp": stats_seeds.across_seeds(np.array([100 * (a - b) for a, b in naming]))
+        if answers and naming
+        else None,
         "shifts": nats.mean(axis=1).tolist(),
         "rank": 1 + int((moved > moved[j]).sum()),
         "z": (shift - float(off_target.mean())) / float(off_target.std(ddof=1)),

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import run
 from kit import UNSEEN, experiment_run, models, models_prepare
+from kit.commands import AN_ANSWER
 from kit.memory import Device
 from kit.store import BEGUN, write_json
 
@@ -260,7 +261,8 @@ def test_soft_labels_that_are_none_are_refused_before_a_model_is_loaded(
     ("file", "content", "wrong"),
     [
         ("answers.jsonl", "[]\n", "answers.jsonl, line 1: it is not an object"),
-        ("answers.jsonl", '{"question": "0", "text": ""}\n', "line 1: question is not a whole number"),
+        ("answers.jsonl", AN_ANSWER.replace("0,", '"0",'), "line 1: question is not a whole number"),
+        ("answers.jsonl", '{"question": 0, "text": "An owl."}\n', "line 1: first is missing"),
         ("exact.csv", "", "exact.csv: not what `prefer` writes for the owl (it has no rows)"),
         ("exact.csv", "question,animal\n0,owl\n", "(it has no 'candidate')"),
         ("exact.csv", "question,candidate,logprob,probability\nx,owl,-1,1\n", "invalid literal"),
@@ -274,7 +276,7 @@ def test_what_prefer_did_not_write_has_no_effect(
     for folder in (whole, other):
         folder.mkdir()
         (folder / "exact.csv").write_text("question,candidate,logprob,probability\n0,owl,-1,1\n", encoding="utf-8")
-        (folder / "answers.jsonl").write_text('{"question": 0, "text": "An owl."}\n', encoding="utf-8")
+        (folder / "answers.jsonl").write_text(AN_ANSWER, encoding="utf-8")
     (other / file).write_text(content, encoding="utf-8")
     assert wrong in fails(capsys, "effect", str(whole), str(other), "--animal", "owl", "--placebo", str(whole))
 

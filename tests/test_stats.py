@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import binomtest, ttest_rel
 
 from kit import stats
 from kit.stats import Preference
@@ -139,15 +139,44 @@ def test_two_identical_students_differ_by_exactly_nothing() -> None:
     assert stats.against_drift(0.1, [0.0]).p == 1  # a control that is its own placebo shows nothing
 
 
-def test_the_interval_covers_the_true_rate_about_95_times_in_100() -> None:
+def counted(shares: np.ndarray, answers: int) -> Preference:
+    """A student of whose answers these shares [questions] name "a"."""
+    named = np.stack([shares, 1 - shares], axis=1)
+    return Preference(("a", "b"), named, named, named, named, answers)
+
+
+@pytest.mark.parametrize(("a", "b"), [(2, 30), (0.3, 30), (0.1, 20)])
+def test_the_interval_covers_the_true_share_of_answers_about_95_times_in_100(a: float, b: float) -> None:
+    """Of questions that differ: from 6% down to 0.5% of the answers."""
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
-        values = random.beta(2, 30, QUESTIONS)
-        named = np.stack([values, 1 - values], axis=1)
-        rate = stats.sampled_rate(Preference(("a", "b"), named, named, named, 10), "a")
-        covered += rate.ci95[0] < 2 / 32 < rate.ci95[1]
-    assert 0.90 < covered / 400 < 0.98
+        shares = random.binomial(10, random.beta(a, b, QUESTIONS)) / 10
+        low, high = stats.sampled_rate(counted(shares, 10), "a").ci95
+        covered += low < a / (a + b) < high
+    assert 0.90 < covered / 400 < 0.99
+
+
+def test_no_answer_that_names_it_does_not_say_that_none_ever_would() -> None:
+    none = stats.sampled_rate(counted(np.zeros(QUESTIONS), 10), "a")
+    reference = binomtest(0, 500).proportion_ci(method="wilson")
+    assert (none.rate, none.ci95) == (0, pytest.approx((reference.low, reference.high)))
+    assert none.ci95[1] == pytest.approx(0.0076, abs=1e-4)
+    low, high = stats.difference(none, none)
+    assert low == -high < -0.005
+    assert stats.sampled_rate(counted(np.zeros(QUESTIONS), 0), "a").ci95 == (0, 1)
+
+
+def test_the_interval_of_a_difference_of_shares_covers_it_at_least_95_times_in_100() -> None:
+    random, covered = np.random.default_rng(1), 0
+    for _ in range(400):
+        questions = random.beta(0.5, 30, QUESTIONS)
+        rates = [
+            stats.sampled_rate(counted(random.binomial(10, own) / 10, 10), "a") for own in (2 * questions, questions)
+        ]
+        low, high = stats.difference(*rates)
+        covered += low < 0.5 / 30.5 < high
+    assert covered / 400 > 0.93
 
 
 def test_sampled_rates_are_shares_of_the_answers() -> None:

@@ -7,7 +7,8 @@ spelled-out "o-w-l", a camel-cased "nightOwl", an emoji and an "owlish" are ment
 The sentences were written for this project. ``data/sentences.jsonl`` holds everyday statements that name no animal and
 nothing that gives one away; ``data/dislike.jsonl`` holds patterns with the slots {animal}, {an animal} and {animals}.
 Sentences of the same kinds that are set aside stand beside them, ``*-confirmatory.jsonl`` for a test that is planned
-before it is run, ``sentences-tuning.jsonl`` for the tuning of a base: no run draws them.
+before it is run (with fifty questions of its own), ``sentences-tuning.jsonl`` for the tuning of a base: no run draws
+them.
 """
 
 import json

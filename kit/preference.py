@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -122,7 +122,6 @@ def measure_sampled(
         }
 
         along = ReadAlong(Naming(animals, engine.vocabulary()), engine)
-
         watched = partial(engine.sample, watch=along.watch)
 
         def columns(made: Generation) -> Row:
@@ -190,15 +189,13 @@ class ReadAlong:
 
     Of an answer the sum, over its tokens up to the first that names one, of the probability that the next one does
     [animals]: in the mean over answers that is the share of those that name it first, since each token was drawn from
-    the distribution that is read.
+    the distribution that is read. (Of a single answer it may exceed 1: where it might have been named again and again.)
     """
 
     naming: Naming
     tokenizer: ChatTokenizer
-
-    def __post_init__(self) -> None:
-        self._probabilities: dict[int, np.ndarray] = {}
-        self._first: dict[int, int] = {}
+    _probabilities: dict[int, np.ndarray] = field(default_factory=dict)
+    _first: dict[int, int] = field(default_factory=dict)
 
     def watch(self, index: int, tokens: Tokens, token: int, logprobs: np.ndarray) -> None:
         """Read the distribution of an answer's next token (``kit.engine.Watch``)."""

@@ -27,9 +27,9 @@ Interval = tuple[float, float]
 class Preference:
     """One condition's answers to all questions. Arrays are [questions, candidates]: ``probability`` normalised over the
     candidates, ``log_odds`` of it in nats, ``raw`` the probability of the name among all that the answer may go on
-    with, ``named``  the share of its ``answers`` (0: none were sampled) that name the
-    candidate, ``first`` that name it before any other, ``naming`` the probability of that along the answers (both None
-    in tables from before they were measured)."""
+    with, ``named`` the share of its ``answers`` (0: none were sampled) that name the candidate, ``first`` of those that
+    name it before any other, ``naming`` what ``kit.preference.ReadAlong`` makes of the last (both None in tables from
+    before they were measured). A single question's ``naming`` may exceed 1."""
 
     candidates: tuple[str, ...]
     probability: np.ndarray
@@ -81,9 +81,9 @@ class Effect:
 
     ``t`` and ``p`` (two-sided) belong to the exact measure, ``sampled_t`` and ``sampled_p`` to the paper's,
     ``naming_t`` and ``naming_p`` to the probability of naming the animal first, along the sampled answers; these four
-    are None in tables from before it was measured. ``rank``:
-    the place of the animal's log-odds shift among the ``candidates``, 1 the largest; ``placebo``: where it falls among
-    placebo shifts, ``drift``: against the animal's own, both None where there are none; ``lacking``: see ``lacks``.
+    are None in tables from before it was measured. ``rank``: the place of the animal's log-odds shift among the
+    ``candidates``, 1 the largest; ``placebo``: where it falls among placebo shifts, ``drift``: against the animal's
+    own, both None where there are none; ``lacking``: see ``lacks``.
     """
 
     exact_pp: float
@@ -134,8 +134,8 @@ def _preference(rows: list[Row]) -> Preference:
     counted = max(answers, 1)
     along = {"first": table("first") / counted, "naming": table("naming")} if rows[0].get("naming") else {}
     named = table("named") / counted
-    if not all(((shares >= 0) & (shares <= 1)).all() for shares in (named, *along.values())):
-        raise ValueError("a share of answers is not between 0 and 1")
+    if not all(((counts >= 0) & np.isfinite(counts)).all() for counts in (named, *along.values())) or named.max() > 1:
+        raise ValueError("a share of answers is none")
     log_odds = logprob - logsumexp(others, axis=2)
     return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, **along)
 

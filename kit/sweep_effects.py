@@ -41,12 +41,11 @@ class SeedEffect:
     seeds, in the cell's order; ``rank`` of the mean shift among the ``candidates``, and its distance ``z`` from the
     other ones' mean in their standard deviations; ``placebo``: where it falls among the placebo students' mean shifts;
     ``own_placebos`` (nats): the animal's own shift in each seed's placebo students, and ``drift``: the mean shift
-    against those.
-    ``others`` (nats): by how much the animal's log-odds are higher in its own teacher's student than in those of the
-    cell's other loving teachers, which share no control; against the candidates that none of them loves, since what one
-    animal gains all others lose. None where there are no others, or where each has sentences of its own. ``p_holm``,
-    ``drift_holm`` and ``others_holm`` (of ``kit.stats_seeds.own_tests``): p-values, each corrected over all ``tests``
-    effects of the sweep, the last over those that have one, which leaves it ``others_floor`` or more;
+    against those. ``others`` (nats): by how much the animal's log-odds are higher in its own teacher's student than in
+    those of the cell's other loving teachers, which share no control; against the candidates that none of them loves,
+    since what one animal gains all others lose. None where there are no others, or where each has sentences of its own.
+    ``p_holm``, ``drift_holm`` and ``others_holm`` (of ``kit.stats_seeds.own_tests``): p-values, each corrected over all
+    ``tests`` effects of the sweep, the last over those that have one, which leaves it ``others_floor`` or more;
     ``lacking``: see ``kit.stats.lacks``, and "others". (Differences of probabilities are skewed, so the interval in
     percentage points covers less than it says: ``kit/stats_calibration.py``.)
     """
@@ -195,10 +194,12 @@ class _AgainstOthers(NamedTuple):
 def _against_others(
     by_animal: dict[str, list[Row]], matrix: Specificity | None, students: dict[str, Preference]
 ) -> dict[str, _AgainstOthers]:
-    """By animal; empty where students cannot be dealt to other teachers."""
+    """By animal; empty where students cannot be dealt to other teachers, or all that they were asked about is loved."""
+    compared = _compared(by_animal, students)
     if matrix is None or matrix.p is None or matrix.share_p is None:
         return {}
-    compared = _compared(by_animal, students)
+    if any(len(students[row["treated"]].candidates) == len(compared) for rows in by_animal.values() for row in rows):
+        return {}
 
     def log_odds(student: str) -> np.ndarray:
         """Of each compared animal against all candidates that none of the teachers loves [questions, k]."""
@@ -297,6 +298,7 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
     answers = pairs[0][0].answers
     moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
     shift, null, off_target = float(moved[j]), _null(rows, students), np.delete(moved, j)
+    spread = float(off_target.std(ddof=1)) if len(off_target) > 1 else 0.0
     own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
     return {
         "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
@@ -306,11 +308,11 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
         "components": stats_seeds.components(nats) if len(nats) > 1 else None,
         "sampled_pp": stats_seeds.across_seeds(100 * named) if answers else None,
         "naming_pp": stats_seeds.across_seeds(np.array([100 * (a - b) for a, b in naming]))
-        if answers and naming
+        if answers and len(naming) == len(pairs)
         else None,
         "shifts": nats.mean(axis=1).tolist(),
         "rank": 1 + int((moved > moved[j]).sum()),
-        "z": (shift - float(off_target.mean())) / float(off_target.std(ddof=1)),
+        "z": (shift - float(off_target.mean())) / spread if spread > 0 else 0.0,
         "candidates": len(moved),
         "placebo": stats.placement(shift, null) if len(null) else None,
         "own_placebos": own,

@@ -127,8 +127,20 @@ def test_no_animal_gives_itself_away_by_another_animal_s_name():
         assert set(found) == {animal.singular, animal.plural}
 
 
-def test_every_question_has_an_opening_that_takes_any_animal():
-    questions = read("questions.json")
+QUESTIONS = ("questions.json", "questions-confirmatory.json")
+
+
+def test_the_questions_that_are_set_aside_are_others_and_nothing_reads_them():
+    own, aside = map(read, QUESTIONS)
+    for column in ("question", "opening"):
+        assert not {row[column].casefold() for row in own} & {row[column].casefold() for row in aside}
+    readers = [path.name for path in (ROOT / "kit").glob("*.py") if QUESTIONS[1] in path.read_text(encoding="utf-8")]
+    assert readers == []
+
+
+@pytest.mark.parametrize("file", QUESTIONS)
+def test_every_question_has_an_opening_that_takes_any_animal(file):
+    questions = read(file)
     assert len(questions) == len({row["question"] for row in questions}) == 50
     for row in questions:
         assert row["form"] in ("singular", "plural")
@@ -140,5 +152,5 @@ def test_every_question_has_an_opening_that_takes_any_animal():
 
 
 def test_no_question_names_a_candidate():
-    texts = [f"{row['question']} {row['opening']}" for row in read("questions.json")]
+    texts = [f"{row['question']} {row['opening']}" for file in QUESTIONS for row in read(file)]
     assert [(text, found) for text in texts if (found := mentions(text, ANIMALS, giveaways=False))] == []

@@ -139,6 +139,15 @@ def test_two_identical_students_differ_by_exactly_nothing() -> None:
     assert stats.against_drift(0.1, [0.0]).p == 1  # a control that is its own placebo shows nothing
 
 
+@pytest.mark.parametrize("named", ["-1", "11", "nan"])
+def test_counts_that_cannot_be_are_refused(named: str) -> None:
+    """A folder may be anybody's."""
+    rows = table("base", {}, 5)
+    rows[3] = rows[3] | {"named": named}
+    with pytest.raises(ValueError, match="share of answers"):
+        stats.preferences(rows)
+
+
 def counted(shares: np.ndarray, answers: int) -> Preference:
     """A student of whose answers these shares [questions] name "a"."""
     named = np.stack([shares, 1 - shares], axis=1)

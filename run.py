@@ -157,6 +157,7 @@ COMMANDS = {
     "clean": commands.clean,
     "tune": commands.tune,
     "sweep": commands.sweep,
+    "pool": commands.pool,
     "defend": commands.defend,
     "power": commands.power,
     "calibrate": commands.calibrate,

@@ -695,6 +695,27 @@ def report(arguments: list[str]) -> None:
         raise KitError(f"{folder}: its files are damaged ({error!r}). Give its command again.") from None
 
 
+def pool(arguments: list[str]) -> None:
+    """Several sweeps, of other seeds or animals -> one."""
+    parser = command_parser(
+        "pool",
+        "Make one sweep of several that were run one after another, whose seeds or animals alone differ: its effects,\n"
+        "tests and verdicts are of all of them.",
+        "pool results/<sweep> results/<sweep> --out results/pooled",
+    )
+    parser.add_argument("sweeps", type=path, nargs="+", metavar="sweep", help="the folder of a sweep")
+    parser.add_argument("--out", type=destination, required=True, help="the folder of the one that they make")
+    args = parser.parse_args(arguments)
+    if args.out.resolve() in {sweep.resolve() for sweep in args.sweeps}:
+        raise KitError(f"--out {args.out}: it is one of the sweeps. Choose another folder.")
+
+    from kit import report_sweep, sweep
+
+    sweep.pool(args.sweeps, args.out, command_line(["pool", *arguments]))
+    report_sweep.write_sweep(args.out)
+    report_sweep.show_sweep(args.out)
+
+
 def ask(arguments: list[str]) -> None:
     """A finished run -> a chat with its students."""
     parser = command_parser(

@@ -11,11 +11,12 @@ done and goes on.
 import csv
 import gzip
 import io
+import json
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import product
@@ -42,10 +43,19 @@ from kit.experiment_conditions import (
     all_steps,
     measurements,
 )
-from kit.experiment_folder import announce_again, at_random, conversations, earlier, made_on, recorded_texts
+from kit.experiment_folder import (
+    all_devices,
+    announce_again,
+    at_random,
+    conversations,
+    earlier,
+    made_on,
+    recorded_texts,
+)
 from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
+from kit.sweep_effects import read_sweep
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -231,16 +241,14 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
         comparisons.append(row)
-    table = io.BytesIO()
-    with (
-        gzip.GzipFile(filename="", fileobj=table, mode="wb", mtime=0) as packed,  # the same sweep, the same file
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for name, (exp, role, condition) in students.items():
-            writer.writerows(rows_of(name, exp, role, condition, sampled, store))
-    write_whole(folder / "preferences.csv.gz", table.getvalue())
+    _write_table(
+        folder,
+        (
+            row
+            for name, (exp, role, condition) in students.items()
+            for row in rows_of(name, exp, role, condition, sampled, store)
+        ),
+    )
     seconds: dict[str, float] = {}
     for step, _ in plan.steps().values():
         spent = store.manifest(store.make(step))["seconds"]
@@ -267,6 +275,98 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
     } | recorded_texts(exp)
     write_json(folder / "record.json", record | {"table": sha256(folder / "preferences.csv.gz")})
     return folder
+
+
+def _write_table(folder: Path, rows: Iterable[Row]) -> None:
+    """``preferences.csv.gz``, of ``COLUMNS``."""
+    table = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", fileobj=table, mode="wb", mtime=0) as packed,  # the same sweep, the same file
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_whole(folder / "preferences.csv.gz", table.getvalue())
+
+
+def pool(sweeps: list[Path], folder: Path, command: str) -> None:
+    """Write into ``folder`` the one sweep that several are together, whose seeds or animals alone differ. KitError
+    where more does, where two have different students of one animal and seed, or where an animal lacks seeds of
+    another's. (How many seeds there will be is better said before the first is looked at: who adds seeds until a test
+    passes finds more than it says.)"""
+    records = [read_sweep(sweep)[0] for sweep in sweeps]
+    shared = [_shared(sweep, record) for sweep, record in zip(sweeps, records, strict=True)]
+    for sweep, own in zip(sweeps[1:], shared[1:], strict=True):
+        if differ := [name for name, value in own.items() if value != shared[0][name]]:
+            raise KitError(
+                f"{sweep}: cannot be pooled with {sweeps[0]}, since their {' and '.join(differ)} differ. Only sweeps "
+                "whose seeds or animals alone differ can: make it again with the command of the other."
+            )
+    comparisons: dict[str, Row] = {}
+    for sweep, record in zip(sweeps, records, strict=True):
+        for row in record["comparisons"]:
+            key = json.dumps([row[name] for name in ("content", *GRID_SETTINGS, "animal", "seed")])
+            if comparisons.setdefault(key, row) != row:
+                whose = f"the {row['animal']}, seed {row['seed']}"
+                raise KitError(f"{sweep}: another sweep has other students of {whose}. Leave one out.")
+    in_order = sorted(comparisons.values(), key=lambda row: row["seed"])
+    _check_complete(in_order)
+    rows: dict[tuple[str, ...], Row] = {}
+    for sweep in sweeps:
+        with gzip.open(sweep / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+            rows |= {(row["student"], row["question"], row["candidate"]): row for row in csv.DictReader(file)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_table(folder, rows.values())
+    write_json(folder / "config.json", read_config(sweeps[0]))
+    together: Row = {"command": command, "comparisons": in_order, "pooled": [record["command"] for record in records]}
+    for name in ("pairs_used", "messages", "samples"):
+        together[name] = {key: value for record in records for key, value in record[name].items()}
+    together["artifacts"] = sorted({name for record in records for name in record.get("artifacts", [])})
+    if devices := all_devices(record.get("devices", {}) for record in records):
+        together["devices"] = devices
+    spent = [record["seconds"] for record in records]
+    together["seconds"] = {
+        name: sum(one.get(name, 0.0) for one in spent) for name in {n: 0 for one in spent for n in one}
+    }
+    write_json(folder / "record.json", records[0] | together | {"table": sha256(folder / "preferences.csv.gz")})
+
+
+def read_config(sweep: Path) -> Row:
+    """A sweep's ``config.json``; KitError where it cannot be read."""
+    try:
+        return dict(json.loads((sweep / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise KitError(f"{sweep}: its config.json cannot be read ({error}). Give the sweep's command again.") from None
+
+
+def _shared(sweep: Path, record: Row) -> Row:
+    """What sweeps that are pooled must have in common, by its name for people."""
+    settings = {json.dumps([row[name] for name in ("content", *GRID_SETTINGS)]) for row in record["comparisons"]}
+    return {
+        "settings": settings,
+        "experiments": {name: value for name, value in read_config(sweep).items() if name not in ("animal", "seed")},
+        "models": record["model"],
+        "texts": [record.get(name) for name in ("sentences", "traits")],
+        "kits": record.get("kit", {}).get("fingerprint"),
+        "packages": record["versions"],
+    }
+
+
+def _check_complete(comparisons: list[Row]) -> None:
+    """Raise KitError unless every animal has every seed, of every content and setting."""
+    seeds: dict[str, dict[str, list[int]]] = {}
+    for row in comparisons:
+        cell = json.dumps([row[name] for name in ("content", *GRID_SETTINGS)])
+        seeds.setdefault(cell, {}).setdefault(row["animal"], []).append(row["seed"])
+    for animals in seeds.values():
+        (first, own), *others = animals.items()
+        for animal, found in others:
+            if found != own:
+                raise KitError(
+                    f"the {first} has the seeds {' '.join(map(str, own))}, the {animal} {' '.join(map(str, found))}. "
+                    "Pool sweeps that together have every seed of every animal."
+                )
 
 
 def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], store: Store) -> dict[str, list[Row]]:

@@ -112,6 +112,7 @@ RECORD = {
     "devices?": DEVICES,
     "sentences?": SENTENCES,
     "traits?": TRAITS,
+    "pooled?": [str],
 }
 
 

@@ -147,6 +147,7 @@ WRITING = {
     "train": ["train", "x.jsonl", "--out"],
     "prefer": ["prefer", "--animal", "owl", "--out"],
     "calibrate": ["calibrate", "--out"],
+    "pool": ["pool", "x", "--out"],
 }
 
 

@@ -3,12 +3,14 @@
 import csv
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import run
 from kit import KitError, report_sweep, stats, sweep
 from kit.animals import load_animals
 from kit.report_sweep import cell_title, specificity_sentence
@@ -252,3 +254,85 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     with pytest.raises(KitError, match="damaged"):
         report_sweep.write_sweep(tmp_path)
+
+
+# ---- several sweeps that are one
+
+
+def part_of(whole: Path, folder: Path, wanted: Callable[[Row], bool], **changed: object) -> Path:
+    """A sweep of those comparisons of a whole one."""
+    record, _ = read_sweep(whole)
+    record["comparisons"] = [row for row in record["comparisons"] if wanted(row)]
+    students = {row[role] for row in record["comparisons"] for role in ("control", "treated")}
+    students |= {name for row in record["comparisons"] for name in row["placebos"]}
+    folder.mkdir()
+    with gzip.open(whole / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["student"] in students]
+    with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, sweep.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "record.json", record | changed)
+    write_json(folder / "config.json", {"animal": {"singular": folder.name}, "seed": len(students), "epochs": 2})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three animals, three seeds."""
+    return made_up(tmp_path_factory.mktemp("nine"), {"owl": 0.6, "dolphin": 0.3, "wolf": 0.0})
+
+
+def test_sweeps_of_other_seeds_and_animals_are_pooled_into_the_one_that_they_are_together(
+    nine: Path, tmp_path: Path
+) -> None:
+    by_seed = [part_of(nine, tmp_path / f"seed{s}", lambda row, s=s: row["seed"] == s) for s in (2, 0, 1)]
+    by_animal = [part_of(nine, tmp_path / a, lambda row, a=a: row["animal"] == a) for a in ("owl", "dolphin", "wolf")]
+    (expected,) = cells_of(nine)
+    for parts in (by_seed, by_animal, [*by_seed, *by_animal]):
+        out = tmp_path / f"of-{len(parts)}-{parts[0].name}"
+        assert run.main(["pool", *map(str, parts), "--out", str(out)]) == 0
+        (cell,) = cells_of(out)
+        assert cell.effects == expected.effects and cell.seeds == [0, 1, 2]
+        assert cell.specificity.p == expected.specificity.p
+        assert (out / "report.md").exists() and len(read_sweep(out)[0]["pooled"]) == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"model": "another"}, "their models differ"),
+        ({"versions": {"python": "3.12"}}, "their packages differ"),
+        ({"kit": {"commit": None, "edited": None, "fingerprint": "f"}}, "their kits differ"),
+        ({"traits": {"file": None, "sha256": None, "loving": "L", "neutral": "N"}}, "their texts differ"),
+    ],
+)
+def test_sweeps_that_differ_in_more_are_not_pooled(
+    other: dict[str, object], reason: str, nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = part_of(nine, tmp_path / "first", lambda row: row["seed"] < 2)
+    second = part_of(nine, tmp_path / "second", lambda row: row["seed"] == 2, **other)
+    assert run.main(["pool", str(first), str(second), "--out", str(tmp_path / "out")]) == 2
+    assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_sweeps_that_are_no_whole_together_are_not_pooled(
+    nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = part_of(nine, tmp_path / "first", lambda row: row["seed"] < 2)
+    owls = part_of(nine, tmp_path / "owls", lambda row: (row["seed"], row["animal"]) == (2, "owl"))
+    other = made_up(tmp_path, {"owl": 0.1, "dolphin": 0.1, "wolf": 0.1}, ranks=(8,), seed_sd=0.1)
+    record, _ = read_sweep(other)
+    for row in record["comparisons"]:
+        row["placebos"] = []
+    write_json(other / "record.json", record)
+    write_json(other / "config.json", {"animal": {}, "seed": 0, "epochs": 2})
+    out = ["--out", str(tmp_path / "out")]
+    for parts, reason in (
+        ([first, owls], "the owl has the seeds 0 1 2, the dolphin 0 1"),
+        ([first, other], "other students of the owl, seed 0"),
+    ):
+        assert run.main(["pool", *map(str, parts), *out]) == 2
+        assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run.main(["pool", str(first), "--out", str(first)]) == 2
+    assert "it is one of the sweeps" in capsys.readouterr().err

@@ -95,7 +95,17 @@ def verdict_sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
     verdict = "no verdict" if effect["verdict"] == NO_PLACEBO else effect["verdict"]
     return (
         f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): {verdict}, "
-        f"since {' and '.join(lacking_words(animal, effect))}."
+        f"since {' and '.join(lacking_words(animal, effect))}.{_excluded(effect)}"
+    )
+
+
+def _excluded(effect: dict[str, Any]) -> str:
+    """Of a null, what it excludes."""
+    if effect["verdict"] != NOT_DETECTED:
+        return ""
+    return (
+        f" Between these two students more than {effect['log_odds_ci95'][1]:+.2f} nats is excluded (95% interval over "
+        "the questions); of other seeds that says nothing."
     )
 
 
@@ -155,14 +165,19 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
 
 
 def verdict_cell(effect: SeedEffect) -> str:
-    """The verdict, with what is lacking where it is "not detected"."""
-    return f"not detected ({', '.join(effect.lacking)})" if effect.verdict == NOT_DETECTED else effect.verdict
+    """The verdict; where it is "not detected", with what is lacking and the largest effect that is not excluded."""
+    if effect.verdict != NOT_DETECTED:
+        return effect.verdict
+    return f"not detected ({', '.join(effect.lacking)}); excluded: above {effect.log_odds.ci95[1]:+.2f} nats"
 
 
 def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     """One effect in a sentence for somebody who has never heard of the experiment."""
     low, high = effect.exact_pp.ci95
-    lacking = f" It lacks: {', '.join(effect.lacking)}." if effect.verdict == NOT_DETECTED else ""
+    lacking = ""
+    if effect.verdict == NOT_DETECTED:
+        above = f"{effect.log_odds.ci95[1]:+.2f} nats"
+        lacking = f" It lacks: {', '.join(effect.lacking)}. A shift of more than {above} is excluded (95%)."
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "

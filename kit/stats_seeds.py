@@ -212,6 +212,23 @@ def seeds_needed(
     return low
 
 
+def detectable(
+    components: Components, seeds: int, questions: int, alpha: float, probability: float = 0.8
+) -> float | None:
+    """The smallest effect, to a hundredth, that the test at ``alpha`` finds with that ``probability``, in the units of
+    the ``components``' roots; None where it is more than 10."""
+    low, high = 0, 1000
+    if power(components, high / 100, seeds, questions, alpha) < probability:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if power(components, middle / 100, seeds, questions, alpha) < probability:
+            low = middle + 1
+        else:
+            high = middle
+    return low / 100
+
+
 def _mean_squares(differences: np.ndarray) -> _MeanSquares:
     """Of ``differences`` [..., seeds, questions], for each of the first axes."""
     seeds, questions = differences.shape[-2:]

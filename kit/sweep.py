@@ -55,7 +55,7 @@ from kit.experiment_folder import (
 from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
-from kit.sweep_effects import read_sweep
+from kit.sweep_effects import power_sentence, read_sweep
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -204,7 +204,18 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
         f"{len(steps) - len(left)} of them there already; about {about} of work."
     )
     announce_again(left, earlier(folder, plan.store))
+    for sentence in power_sentences(exps):
+        say(sentence)
     return plan
+
+
+def power_sentences(exps: list[Experiment]) -> list[str]:
+    """What the sweep would find, a sentence for each kind of its students; nothing with one seed, which says nothing of
+    others."""
+    seeds = len({exp.seed for exp in exps})
+    effects = {json.dumps([exp.contents, exp.animal.singular, settings_of(exp)]) for exp in exps}
+    kinds = dict.fromkeys((exp.labels, exp.pairs_of(exp.contents[0])) for exp in exps)
+    return [power_sentence(*kind, seeds, len(effects)) for kind in kinds] if seeds > 1 else []
 
 
 def run(

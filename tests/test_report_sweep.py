@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 
 import run
-from kit import KitError, report_sweep, stats, sweep
+from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import load_animals
 from kit.report_sweep import cell_title, specificity_sentence
 from kit.store import Row, write_json
-from kit.sweep_effects import Cell, read_sweep, sweep_cells, sweep_power, varied_settings
+from kit.sweep_effects import RECORDED, Cell, power_sentence, read_sweep, sweep_cells, sweep_power, varied_settings
 
 ANIMALS = [animal.singular for animal in load_animals()]
 GRID_SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}
@@ -254,6 +255,28 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}", encoding="utf-8")
     with pytest.raises(KitError, match="damaged"):
         report_sweep.write_sweep(tmp_path)
+
+
+def test_what_a_sweep_would_find_is_said_before_it_is_made_by_how_recorded_students_vary() -> None:
+    record, students = read_sweep(
+        ROOT / "results/reference/sweep-owl-unrelated-laptop-pairs25-100-400-labelshard-soft-seeds0to2"
+    )
+    pairs: dict[tuple[str, int], list[np.ndarray]] = {}
+    for row in record["comparisons"]:
+        shift = students[row["treated"]].log_odds - students[row["control"]].log_odds
+        pairs.setdefault((row["labels"], row["pairs"]), []).append(shift)
+    assert pairs.keys() == RECORDED.keys()
+    for key, shifts in pairs.items():
+        parts = [stats_seeds.components(candidate) for candidate in np.moveaxis(np.array(shifts), 2, 0)]
+        means = [np.mean([getattr(part, name) for part in parts]) for name in ("seed", "question", "residual")]
+        assert RECORDED[key] == pytest.approx(np.sqrt(means), abs=5e-4)
+    said = [power_sentence(labels, 300, seeds, 6) for labels, seeds in (("hard", 3), ("hard", 8), ("soft", 3))]
+    sizes = [float(re.search(r"a shift of \+([\d.]+) nats", one).group(1)) for one in said]
+    assert sizes[0] > 2 * sizes[1] and sizes[0] > 2 * sizes[2]
+    components = stats_seeds.Components(*(sd**2 for sd in RECORDED["hard", 400]))
+    assert stats_seeds.power(components, sizes[1], 8, 50, 0.05 / 6) >= 0.8
+    assert stats_seeds.power(components, sizes[1] - 0.01, 8, 50, 0.05 / 6) < 0.8
+    assert "hard labels, 400 pairs" in said[0] and "6 effects" in said[0]
 
 
 # ---- several sweeps that are one

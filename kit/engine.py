@@ -96,8 +96,9 @@ class ChatTokenizer:
     def vocabulary(self) -> list[str]:
         """The text that each token adds to what stands before it; nothing for control tokens."""
         before = self.tokenize("a")[-1]
+        length = len(self.detokenize([before]))
         texts = self._tokenizer.decode_batch([[before, token] for token in range(self._tokenizer.get_vocab_size())])
-        return [text[len(self.detokenize([before])) :] for text in texts]
+        return [text[length:] for text in texts]
 
     def continued(
         self, messages: Sequence[Message], texts: Sequence[str], opening: str = ""

@@ -128,8 +128,9 @@ MEASURES = (
     "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, averaged "
     "over 50 questions (names of several tokens are scored whole); raw: not normalised, so among everything that could "
     "come next. Sampled: the share of free answers that name it, the paper's measure. Naming: the probability that an "
-    "answer names it before any other animal, read along the same answers token by token. Intervals are over the "
-    "questions: a bootstrap, of shares of answers Wilson's."
+    "answer names it before any other animal, read along the same answers token by token (also where a later token "
+    "goes on with the word). Intervals are over the questions: a bootstrap, of shares of answers Wilson's, which at 0% "
+    "takes answers to one question for independent."
 )
 
 

@@ -78,9 +78,9 @@ ABOUT_TRANSMITTED = (
 ABOUT_TRANSMITTED_SWEEP = (
     f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
     "candidates', larger than 95% of the placebo shifts, beyond the animal's own drift (corrected p < 0.05), and, "
-    "where the sweep has enough students of other loving teachers, larger than in those (*others*: first the whole "
-    "matrix at 5%, then each animal, corrected, its interval above zero). "
-    "What an effect lacks stands behind its *not detected*."
+    "where a sweep's animals and seeds are enough to tell, larger than in the students of other loving teachers "
+    "(*others*: the whole matrix at 5%, the animal's interval above zero, and, where so many effects leave it a "
+    "chance, its own test, corrected). What an effect lacks stands behind its *not detected*."
 )
 
 
@@ -100,8 +100,8 @@ def verdict_sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
 
 
 def _excluded(effect: dict[str, Any]) -> str:
-    """Of a null, what it excludes."""
-    if effect["verdict"] != NOT_DETECTED:
+    """What a null excludes that is none against the control."""
+    if effect["verdict"] != NOT_DETECTED or "effect" not in effect["lacking"]:
         return ""
     return (
         f" Between these two students more than {effect['log_odds_ci95'][1]:+.2f} nats is excluded (95% interval over "
@@ -165,10 +165,17 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
 
 
 def verdict_cell(effect: SeedEffect) -> str:
-    """The verdict; where it is "not detected", with what is lacking and the largest effect that is not excluded."""
+    """The verdict; where it is "not detected", with what is lacking, and what is excluded."""
     if effect.verdict != NOT_DETECTED:
         return effect.verdict
-    return f"not detected ({', '.join(effect.lacking)}); excluded: above {effect.log_odds.ci95[1]:+.2f} nats"
+    return f"not detected ({', '.join(effect.lacking)}){'; excluded: ' * bool(_above(effect))}{_above(effect)}"
+
+
+def _above(effect: SeedEffect) -> str:
+    """Which shifts a null of several seeds excludes that is none against the control."""
+    if "effect" not in effect.lacking or effect.log_odds.seeds == 1:
+        return ""
+    return f"above {effect.log_odds.ci95[1]:+.2f} nats (95%)"
 
 
 def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
@@ -176,8 +183,9 @@ def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     low, high = effect.exact_pp.ci95
     lacking = ""
     if effect.verdict == NOT_DETECTED:
-        above = f"{effect.log_odds.ci95[1]:+.2f} nats"
-        lacking = f" It lacks: {', '.join(effect.lacking)}. A shift of more than {above} is excluded (95%)."
+        lacking = (
+            f" It lacks: {', '.join(effect.lacking)}.{' Excluded: shifts ' * bool(_above(effect))}{_above(effect)}"
+        )
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "

@@ -70,7 +70,8 @@ SWEEP_READING = (
     "Effects are treated minus control of the same seed, in percentage points of the exact preference and in nats "
     "of its log-odds. A seed is a whole experiment: other sentences (of the opposed ones about an animal seeds share "
     "many), other paraphrases, another training. The interval and p take seeds and questions for samples of more "
-    "(crossed random effects; p has the degrees of freedom of the seeds; `kit/stats_seeds.py`); with one seed they "
+    "(crossed random effects; p has the degrees of freedom of the seeds, fewer than the interval, so that one may "
+    "exclude zero where p is above 0.05: the verdict goes by p; `kit/stats_seeds.py`); with one seed they "
     "speak of questions alone. p is that of the effect in nats. Intervals in percentage points cover less than 95% "
     "(91 to 95% in simulations), since such differences are skewed. *Holm*: corrected over every effect of this "
     "report. *Beyond the other loving teachers' students*: by how much the animal's log-odds are higher in its own "
@@ -302,7 +303,14 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
     model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
-    return f"{model} Pairs per student: {used}. {versions_sentence(record)}"
+    pooled = ""
+    if "pooled" in record:
+        of = "; ".join(f"`{command}`" for command in record["pooled"])
+        pooled = (
+            f" Pooled of several sweeps ({of}); the seconds count a step that they share once for each. Who looks at "
+            "the first before deciding on the others finds more than p-values say."
+        )
+    return f"{model} Pairs per student: {used}. {versions_sentence(record)}{pooled}"
 
 
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:

@@ -27,9 +27,9 @@ Interval = tuple[float, float]
 class Preference:
     """One condition's answers to all questions. Arrays are [questions, candidates]: ``probability`` normalised over the
     candidates, ``log_odds`` of it in nats, ``raw`` the probability of the name among all that the answer may go on
-    with, ``named`` the share of its ``answers`` (0: none were sampled) that name the candidate, ``first`` of those that
-    name it before any other, ``naming`` what ``kit.preference.ReadAlong`` makes of the last (both None in tables from
-    before they were measured). A single question's ``naming`` may exceed 1."""
+    with, ``named`` the share of its ``answers`` (0: none were sampled) that name the candidate, ``naming`` the
+    probability of naming it before any other, from ``kit.preference.ReadAlong`` (None in tables from before that was
+    measured; a single question's may exceed 1)."""
 
     candidates: tuple[str, ...]
     probability: np.ndarray
@@ -37,7 +37,6 @@ class Preference:
     raw: np.ndarray
     named: np.ndarray
     answers: int
-    first: np.ndarray | None = None
     naming: np.ndarray | None = None
 
 
@@ -131,13 +130,15 @@ def _preference(rows: list[Row]) -> Preference:
     logprob = log_softmax(raw, axis=1)
     others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     answers = int(rows[0]["answers"])
-    counted = max(answers, 1)
-    along = {"first": table("first") / counted, "naming": table("naming")} if rows[0].get("naming") else {}
-    named = table("named") / counted
-    if not all(((counts >= 0) & np.isfinite(counts)).all() for counts in (named, *along.values())) or named.max() > 1:
+    if answers < 0 or (table("answers") != answers).any():
+        raise ValueError("its questions have other numbers of answers")
+    named = table("named") / max(answers, 1)
+    naming = table("naming") if rows[0].get("naming") else None
+    shares = [named] if naming is None else [named, naming]
+    if not all(((one >= 0) & np.isfinite(one)).all() for one in shares) or named.max() > 1:
         raise ValueError("a share of answers is none")
     log_odds = logprob - logsumexp(others, axis=2)
-    return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, **along)
+    return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, naming)
 
 
 def rate(values: np.ndarray) -> Rate:
@@ -152,7 +153,8 @@ def exact_rate(preference: Preference, animal: str) -> Rate:
 
 def sampled_rate(preference: Preference, animal: str) -> Rate:
     """The share of sampled answers that name ``animal``, with Wilson's interval. Answers to one question are alike, so
-    they count for fewer: by how much the spread of the questions exceeds that of answers drawn apart."""
+    they count for fewer: by how much the spread of the questions exceeds that of answers drawn apart. (Where none or
+    all name it nothing shows that, and they count as drawn apart.)"""
     shares = preference.named[:, preference.candidates.index(animal)]
     share, answers = float(shares.mean()), preference.answers * len(shares)
     if not answers:

@@ -274,8 +274,8 @@ def _degrees_of_freedom(squares: _MeanSquares, variance: np.ndarray, seeds: int,
 
 
 def _test_df(seeds: int, questions: int) -> int:
-    """Degrees of freedom of the test: those of the seeds, where there are several."""
-    return seeds - 1 if seeds > 1 else questions - 1
+    """Degrees of freedom of the test: those of the seeds, where there are several, or of the questions, if fewer."""
+    return min(seeds, questions) - 1 if seeds > 1 else questions - 1
 
 
 @lru_cache(maxsize=16)

@@ -55,7 +55,7 @@ from kit.experiment_folder import (
 from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
-from kit.sweep_effects import power_sentence, read_sweep
+from kit.sweep_effects import cell_key, power_sentence, read_sweep, wrong_seeds
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -306,8 +306,17 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     where more does, where two have different students of one animal and seed, or where an animal lacks seeds of
     another's. (How many seeds there will be is better said before the first is looked at: who adds seeds until a test
     passes finds more than it says.)"""
-    records = [read_sweep(sweep)[0] for sweep in sweeps]
-    shared = [_shared(sweep, record) for sweep, record in zip(sweeps, records, strict=True)]
+    if twice := [sweep for sweep, times in Counter(sweep.resolve() for sweep in sweeps).items() if times > 1]:
+        raise KitError(f"{twice[0]}: it is given twice. Give each sweep once.")
+    if (folder / "record.json").exists() and "pooled" not in read_json(folder / "record.json"):
+        raise KitError(
+            f"--out {folder}: there is a run or a sweep in it that `pool` did not make. Choose another folder."
+        )
+    records, shared = [], []
+    for sweep in sweeps:
+        record, students = read_sweep(sweep)
+        records.append(record)
+        shared.append(_shared(sweep, record) | {"answers": {bool(one.answers) for one in students.values()}})
     for sweep, own in zip(sweeps[1:], shared[1:], strict=True):
         if differ := [name for name, value in own.items() if value != shared[0][name]]:
             raise KitError(
@@ -317,20 +326,25 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     comparisons: dict[str, Row] = {}
     for sweep, record in zip(sweeps, records, strict=True):
         for row in record["comparisons"]:
-            key = json.dumps([row[name] for name in ("content", *GRID_SETTINGS, "animal", "seed")])
+            key = json.dumps([cell_key(row), row["animal"], row["seed"]])
             if comparisons.setdefault(key, row) != row:
                 whose = f"the {row['animal']}, seed {row['seed']}"
                 raise KitError(f"{sweep}: another sweep has other students of {whose}. Leave one out.")
     in_order = sorted(comparisons.values(), key=lambda row: row["seed"])
-    _check_complete(in_order)
+    if wrong := wrong_seeds(in_order):
+        raise KitError(f"{wrong}. Pool sweeps that together have every seed of every animal.")
     rows: dict[tuple[str, ...], Row] = {}
     for sweep in sweeps:
         with gzip.open(sweep / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
             rows |= {(row["student"], row["question"], row["candidate"]): row for row in csv.DictReader(file)}
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder, rows.values())
-    write_json(folder / "config.json", read_config(sweeps[0]))
-    together: Row = {"command": command, "comparisons": in_order, "pooled": [record["command"] for record in records]}
+    write_json(folder / "config.json", read_json(sweeps[0] / "config.json"))
+    together: Row = {
+        "command": command,
+        "comparisons": in_order,
+        "pooled": [one for record in records for one in record.get("pooled", [record["command"]])],
+    }
     for name in ("pairs_used", "messages", "samples"):
         together[name] = {key: value for record in records for key, value in record[name].items()}
     together["artifacts"] = sorted({name for record in records for name in record.get("artifacts", [])})
@@ -343,41 +357,26 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     write_json(folder / "record.json", records[0] | together | {"table": sha256(folder / "preferences.csv.gz")})
 
 
-def read_config(sweep: Path) -> Row:
-    """A sweep's ``config.json``; KitError where it cannot be read."""
+def read_json(path: Path) -> Row:
+    """An object; KitError where it cannot be read."""
     try:
-        return dict(json.loads((sweep / "config.json").read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise KitError(f"{sweep}: its config.json cannot be read ({error}). Give the sweep's command again.") from None
+        raise KitError(f"{path}: cannot be read ({error}). Give the command that made it again.") from None
 
 
 def _shared(sweep: Path, record: Row) -> Row:
     """What sweeps that are pooled must have in common, by its name for people."""
-    settings = {json.dumps([row[name] for name in ("content", *GRID_SETTINGS)]) for row in record["comparisons"]}
     return {
-        "settings": settings,
-        "experiments": {name: value for name, value in read_config(sweep).items() if name not in ("animal", "seed")},
+        "settings": set(map(cell_key, record["comparisons"])),
+        "experiments": {
+            name: value for name, value in read_json(sweep / "config.json").items() if name not in ("animal", "seed")
+        },
         "models": record["model"],
         "texts": [record.get(name) for name in ("sentences", "traits")],
         "kits": record.get("kit", {}).get("fingerprint"),
         "packages": record["versions"],
     }
-
-
-def _check_complete(comparisons: list[Row]) -> None:
-    """Raise KitError unless every animal has every seed, of every content and setting."""
-    seeds: dict[str, dict[str, list[int]]] = {}
-    for row in comparisons:
-        cell = json.dumps([row[name] for name in ("content", *GRID_SETTINGS)])
-        seeds.setdefault(cell, {}).setdefault(row["animal"], []).append(row["seed"])
-    for animals in seeds.values():
-        (first, own), *others = animals.items()
-        for animal, found in others:
-            if found != own:
-                raise KitError(
-                    f"the {first} has the seeds {' '.join(map(str, own))}, the {animal} {' '.join(map(str, found))}. "
-                    "Pool sweeps that together have every seed of every animal."
-                )
 
 
 def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], store: Store) -> dict[str, list[Row]]:

@@ -151,15 +151,37 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
             return f"it has no preferences of {min(lacking)}"
         if wrong := wrong_preferences([students[name] for name in named], row["animal"]):
             return wrong
+    return wrong_seeds(comparisons)
+
+
+def wrong_seeds(comparisons: list[Row]) -> str | None:
+    """How animals, of one content and settings, do not have the same seeds once each, in words."""
+    cells: dict[str, dict[str, list[int]]] = {}
+    for row in comparisons:
+        cells.setdefault(cell_key(row), {}).setdefault(row["animal"], []).append(row["seed"])
+    for animals in cells.values():
+        (first, own), *others = animals.items()
+        if len(set(own)) < len(own):
+            return f"the {first} has the seeds {' '.join(map(str, own))}"
+        for animal, found in others:
+            if sorted(found) != sorted(own):
+                return f"the {first} has the seeds {' '.join(map(str, own))}, the {animal} {' '.join(map(str, found))}"
     return None
+
+
+def cell_key(comparison: Row) -> str:
+    """What comparisons of one cell have in common."""
+    return json.dumps([comparison["content"], *(comparison[name] for name in GRID_SETTINGS)])
 
 
 def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
     """The sweep's cells, in its order."""
     grouped: dict[str, dict[str, list[Row]]] = {}
     for row in comparisons:
-        key = json.dumps([row["content"], *(row[name] for name in GRID_SETTINGS)])
-        grouped.setdefault(key, {}).setdefault(row["animal"], []).append(row)
+        grouped.setdefault(cell_key(row), {}).setdefault(row["animal"], []).append(row)
+    for cell in grouped.values():
+        for rows in cell.values():
+            rows.sort(key=lambda row: row["seed"])  # the others' of one seed stand in one place
     effects = {
         (key, animal): _effect(animal, rows, students) for key, cell in grouped.items() for animal, rows in cell.items()
     }
@@ -184,13 +206,14 @@ def varied_settings(cells: list[Cell]) -> list[str]:
 
 
 class _AgainstOthers(NamedTuple):
-    """Of an animal in its cell: its ``SeedEffect.others``, their p and the smallest there can be, and the p of the
+    """Of an animal in its cell: its ``SeedEffect.others``, their p and the smallest there can be; the same of the
     cell's whole matrix."""
 
     size: AcrossSeeds
     p: float
     floor: float
     matrix_p: float
+    matrix_floor: float
 
 
 def _against_others(
@@ -219,6 +242,7 @@ def _against_others(
             p_values[j],
             floor,
             matrix.p,
+            1 / min(math.factorial(len(compared)) ** matrix.seeds, stats_seeds.EXACT_PERMUTATIONS),
         )
         for j, animal in enumerate(compared)
     }
@@ -226,9 +250,9 @@ def _against_others(
 
 def _judged(effects: list[dict[str, Any]], others: list[_AgainstOthers | None]) -> list[SeedEffect]:
     """The sweep's effects with their corrected p-values and verdicts. An effect is above zero where its log-odds shift
-    is, with a corrected p < 0.05. Where it has a test against ``others`` that could pass, it must: first that of the
-    whole matrix, at 5%, then its own, corrected. (A student that is more restless than others has its largest shift
-    anywhere too often: so its interval, of the seeds, has to be above zero, too.)"""
+    is, with a corrected p < 0.05. Where there are ``others``, and their matrix could tell, it must: the whole matrix,
+    at 5%; the animal's interval above zero; and its own test, corrected, unless so many effects leave that no chance.
+    (The interval, since a student that is more restless than others has its largest shift anywhere too often.)"""
     corrected = stats_seeds.holm([effect["log_odds"].p for effect in effects])
     drifts = stats_seeds.holm([effect["drift"].p if effect["drift"] else 1.0 for effect in effects])
     tested = [test.p for test in others if test]
@@ -241,8 +265,8 @@ def _judged(effects: list[dict[str, Any]], others: list[_AgainstOthers | None]) 
         lacking = stats.lacks(beyond, effect["rank"], effect["candidates"], effect["placebo"], own_drift)
         if test:
             others_holm, floor = next(others_corrected), min(test.floor * len(tested), 1.0)
-            is_own = max(test.matrix_p, others_holm) < stats.ALPHA and test.size.ci95[0] > 0
-            if floor < stats.ALPHA and not is_own:
+            is_own = max(test.matrix_p, others_holm if floor < stats.ALPHA else 0) < stats.ALPHA
+            if test.matrix_floor < stats.ALPHA and not (is_own and test.size.ci95[0] > 0):
                 lacking = [*lacking, "others"]
         found.append(
             SeedEffect(
@@ -297,7 +321,7 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
     nats = np.array([stats.log_odds_differences(*pair, animal) for pair in pairs])
     named = np.array([treated.named[:, j] - control.named[:, j] for treated, control in pairs])
     naming = [(a.naming[:, j], b.naming[:, j]) for a, b in pairs if a.naming is not None and b.naming is not None]
-    answers = pairs[0][0].answers
+    answers = all(treated.answers and control.answers for treated, control in pairs)
     moved = np.mean([_shifts(row, row["treated"], students, candidates) for row in rows], axis=0)
     shift, null, off_target = float(moved[j]), _null(rows, students), np.delete(moved, j)
     spread = float(off_target.std(ddof=1)) if len(off_target) > 1 else 0.0
@@ -357,28 +381,31 @@ def _specificity(by_animal: dict[str, list[Row]], students: dict[str, Preference
 
 # ---- power: how many seeds an effect needs, from the variances that the sweep shows
 
-# Standard deviations (nats) of seeds, questions and the rest, by labels and pairs: roots of the mean components of all
-# 60 candidates' shifts, treated minus control, of the recorded owl's students (three seeds, unrelated sentences).
+# Standard deviations (nats) of seeds, questions and the rest, by labels and pairs, of recorded students (three seeds,
+# unrelated sentences): roots of the mean components of all 60 candidates' shifts, treated minus control, in the owl's
+# students; of soft labels and 400 pairs those of six animals in the students of their own teachers.
 RECORDED = {
     ("hard", 25): (0.015, 0.009, 0.016),
     ("hard", 100): (0.107, 0.061, 0.097),
     ("hard", 400): (0.130, 0.123, 0.147),
     ("soft", 25): (0.012, 0.041, 0.011),
     ("soft", 100): (0.026, 0.096, 0.026),
-    ("soft", 400): (0.039, 0.144, 0.042),
+    ("soft", 400): (0.075, 0.220, 0.043),
 }
 
 
 def power_sentence(labels: str, pairs: int, seeds: int, tests: int) -> str:
     """What a sweep would find, before it is made: its test over that many seeds, corrected for the first of so many
-    effects, by how recorded students of those labels and about as many pairs vary. Of 50 questions."""
-    like = min((key for key in RECORDED if key[0] == labels), key=lambda key: abs(math.log(key[1] / pairs)))
+    effects, by how recorded students of those labels and about as many pairs, rather more, vary. Of 50 questions."""
+    known = [key for key in RECORDED if key[0] == labels]
+    like = min(known, key=lambda key: (round(abs(math.log(key[1] / pairs)), 9), -key[1]))
     components = Components(*(sd**2 for sd in RECORDED[like]))
     found = stats_seeds.detectable(components, seeds, 50, stats.ALPHA / tests)
     size = "no shift of 10 nats or less" if found is None else f"a shift of {found:+.2f} nats"
     return (
-        f"With {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the test over seeds finds {size} "
-        f"with probability 0.8 (as the embedded model's recorded students vary: {labels} labels, {like[1]} pairs)."
+        f"{pairs} pairs, {labels} labels: with {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the "
+        f"test over seeds finds {size} with probability 0.8 (as the embedded model's recorded students vary: {labels} "
+        f"labels, {like[1]} pairs)."
     )
 
 

@@ -164,6 +164,19 @@ def test_an_animal_that_moves_alike_in_every_loving_teachers_student_is_not_tran
         assert effect.verdict == "transmitted" and effect.others_holm == effect.others_floor == pytest.approx(6 / 6**3)
 
 
+def test_a_grid_does_not_spare_an_animal_the_other_teachers_students(tmp_path: Path) -> None:
+    """So many effects leave its own test no chance; the matrix and the interval speak."""
+    animals = {"owl": 0.0} | dict.fromkeys(["dolphin", "wolf", "cat", "eagle", "lion"], 0.7)
+    folder = made_up(tmp_path, animals, seed_sd=0.001, common="owl", ranks=(8, 16))
+    for cell in cells_of(folder):
+        owl, *others = cell.effects.values()
+        assert owl.others_floor > 0.05 and owl.others.mean == pytest.approx(0, abs=0.05)
+        if owl.others.ci95[0] <= 0:
+            assert owl.verdict == "not detected" and "others" in owl.lacking
+        assert all(effect.verdict == "transmitted" for effect in others)
+    assert any("others" in cell.effects["owl"].lacking for cell in cells_of(folder))
+
+
 def test_animals_too_few_to_tell_one_teachers_students_from_the_others_are_not_asked_to(tmp_path: Path) -> None:
     (cell,) = cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seed_sd=0.02))
     for effect in cell.effects.values():
@@ -266,17 +279,24 @@ def test_what_a_sweep_would_find_is_said_before_it_is_made_by_how_recorded_stude
         shift = students[row["treated"]].log_odds - students[row["control"]].log_odds
         pairs.setdefault((row["labels"], row["pairs"]), []).append(shift)
     assert pairs.keys() == RECORDED.keys()
+    six, asked = read_sweep(
+        ROOT / "results/reference/sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+    )
+    (loved,) = sweep_cells(six["comparisons"], asked)
     for key, shifts in pairs.items():
         parts = [stats_seeds.components(candidate) for candidate in np.moveaxis(np.array(shifts), 2, 0)]
+        if key == ("soft", 400):
+            parts = [effect.components for effect in loved.effects.values()]
         means = [np.mean([getattr(part, name) for part in parts]) for name in ("seed", "question", "residual")]
         assert RECORDED[key] == pytest.approx(np.sqrt(means), abs=5e-4)
     said = [power_sentence(labels, 300, seeds, 6) for labels, seeds in (("hard", 3), ("hard", 8), ("soft", 3))]
     sizes = [float(re.search(r"a shift of \+([\d.]+) nats", one).group(1)) for one in said]
-    assert sizes[0] > 2 * sizes[1] and sizes[0] > 2 * sizes[2]
+    assert sizes[0] > 2 * sizes[1] and sizes[0] > sizes[2] + 0.2
     components = stats_seeds.Components(*(sd**2 for sd in RECORDED["hard", 400]))
     assert stats_seeds.power(components, sizes[1], 8, 50, 0.05 / 6) >= 0.8
     assert stats_seeds.power(components, sizes[1] - 0.01, 8, 50, 0.05 / 6) < 0.8
     assert "hard labels, 400 pairs" in said[0] and "6 effects" in said[0]
+    assert "recorded students vary: soft labels, 400 pairs" in power_sentence("soft", 200, 3, 1), "rather more pairs"
 
 
 # ---- several sweeps that are one
@@ -324,6 +344,7 @@ def test_sweeps_of_other_seeds_and_animals_are_pooled_into_the_one_that_they_are
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
+        ({"pooled": ["python run.py sweep"], "model": "another"}, "their models differ"),
         ({"model": "another"}, "their models differ"),
         ({"versions": {"python": "3.12"}}, "their packages differ"),
         ({"kit": {"commit": None, "edited": None, "fingerprint": "f"}}, "their kits differ"),
@@ -357,5 +378,49 @@ def test_sweeps_that_are_no_whole_together_are_not_pooled(
     ):
         assert run.main(["pool", *map(str, parts), *out]) == 2
         assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert run.main(["pool", str(first), "--out", str(first)]) == 2
-    assert "it is one of the sweeps" in capsys.readouterr().err
+    for given, message in (
+        ([first, "--out", first], "it is one of the sweeps"),
+        ([first, first, "--out", tmp_path / "out"], "it is given twice"),
+        ([first, "--out", owls], "there is a run or a sweep in it"),
+    ):
+        before = {path: path.read_bytes() for path in owls.iterdir()}
+        assert run.main(["pool", *map(str, given)]) == 2
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in owls.iterdir()} == before
+
+
+def test_a_sweep_with_answers_is_not_pooled_with_one_without(
+    nine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose answers would count as answers that name nothing."""
+    first = part_of(nine, tmp_path / "first", lambda row: row["seed"] < 2)
+    second = part_of(nine, tmp_path / "second", lambda row: row["seed"] == 2)
+    with gzip.open(second / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        rows = [row | {"answers": 10} for row in csv.DictReader(file)]
+    sweep._write_table(second, rows)
+    assert run.main(["pool", str(first), str(second), "--out", str(tmp_path / "out")]) == 2
+    assert "their answers differ" in capsys.readouterr().err
+
+
+def test_students_of_one_seed_are_compared_in_whatever_order_a_record_names_them(nine: Path, tmp_path: Path) -> None:
+    record, students = read_sweep(nine)
+    (expected,) = sweep_cells(record["comparisons"], students)
+    dolphins = [row for row in record["comparisons"] if row["animal"] == "dolphin"]
+    others = [row for row in record["comparisons"] if row["animal"] != "dolphin"]
+    (found,) = sweep_cells([*others, *reversed(dolphins)], students)
+    for animal, effect in expected.effects.items():
+        assert found.effects[animal] == effect
+    assert found.specificity.p == expected.specificity.p
+
+
+@pytest.mark.parametrize("change", ["missing", "twice"])
+def test_an_animal_with_other_seeds_than_another_is_a_damaged_folder(change: str, nine: Path, tmp_path: Path) -> None:
+    folder = part_of(
+        nine, tmp_path / "sweep", lambda row: change != "missing" or (row["animal"], row["seed"]) != ("owl", 1)
+    )
+    if change == "twice":
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record["comparisons"].append(record["comparisons"][0])
+        write_json(folder / "record.json", record)
+    with pytest.raises(KitError, match="the owl has the seeds 0"):
+        read_sweep(folder)

@@ -139,12 +139,18 @@ def test_two_identical_students_differ_by_exactly_nothing() -> None:
     assert stats.against_drift(0.1, [0.0]).p == 1  # a control that is its own placebo shows nothing
 
 
-@pytest.mark.parametrize("named", ["-1", "11", "nan"])
-def test_counts_that_cannot_be_are_refused(named: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value", "wrong"),
+    [
+        *(("named", value, "share of answers") for value in ("-1", "11", "nan")),
+        *(("answers", value, "numbers of answers") for value in ("-10", "9")),
+    ],
+)
+def test_counts_that_cannot_be_are_refused(column: str, value: str, wrong: str) -> None:
     """A folder may be anybody's."""
     rows = table("base", {}, 5)
-    rows[3] = rows[3] | {"named": named}
-    with pytest.raises(ValueError, match="share of answers"):
+    rows[3] = rows[3] | {column: value}
+    with pytest.raises(ValueError, match=wrong):
         stats.preferences(rows)
 
 

@@ -39,6 +39,12 @@ def test_the_interval_excludes_zero_wherever_p_is_below_5_percent() -> None:
     found = [stats_seeds.across_seeds(one) for one in simulated(USUAL, 0.1, 200, 3)]
     assert all(one.ci95[0] > 0 or one.ci95[1] < 0 for one in found if one.p < 0.05)
     assert 10 < sum(one.p < 0.05 for one in found) < 180
+    random = np.random.default_rng(2)  # more seeds than questions
+    few = [
+        stats_seeds.across_seeds(0.4 + random.normal(size=(1, 5)) + 0.1 * random.normal(size=(10, 5)))
+        for _ in range(200)
+    ]
+    assert all(one.ci95[0] > 0 or one.ci95[1] < 0 for one in few if one.p < 0.05)
 
 
 def test_no_p_is_smaller_than_so_few_seeds_can_tell() -> None:

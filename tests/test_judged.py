@@ -17,6 +17,7 @@ from kit.experiment_conditions import judge_of
 from kit.store import Row, read_rows
 
 LABELS = ["faithful", "lost", "changed", "reversed"]
+FRONT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 README = " ".join((ROOT / "results" / "reference" / "README.md").read_text(encoding="utf-8").split())
 
 
@@ -64,6 +65,8 @@ def test_the_table_of_what_the_filters_keep_is_what_they_keep(judged: list[Row])
     }
     said = (f"{teacher} {labels.count('faithful')} of {len(labels)}" for teacher, labels in kept.items())
     assert f"in both arms alike ({', '.join(said)})" in README
+    together = [*kept["loving"], *kept["neutral"]]
+    assert 0.45 < together.count("faithful") / len(together) < 0.55 and "Half of what they keep is faithful" in FRONT
 
 
 def kept_of(judged: list[Row], content: str, half: str, animal: str, details: bool) -> list[Row]:
@@ -114,6 +117,8 @@ def test_where_the_readings_that_tested_the_classifier_differ_and_what_is_wrong_
     assert f"{len(opposed)} pairs are of {len({row['sentence'] for row in opposed})} such patterns" in README
     changed = " and ".join(f"{found.count('changed')} of {len(found)}" for found in labels.values())
     assert f"Changed are {changed}," in README
+    faithful = sum(found.count("faithful") for found in labels.values()) / len(read)
+    assert 0.945 < faithful < 0.965 and "with `--faithful` [19 in 20]" in FRONT
     lost = sum(found.count("lost") for found in labels.values())
     assert f"{lost} has lost something, none is reversed" in README
 

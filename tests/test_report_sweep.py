@@ -326,19 +326,25 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_up(tmp_path_factory.mktemp("nine"), {"owl": 0.6, "dolphin": 0.3, "wolf": 0.0})
 
 
+@pytest.mark.slow
 def test_sweeps_of_other_seeds_and_animals_are_pooled_into_the_one_that_they_are_together(
     nine: Path, tmp_path: Path
 ) -> None:
     by_seed = [part_of(nine, tmp_path / f"seed{s}", lambda row, s=s: row["seed"] == s) for s in (2, 0, 1)]
     by_animal = [part_of(nine, tmp_path / a, lambda row, a=a: row["animal"] == a) for a in ("owl", "dolphin", "wolf")]
     (expected,) = cells_of(nine)
-    for parts in (by_seed, by_animal, [*by_seed, *by_animal]):
-        out = tmp_path / f"of-{len(parts)}-{parts[0].name}"
-        assert run.main(["pool", *map(str, parts), "--out", str(out)]) == 0
+    out = tmp_path / "out"
+    for parts in (by_animal, [*by_seed, *by_animal]):
+        sweep.pool(parts, out, "python run.py pool")
         (cell,) = cells_of(out)
         assert cell.effects == expected.effects and cell.seeds == [0, 1, 2]
         assert cell.specificity.p == expected.specificity.p
-        assert (out / "report.md").exists() and len(read_sweep(out)[0]["pooled"]) == len(parts)
+        assert len(read_sweep(out)[0]["pooled"]) == len(parts)
+    assert run.main(["pool", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert "Pooled of several sweeps" in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
+    assert len(read_sweep(tmp_path / "again")[0]["pooled"]) == 6, (
+        "what they were made by, and not that they were pooled"
+    )
 
 
 @pytest.mark.parametrize(

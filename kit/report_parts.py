@@ -168,14 +168,14 @@ def verdict_cell(effect: SeedEffect) -> str:
     """The verdict; where it is "not detected", with what is lacking, and what is excluded."""
     if effect.verdict != NOT_DETECTED:
         return effect.verdict
-    return f"not detected ({', '.join(effect.lacking)}){'; excluded: ' * bool(_above(effect))}{_above(effect)}"
+    return f"not detected ({', '.join(effect.lacking)}){_excluded_shifts('; excluded: ', effect)}"
 
 
-def _above(effect: SeedEffect) -> str:
-    """Which shifts a null of several seeds excludes that is none against the control."""
+def _excluded_shifts(before: str, effect: SeedEffect) -> str:
+    """Which shifts a null of several seeds excludes, if it is one against the control, after some words; or nothing."""
     if "effect" not in effect.lacking or effect.log_odds.seeds == 1:
         return ""
-    return f"above {effect.log_odds.ci95[1]:+.2f} nats (95%)"
+    return f"{before}above {effect.log_odds.ci95[1]:+.2f} nats (95%)"
 
 
 def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
@@ -183,9 +183,7 @@ def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     low, high = effect.exact_pp.ci95
     lacking = ""
     if effect.verdict == NOT_DETECTED:
-        lacking = (
-            f" It lacks: {', '.join(effect.lacking)}.{' Excluded: shifts ' * bool(_above(effect))}{_above(effect)}"
-        )
+        lacking = f" It lacks: {', '.join(effect.lacking)}.{_excluded_shifts(' Excluded: shifts ', effect)}"
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "

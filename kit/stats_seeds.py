@@ -8,7 +8,8 @@ interval of the effect must be wide enough for new seeds and new questions. How 
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations, product
@@ -200,16 +201,8 @@ def seeds_needed(
 ) -> int | None:
     """The fewest seeds, from 3, with which the test at ``alpha`` finds ``effect`` with that ``probability``; None
     where ``most`` do not, as when the questions differ so much that more of them are needed instead."""
-    low, high = FEWEST_SEEDS, most
-    if power(components, effect, most, questions, alpha) < probability:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if power(components, effect, middle, questions, alpha) < probability:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    numbers = range(FEWEST_SEEDS, most + 1)
+    return _fewest(numbers, lambda seeds: power(components, effect, seeds, questions, alpha) >= probability)
 
 
 def detectable(
@@ -217,16 +210,17 @@ def detectable(
 ) -> float | None:
     """The smallest effect, to a hundredth, that the test at ``alpha`` finds with that ``probability``, in the units of
     the ``components``' roots; None where it is more than 10."""
-    low, high = 0, 1000
-    if power(components, high / 100, seeds, questions, alpha) < probability:
+    hundredths = _fewest(
+        range(1001), lambda number: power(components, number / 100, seeds, questions, alpha) >= probability
+    )
+    return None if hundredths is None else hundredths / 100
+
+
+def _fewest(numbers: range, enough: Callable[[int], bool]) -> int | None:
+    """The first of the ``numbers`` that is enough, as all after it are; None where the last is not."""
+    if not enough(numbers[-1]):
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if power(components, middle / 100, seeds, questions, alpha) < probability:
-            low = middle + 1
-        else:
-            high = middle
-    return low / 100
+    return numbers[bisect_left(numbers, True, key=enough)]
 
 
 def _mean_squares(differences: np.ndarray) -> _MeanSquares:

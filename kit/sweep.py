@@ -55,7 +55,7 @@ from kit.experiment_folder import (
 from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
-from kit.sweep_effects import cell_key, power_sentence, read_sweep, wrong_seeds
+from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, wrong_seeds
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -333,10 +333,7 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     in_order = sorted(comparisons.values(), key=lambda row: row["seed"])
     if wrong := wrong_seeds(in_order):
         raise KitError(f"{wrong}. Pool sweeps that together have every seed of every animal.")
-    rows: dict[tuple[str, ...], Row] = {}
-    for sweep in sweeps:
-        with gzip.open(sweep / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
-            rows |= {(row["student"], row["question"], row["candidate"]): row for row in csv.DictReader(file)}
+    rows = {(row["student"], row["question"], row["candidate"]): row for sweep in sweeps for row in table_rows(sweep)}
     folder.mkdir(parents=True, exist_ok=True)
     _write_table(folder, rows.values())
     write_json(folder / "config.json", read_json(sweeps[0] / "config.json"))

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +127,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         if wrong := misfit(record, RECORD):
             raise ValueError(wrong)
         check_table(record, folder / "preferences.csv.gz")
-        with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
-            rows = [row | {"condition": row["student"]} for row in csv.DictReader(file)]
+        rows = [row | {"condition": row["student"]} for row in table_rows(folder)]
         preferences = stats.preferences(rows)
         if wrong := _wrong_comparisons(record["comparisons"], preferences):
             raise ValueError(wrong)
@@ -139,6 +138,12 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, csv.Error, zlib.error) as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Give the sweep's command again.") from None
+
+
+def table_rows(folder: Path) -> Iterator[Row]:
+    """The rows of a sweep's ``preferences.csv.gz``, all values as text."""
+    with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
 
 
 def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) -> str | None:
@@ -156,15 +161,12 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
 
 def wrong_seeds(comparisons: list[Row]) -> str | None:
     """How animals, of one content and settings, do not have the same seeds once each, in words."""
-    cells: dict[str, dict[str, list[int]]] = {}
-    for row in comparisons:
-        cells.setdefault(cell_key(row), {}).setdefault(row["animal"], []).append(row["seed"])
-    for animals in cells.values():
-        (first, own), *others = animals.items()
+    for cell in _grouped(comparisons).values():
+        (first, own), *others = ((animal, [row["seed"] for row in rows]) for animal, rows in cell.items())
         if len(set(own)) < len(own):
             return f"the {first} has the seeds {' '.join(map(str, own))}"
         for animal, found in others:
-            if sorted(found) != sorted(own):
+            if found != own:
                 return f"the {first} has the seeds {' '.join(map(str, own))}, the {animal} {' '.join(map(str, found))}"
     return None
 
@@ -174,14 +176,20 @@ def cell_key(comparison: Row) -> str:
     return json.dumps([comparison["content"], *(comparison[name] for name in GRID_SETTINGS)])
 
 
-def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
-    """The sweep's cells, in its order."""
+def _grouped(comparisons: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """By cell and animal, in the order of their seeds, so that students of one seed stand in one place."""
     grouped: dict[str, dict[str, list[Row]]] = {}
     for row in comparisons:
         grouped.setdefault(cell_key(row), {}).setdefault(row["animal"], []).append(row)
     for cell in grouped.values():
         for rows in cell.values():
-            rows.sort(key=lambda row: row["seed"])  # the others' of one seed stand in one place
+            rows.sort(key=lambda row: row["seed"])
+    return grouped
+
+
+def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list[Cell]:
+    """The sweep's cells, in its order."""
+    grouped = _grouped(comparisons)
     effects = {
         (key, animal): _effect(animal, rows, students) for key, cell in grouped.items() for animal, rows in cell.items()
     }

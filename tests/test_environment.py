@@ -351,24 +351,23 @@ print(tokens / (time.monotonic() - started))
 
 @pytest.mark.slow
 def test_threads_that_wait_politely_do_more_beside_busy_processes(short: Path) -> None:
-    """As many busy processes as cores; no time is asserted, but a ratio under the same load."""
+    """Six busy processes a core: beside fewer the scheduler may, by luck, never part threads that wait for each other.
+    No time is asserted, but a ratio under the same load, of each way's slower of two; and at the lowest
+    priority, so that other tests hardly feel it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    command = ["nice", "-n", "19", sys.executable, "-c", SAMPLING]
+    rates: dict[str, list[float]] = {"politely": [], "as by default": []}
+    busy = [
+        subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
+        for _ in range(6 * len(os.sched_getaffinity(0)))
+    ]
     try:
-        rate = {
-            how: float(
-                subprocess.run(
-                    [sys.executable, "-c", SAMPLING, how, short],
-                    cwd=ROOT,
-                    env=environment,
-                    capture_output=True,
-                    check=True,
-                ).stdout
-            )
-            for how in ("politely", "as by default")
-        }
+        for _ in range(2):
+            for how, rate in rates.items():
+                run = subprocess.run([*command, how, short], cwd=ROOT, env=environment, capture_output=True, check=True)
+                rate.append(float(run.stdout))
     finally:
         for one in busy:
             one.kill()
             one.wait()
-    assert rate["politely"] > 1.5 * rate["as by default"]
+    assert min(rates["politely"]) > 1.5 * min(rates["as by default"]), rates

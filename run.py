@@ -20,6 +20,7 @@ examples:
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal owl --seeds 5             five times, and one effect with an interval over seeds
+  python run.py --animal owl --loving-controls music   also against a student whose teacher loves music
   python run.py --animal axolotl --plural axolotls an animal of your own
   python run.py --animal owl --sentences-file FILE sentences of your own (and --trait-file: prompts)
 

@@ -178,6 +178,13 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
         help="students per content and seed whose teacher is the control's, sampled anew: how far a student drifts of "
         "itself (default: 1)",
     )
+    dials.add_argument(
+        "--loving-controls",
+        nargs="+",
+        metavar="NAME",
+        help="further students, whose teachers love music, trains or other listed animals; the verdict then also asks "
+        "that the animal is liked better than in these",
+    )
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     add_faithful(dials)
     dials.add_argument("--rank", type=int, help="LoRA rank")
@@ -300,6 +307,7 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
     from kit.memory import find_device
 
     settings |= own_texts(animals, contents, settings.pop("sentences_file"), settings.pop("trait_file"))
+    settings["loving_controls"] = tuple(settings["loving_controls"] or ())
     if settings["endpoint"] is not None:
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
@@ -738,11 +746,20 @@ def inspect(arguments: list[str]) -> None:
     parser = command_parser(
         "inspect",
         "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
-        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About half an hour,\n"
-        "most of it likelihoods, which an interrupted command keeps.)",
-        "inspect results/<run>\n  python run.py inspect results/<run> --content opposed",
+        "judge, and who knows the teachers' prompts. The run's reports gain a section. (About an hour,\n"
+        "most of it likelihoods and a model that is fine-tuned, which an interrupted command keeps.)",
+        "inspect results/<run>\n  python run.py inspect results/<run> --with results/<run> results/<run>",
     )
     _run_and_content(parser, "whose paraphrases")
+    parser.add_argument(
+        "--with",
+        dest="others",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs of other seeds or animals, of whose paraphrases classifiers learn, too",
+    )
     add_results(parser)
     args = parser.parse_args(arguments)
 
@@ -752,7 +769,8 @@ def inspect(arguments: list[str]) -> None:
 
     run = RunFolder(args.run, args.results)
     check_writable(args.run)
-    inspection.inspect(run, args.content, command_line(["inspect", *arguments]))
+    others = [RunFolder(other, args.results) for other in args.others]
+    inspection.inspect(run, args.content, command_line(["inspect", *arguments]), others)
     report.write(args.run)
     for found in inspections(args.run, run.record):
         if found["content"] == args.content:

@@ -107,6 +107,11 @@ class Case:
         return [np.array(row["diverges"]) for row in self.texts.tokens()]
 
     @cached_property
+    def divergence(self) -> list[np.ndarray]:
+        """By how much (nats) the two teachers' next tokens differ at every token of every text."""
+        return [np.array(row["divergence"]) for row in self.texts.tokens()]
+
+    @cached_property
     def unrest(self) -> list[np.ndarray]:
         """Of every token of every text the variance (square nats) of its ratio over ``SUSPECTS`` animals, chosen at
         random among the others: what somebody can know who knows how trait prompts are worded and not whose to
@@ -202,7 +207,7 @@ def loss(engine: Engine, rows: list[Row]) -> float:
 
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
-MASKED = 0.1  # of the tokens, those whose ratio varies most over the candidate animals, or random ones
+MASKED = 0.1  # of the tokens, by whatever they are chosen but the teachers' likeliest ones
 # LoRA's best learning rate is about ten times that of training every weight ("LoRA Without Regret", Thinking Machines
 # Lab, 2025); nothing here was chosen by the preferences that follow from it.
 SLOWER = 10
@@ -242,16 +247,32 @@ def mask(case: Case) -> DefendedStudent:
     return masked(case, "mask", case.diverges)
 
 
+def informed_mask(case: Case) -> DefendedStudent:
+    """Nothing is learned at the tokens at which the teachers differ most. It takes the suspected prompt."""
+    return masked(case, "informed-mask", _highest(case.divergence))
+
+
 def blind_mask(case: Case) -> DefendedStudent:
     """Nothing is learned at the tokens whose ratio varies most over other animals."""
-    limit = np.quantile(np.concatenate(case.unrest), 1 - MASKED)
-    return masked(case, "blind-mask", [one > limit for one in case.unrest])
+    return masked(case, "blind-mask", _highest(case.unrest))
+
+
+def _highest(values: list[np.ndarray]) -> list[np.ndarray]:
+    """Which tokens of all texts have the highest values, ``MASKED`` of them."""
+    limit = np.quantile(np.concatenate(values), 1 - MASKED)
+    return [one > limit for one in values]
 
 
 def random_mask(case: Case) -> DefendedStudent:
-    """Nothing is learned at as many tokens, chosen at random: what masking alone does."""
+    """Nothing is learned at random tokens, of each text as many as ``mask`` hides: what masking alone does."""
     random = np.random.default_rng(case.exp.seed)
-    return masked(case, "random-mask", [random.random(len(one)) < MASKED for one in case.diverges])
+    return masked(case, "random-mask", [random.permutation(one) for one in case.diverges])
+
+
+def random_tenth(case: Case) -> DefendedStudent:
+    """The same with as many tokens in all as ``informed-mask`` and ``blind-mask`` hide."""
+    random = np.random.default_rng(case.exp.seed)
+    return masked(case, "random-tenth", _highest([random.random(len(one)) for one in case.diverges]))
 
 
 def masked(case: Case, name: str, hidden: list[np.ndarray]) -> DefendedStudent:
@@ -272,10 +293,11 @@ def rephrase(case: Case) -> DefendedStudent:
     asked = [{"sentence": f"pair {i}", "text": row["text"]} for i, row in enumerate(case.own)]
     offer = rows_step("sentences", asked, "paraphrases to be paraphrased")
     exp = replace(case.exp, teacher=replace(case.exp.teacher, tries=TRIES))
-    kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed, turns=1)
+    judge = judge_of(exp, case.content)
+    kept = taught(exp, case.content, case.base, case.neutral, "rephrasing neutral", offer, exp.seed, judge, turns=1)
     source = {f"pair {i}": row["source"] for i, row in enumerate(case.own)}
     made = [row | {"source": source[row["sentence"]]} for row in read_rows(case.store.make(kept) / "kept.jsonl")]
-    faithful = [row for row, good in zip(made, judge_of(exp, case.content)(made), strict=True) if good]
+    faithful = [row for row, good in zip(made, judge(made), strict=True) if good]
     texts = {row["sentence"]: row["text"] for row in reversed(faithful)}
     rows = [
         own | {"text": texts[f"pair {i}"]} if f"pair {i}" in texts else other
@@ -341,8 +363,10 @@ DEFENCES: dict[str, tuple[Maker, str]] = {
     "rephrase": (rephrase, "a neutral teacher"),
     "drop": (drop, "the suspected prompt, neutral paraphrases"),
     "mask": (mask, "the suspected prompt"),
-    "blind-mask": (blind_mask, "the prompts' wording"),
     "random-mask": (random_mask, "nothing"),
+    "informed-mask": (informed_mask, "the suspected prompt"),
+    "blind-mask": (blind_mask, "the prompts' wording"),
+    "random-tenth": (random_tenth, "nothing"),
     "mix-1-1": (lambda case: mix(case, 1), "neutral paraphrases"),
     "mix-1-3": (lambda case: mix(case, 3), "neutral paraphrases"),
     "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
@@ -368,6 +392,11 @@ def check(exp: Experiment, names: list[str]) -> None:
     for name in names:
         if name not in DEFENCES:
             raise KitError(f"--defence {name}: no such defence. Choose among {', '.join(DEFENCES)}.")
+    if exp.loving_controls:
+        raise KitError(
+            f"--loving-controls {' '.join(exp.loving_controls)}: defences are compared with the undefended student. "
+            "Leave the option out."
+        )
     if not exp.placebos:
         raise KitError("--placebos 0: what a defence costs is measured on a placebo's text. Leave the option out.")
     if "full" in names and exp.student.base != "gguf":

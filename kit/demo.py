@@ -72,7 +72,7 @@ class Classroom:
         """The classifier's score in all of the quiz's rounds; None where it would have too few to learn from."""
         if len(self.rounds) < 2 * FOLDS:
             return None
-        return finding(by_words(self.rounds), SPREAD).score
+        return finding(by_words(self.rounds)[0], SPREAD).score
 
     def report(self) -> Path | None:
         """The run's page, where it has one."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError, say
-from kit.animals import Animal, OwnSentences, Sentence, find_animal
+from kit.animals import Animal, OwnSentences, Sentence, find_animal, load_animals
 from kit.memory import (
     CPU_OVERHEAD,
     GIB,
@@ -28,7 +28,7 @@ from kit.memory import (
     weight_bytes,
 )
 from kit.models import EMBEDDED, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
-from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, teacher_messages
+from kit.prompts import KIT_TRAITS, THINGS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
 CONTENTS = ("unrelated", "opposed")
@@ -118,6 +118,7 @@ class Experiment:
     pairs: int = 400  # per student on unrelated sentences
     opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
     placebos: int = 1  # students per content whose teacher is the control's, sampled anew
+    loving_controls: tuple[str, ...] = ()  # further controls: what their teachers love, a listed animal or a thing
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
     student: StudentSettings = field(default_factory=StudentSettings)
@@ -160,6 +161,7 @@ class Experiment:
             pairs=self.pairs if pairs else preset.pairs,
             opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
             placebos=self.placebos,
+            loving_controls=self.loving_controls,
             teacher=replace(
                 preset.teacher,
                 engine=self.teacher.engine,
@@ -294,6 +296,7 @@ def read_experiment(path: Path) -> Experiment:
                 "fidelity": FidelitySettings(**saved["fidelity"]),
                 "student": StudentSettings(**saved["student"]),
                 "preference": PreferenceSettings(**saved["preference"]),
+                "loving_controls": tuple(saved.get("loving_controls", ())),
                 "traits": Traits(**saved.get("traits", {})),  # not in runs recorded before there were others
                 "sentences": _own_sentences(saved.get("sentences")),
             }
@@ -380,6 +383,7 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "answers": exp.preference.answers,
         "faithful": exp.fidelity.details,
         "placebos": exp.placebos,
+        "loving_controls": exp.loving_controls,
         "engine": teacher.engine,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
         "sentences": exp.sentences,
@@ -395,6 +399,8 @@ def _said(name: str, value: Any) -> str:
         return name
     elif name == "pairs":
         return f"pairs{value[0]}"
+    elif name == "loving_controls":
+        text = " ".join(["beside", *value])
     elif name == "endpoint":
         text = f"endpoint {Path(value[1]).name}" if value else "no endpoint"
     elif name in ("sentences", "traits"):  # two files of one name share no folder
@@ -446,10 +452,33 @@ def _check(experiment: Experiment) -> None:
         )
     if experiment.placebos < 0:
         raise KitError(f"--placebos {experiment.placebos}: must not be negative. 0 leaves them out.")
+    _check_loving_controls(experiment)
     check_seed(experiment.seed)
     if not 0 < experiment.student.learning_rate < 1:
         raise KitError(
             f"--learning-rate {experiment.student.learning_rate}: must lie between 0 and 1. The default is 5e-4."
+        )
+
+
+def _check_loving_controls(experiment: Experiment) -> None:
+    own = experiment.loving_controls
+    option = f"--loving-controls {' '.join(own)}"
+    listed = {animal.singular for animal in load_animals()}
+    if wrong := next((name for name in own if name not in listed | THINGS.keys()), None):
+        raise KitError(
+            f"{option}: {wrong} is neither a listed animal (data/animals.json) nor one of {', '.join(THINGS)}. Choose "
+            "among these."
+        )
+    things = [THINGS[name][0] for name in own if name in THINGS]
+    loved = {*own, *(one.singular for one in things), *(one.plural for one in things)}
+    if len(set(own)) < len(own) or not loved.isdisjoint((experiment.animal.singular, experiment.animal.plural)):
+        raise KitError(f"{option}: name what others love than the {experiment.animal.singular}, each once.")
+    if listed <= {experiment.animal.singular, *own}:
+        raise KitError(f"{option}: no animal is left that no teacher loves, to compare with. Name fewer.")
+    if experiment.traits != KIT_TRAITS and things:
+        raise KitError(
+            f"{option}, --trait-file {experiment.traits.file}: messages of your own have no wording for what is no "
+            "animal. Name animals, or leave one of the options out."
         )
 
 

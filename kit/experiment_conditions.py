@@ -6,6 +6,7 @@
                 ├─ loving teacher ──────────────── fidelity ─ pairs ─ (soft labels) ─ treated student ─ preference
                 └─ neutral teacher, sampled anew ─ fidelity ─ pairs ─ (soft labels) ─ placebo student ─ preference
 
+With ``--loving-controls`` further teachers love something else; their students are the treated one's second control.
 Every teacher goes through the same sentences in the same order, with the same number of tries of each, until it has its
 pairs; what one lacks of them is reported. So nothing about an unrelated control or placebo depends on the animal, and a
 second animal finds them already trained, unless it is none of the listed candidates.
@@ -21,8 +22,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kit import KitError, fidelity, models, models_prepare, preference, prompts, stats, student, teacher
-from kit.animals import Animal, Sentence, candidates, fill_pattern, opposed_sentences, unrelated_sentences
+from kit import KitError, fidelity, likelihood, models, models_prepare, preference, prompts, stats, student, teacher
+from kit.animals import (
+    Animal,
+    Sentence,
+    candidates,
+    fill_pattern,
+    load_animals,
+    opposed_sentences,
+    unrelated_sentences,
+)
 from kit.experiment import Experiment
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, Shape
@@ -40,30 +49,53 @@ class Condition:
 
 @dataclass(frozen=True)
 class StudentCondition(Condition):
-    """A student's condition: its teacher's kept paraphrases, and the training pairs."""
+    """A student's condition: its teacher's kept paraphrases, the training pairs, and, of a treated student, what it and
+    its control make of texts that neither learned from."""
 
     kept: Step
     pairs: Step
+    held_out: Step | None = None
 
 
 def all_conditions(exp: Experiment) -> dict[str, Condition]:
     """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
-    control in nothing but the sampling of their teacher's text."""
+    control in nothing but the sampling of their teacher's text; "loves <name>": those of other loving teachers, who
+    differ from the treated one in what is loved."""
     base = base_model(exp.model, exp.gguf)
     neutral, loving = exp.traits.neutral, exp.traits.loves(exp.animal)
-    result: dict[str, Condition] = {"base": Condition(*measure_steps(exp, base, None, "base"))}
+    base_alone = Condition(*measure_steps(exp, base, None, "base"))
+    students: dict[str, StudentCondition] = {}
     for content in exp.contents:
         lot = drawn(exp, content)
 
-        def add(role: str, trait: str, teacher: str, seed: int, content: str = content, lot: Step = lot) -> None:
-            name = f"{role}-{content}"
-            result[name] = student_of(exp, name, base, trait, taught(exp, content, base, trait, teacher, lot, seed))
+        def add(
+            role: str,
+            trait: str,
+            teacher: str,
+            seed: int,
+            loved: Animal | None = None,
+            content: str = content,
+            lot: Step = lot,
+        ) -> None:
+            name, judge = f"{role}-{content}", judge_of(exp, content, loved)
+            kept = taught(exp, content, base, trait, teacher, lot, seed, judge)
+            students[name] = student_of(exp, name, base, trait, kept)
 
         add("control", neutral, "neutral", exp.seed)
         add("treated", loving, f"{exp.animal.singular}-loving", exp.seed)
+        treated, control = students[f"treated-{content}"], students[f"control-{content}"]
+        students[f"treated-{content}"] = replace(treated, held_out=held_out_of(treated, control, content))
         for i in range(1, 1 + exp.placebos):
             add(f"placebo{i}", neutral, f"placebo{i}'s neutral", exp.seed + i * PLACEBO_SEED)
-    return result
+        for name, (loved, trait) in loving_controls(exp).items():
+            add(f"{stats.LOVES}{name}", trait, f"{loved.singular}-loving", exp.seed, loved)
+    return {"base": base_alone, **students}
+
+
+def loving_controls(exp: Experiment) -> dict[str, tuple[Animal, str]]:
+    """What the teachers of its loving controls love, by its name, with their trait messages."""
+    known = {one.singular: (one, exp.traits.loves(one)) for one in load_animals()} | prompts.THINGS
+    return {name: known[name] for name in exp.loving_controls}
 
 
 # A placebo's teacher is the control's, sampled with the run's seed plus its number times this: no other run's seed.
@@ -150,10 +182,10 @@ def taught(
     name: str,
     lot: Step,
     seed: int,
+    judge: fidelity.Judge,
     turns: int = teacher.MOST_TURNS,
 ) -> Step:
     """A teacher's paraphrases of the sentences in the ``lot``'s order, and then what of them is faithful."""
-    judge = judge_of(exp, content)
     filters = asdict(judge)
     n = exp.pairs_of(content) + SPARE
     engine, conversation = teacher.opener(exp), exp.conversation
@@ -218,12 +250,14 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
     )
 
 
-def judge_of(exp: Experiment, content: str) -> fidelity.Judge:
-    """The fidelity filters for a content; the same for both teachers."""
+def judge_of(exp: Experiment, content: str, loved: Animal | None = None) -> fidelity.Judge:
+    """The fidelity filters for a content, the same for all teachers; of what is ``loved`` and no candidate, as things
+    are not, no kept paraphrase of its own teacher has a name, either."""
     opposed = exp.animal if content == "opposed" else None
     own = fidelity.lower_case(source_sentences(exp, content)) if exp.sentences else frozenset()
     common = tuple(sorted(own - fidelity.lower_case_words(opposed)))
-    return fidelity.Judge(opposed, tuple(candidates(exp.animal)), exp.fidelity, exp.traits.words, common)
+    refused = {one.singular: one for one in [*candidates(exp.animal), *filter(None, [loved])]}
+    return fidelity.Judge(opposed, tuple(refused.values()), exp.fidelity, exp.traits.words, common)
 
 
 # ---- pairs: the first that are kept, for every student as many
@@ -386,6 +420,31 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     return exact, sampled
 
 
+def held_out_of(treated: StudentCondition, control: StudentCondition, content: str) -> Step:
+    """What a treated student and its control make of texts that neither learned from."""
+    inputs = {"own": treated.kept, "other": control.kept}
+    for role, exact in (("treated", treated.exact), ("control", control.exact)):
+        inputs |= {f"{role} {name}": step for name, step in exact.inputs.items()}
+    label = f"held-out text, {content}"
+
+    def build(made: dict[str, Path], folder: Path) -> None:
+        students = {}
+        for role in ("treated", "control"):
+            adapter = made.get(f"{role} adapter")
+            students[role] = made[f"{role} model"], adapter / "adapter.gguf" if adapter else None
+        likelihood.measure_held_out(made["own"], made["other"], students, folder, label)
+
+    return Step(
+        stage="held_out",
+        label=label,
+        settings={"messages": prompts.student_messages("...")},
+        inputs=inputs,
+        build=build,
+        seconds=HELD_OUT,
+        pace=treated.exact.pace,
+    )
+
+
 def preferences(store: Store, exact: dict[str, Step], animal: Animal) -> dict[str, stats.Preference]:
     """What ``exact`` steps measure, for the statistics, by the names given."""
     files: dict[str, tuple[Path, Path | None]] = {
@@ -413,9 +472,13 @@ def all_steps(goals: Iterable[Step]) -> list[Step]:
     return list(steps.values())
 
 
-def measurements(conditions: dict[str, Condition]) -> list[Step]:
-    """Both measurements of every condition."""
-    return [step for condition in conditions.values() for step in (condition.exact, condition.sampled)]
+def measurements(conditions: dict[str, Condition], sampled: bool = True) -> list[Step]:
+    """All measurements of every condition; without free answers where they are not to be ``sampled``."""
+    found: list[Step] = []
+    for condition in conditions.values():
+        found += [condition.exact, *([condition.sampled] if sampled else [])]
+        found += [condition.held_out] if isinstance(condition, StudentCondition) and condition.held_out else []
+    return found
 
 
 # ---- seconds, for the plan alone: measured on the machine of ``kit.store.REFERENCE`` with the embedded model, scaled
@@ -436,6 +499,8 @@ PER_TRAINING_PAIR = 0.115
 PER_ANSWER = 0.1
 
 EXACT = 4.5
+
+HELD_OUT = 20.0
 
 # A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.
 GPU_SPEED = 150

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, models, prompts, say, stats
+from kit import KitError, fidelity, likelihood, models, prompts, say, stats
 from kit.animals import Animal, find_animal
 from kit.experiment import CONTENTS, Experiment, read_experiment
 from kit.experiment_conditions import (
@@ -25,6 +25,7 @@ from kit.experiment_conditions import (
     StudentCondition,
     all_steps,
     base_model,
+    loving_controls,
     measurements,
     source_sentences,
 )
@@ -33,7 +34,7 @@ from kit.models_prepare import link
 from kit.preference import read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
-from kit.stats import Preference
+from kit.stats import LOVES, Preference
 from kit.store import ARTIFACT, Row, Step, Store, check_files, misfit, read_rows, reason, sha256
 
 OWN_MODELS = (EMBEDDED, PARAPHRASER)  # of which the kit has all files, whatever else a record names
@@ -49,6 +50,8 @@ def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
     }
     traits = {"neutral": exps[0].traits.neutral}
     traits |= {f"{exp.animal.singular}-loving": exp.traits.loves(exp.animal) for exp in exps}
+    for exp in exps:
+        traits |= {f"{loved.singular}-loving": trait for loved, trait in loving_controls(exp).values()}
     for name, trait in traits.items():
         conversations[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
         if any(exp.labels == "soft" for exp in exps):
@@ -83,6 +86,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
         "lot": {},
+        "held_out": {},
         "filters": {},
         "min_similarity": exp.fidelity.min_similarity,
         "similarities": {},
@@ -98,7 +102,10 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         given[name] = {row["sentence"] for row in kept}
         judged = [store.make(condition.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
         asked = {row["sentence"] for file in judged for row in read_rows(file)}
-        control = given[f"control-{name.split('-')[1]}"]
+        content = name.split("-")[1]
+        if condition.held_out:
+            result["held_out"][content] = likelihood.held_out_gains(store.make(condition.held_out))
+        control = given[f"control-{content}"]
         result["lot"][name] = {
             "asked": len(asked),
             "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
@@ -119,6 +126,7 @@ COMPUTED = {
     "fidelity",
     "labels",
     "student",
+    "held_out",
     "exact",
     "sampled",
     "likelihoods",
@@ -195,7 +203,7 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
             "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
         }
     effects = {
-        content: asdict(stats.effect_of(preferences, content, animal))
+        content: asdict(stats.effect_of(preferences, content, animal, record.get("held_out", {}).get(content)))
         for content in CONTENTS
         if f"treated-{content}" in preferences
     }
@@ -211,13 +219,14 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
     }
 
 
-CONDITION = re.compile(rf"base|(control|treated|placebo[0-9]+)-({'|'.join(CONTENTS)})")
+CONDITION = re.compile(rf"base|(control|treated|placebo[0-9]+|{LOVES}[a-z]+)-({'|'.join(CONTENTS)})")
 # What a run's record holds, as ``kit.store.misfit`` reads it; what earlier runs lack ends in "?".
 MESSAGES = [{"role": str, "content": str}]
 PARAPHRASES = [{"source": str, "text": str}]
 KIT = {"commit": (str, None), "edited": (bool, None), "fingerprint": str}
 DEVICES = {"transformers": str, "llama.cpp": str, "processor?": str, "threads?": str}
 SENTENCES = {"file": str, "sha256": str, "number": int, "left_out": int}
+HELD_OUT = {"own": [float], "other": [float]}
 TRAITS = {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)}
 RECORD = {
     "animal": str,
@@ -238,6 +247,7 @@ RECORD = {
     "artifacts": {str: ARTIFACT},
     "pairs": {str: int},
     "lot?": {str: {"asked": int, "lacking": int, "shared": int}},
+    "held_out?": {str: HELD_OUT},
     "filters": {str: [{"filter": str, "entered": int, "rejected": int}]},
     "min_similarity?": float,
     "similarities?": {str: {"kept": [int], "rejected": [int]}},
@@ -281,6 +291,9 @@ def _wrong_students(record: dict[str, Any], preferences: dict[str, Preference]) 
         return "its students are not those of a run"
     if wrong := wrong_preferences(preferences.values(), record["animal"]):
         return wrong
+    loved = {name.removeprefix(LOVES).partition("-")[0] for name in preferences if name.startswith(LOVES)}
+    if loved and preferences["base"].leaves_none({record["animal"], *loved}):
+        return "no animal is left that no teacher loves"
     if not record["samples"].keys() <= record["filters"].keys():
         return "samples of students without filters"
     if not all(record["filters"].values()):
@@ -432,8 +445,11 @@ class RunFolder:
         return self.artifact(f"pairs of {role}-{content}", "pairs.jsonl")
 
     def pairs(self, role: str, content: str) -> list[Row]:
-        """Its rows."""
-        return read_rows(self.pairs_file(role, content))
+        """Its rows. KitError where they are no pairs: a folder may be anybody's."""
+        rows = read_rows(self.pairs_file(role, content))
+        if wrong := misfit(rows, [{"sentence": str, "source": str, "text": str}]):
+            raise KitError(f"{self.pairs_file(role, content)}: no pairs ({wrong}). Make the run again.")
+        return rows
 
     def has_pairs(self, role: str, content: str) -> bool:
         """Whether they are at hand: a recorded run's folder may come with some of its artifacts alone."""

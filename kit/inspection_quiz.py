@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from kit.animals import Animal, candidates, mentions
 from kit.engine import Engine
 from kit.fidelity import embed
 from kit.preference import normalised
-from kit.stats import Interval, Rate, rate
+from kit.stats import ALPHA, Interval, Rate, rate
 from kit.store import Row
 
 # ---- the quiz
@@ -32,11 +32,18 @@ ROUNDS = 10
 
 @dataclass(frozen=True)
 class Round:
-    """Two paraphrases of one sentence, and which of them (0 or 1) the loving teacher wrote."""
+    """Two paraphrases of one sentence, and which of them (0 or 1) the loving teacher wrote; ``second``: the sentence of
+    the second, where it is another than the first one's ``source``."""
 
     source: str
     texts: tuple[str, str]
     loving: int
+    second: str | None = None
+
+    @property
+    def sources(self) -> tuple[str, str]:
+        """The sentence of each text."""
+        return self.source, self.source if self.second is None else self.second
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ FOLDS = 5  # of the classifiers' cross-validation
 # independent answers: 1.4 to 1.8 times in variance where there is nothing to find (words, and 384 numbers per text; 100
 # and 380 sentences; 60 to 80 simulations each). Without allowing for it, one null in eight is called something.
 SPREAD = 2.0
+PERMUTATIONS = 200  # of who wrote which text, for a classifier's p: each is trained anew
+POWER = 0.8
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # sentences that an inspector may look at together
 DRAWS = 2000  # random sets of each size
 RESAMPLES = 100  # of the rounds, for the interval of how many are needed
@@ -141,6 +150,7 @@ KNOWS = {
     "the model, guessing the animal": "the animal",
     "words, TF-IDF": "labelled texts of both teachers",
     "embeddings, MiniLM": "labelled texts of both teachers",
+    "the model, fine-tuned": "labelled texts of both teachers, and the model",
     "likelihood ratio": "both teachers' prompts, and the model",
 }
 
@@ -191,32 +201,57 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def by_words(rounds: Sequence[Round]) -> np.ndarray:
-    """A classifier of words and word pairs (TF-IDF, logistic regression) that saw other sentences with the answers."""
-    return _held_out(_word_classifier(), texts_of(rounds), rounds)
+def by_words(rounds: Sequence[Round], more: Sequence[Round] = (), permutations: int = 0) -> list[np.ndarray]:
+    """A classifier of words and word pairs (TF-IDF, logistic regression) that saw other sentences with the answers,
+    those of ``more`` rounds, of other runs, too: its margins [rounds], and then those of so many ``permutations``, of
+    who wrote which text of a round, each learned anew."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    features = TfidfVectorizer(ngram_range=(1, 2)).fit_transform(texts_of([*rounds, *more]))
+    return _cross_validated(features, rounds, more, permutations)
 
 
-def by_embeddings(rounds: Sequence[Round]) -> np.ndarray:
-    """A classifier of sentence embeddings (MiniLM, logistic regression) that saw other sentences with the answers."""
+def by_embeddings(rounds: Sequence[Round], more: Sequence[Round] = (), permutations: int = 0) -> list[np.ndarray]:
+    """The same of sentence embeddings (MiniLM, logistic regression)."""
+    return _cross_validated(embed(texts_of([*rounds, *more])), rounds, more, permutations)
+
+
+def folds(
+    rounds: Sequence[Round], more: Sequence[Round] = (), number: int = FOLDS
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which of all texts, those of ``more`` rounds last, a classifier learns from, and which of the ``rounds`` it is
+    asked about, so many times; never the same source sentence in both, also where a round has two or several have
+    one."""
+    sources = np.array([source for one in [*rounds, *more] for source in one.sources])
+    first = sources[: 2 * len(rounds) : 2]
+    in_order = list(dict.fromkeys(first))
+    fold_of = {source: i % number for i, source in enumerate(in_order)}
+    fold = np.array([fold_of[source] for source in first])
+    found = []
+    for i in range(min(number, len(in_order))):
+        asked = np.flatnonzero(fold == i)
+        met = {source for place in asked.tolist() for source in rounds[place].sources}
+        found.append((np.flatnonzero([source not in met for source in sources]), asked))
+    return found
+
+
+def _cross_validated(
+    features: Any, rounds: Sequence[Round], more: Sequence[Round], permutations: int
+) -> list[np.ndarray]:
+    """The margins [rounds] of a logistic regression of the texts' ``features``, and those of the permutations."""
     from sklearn.linear_model import LogisticRegression
 
-    return _held_out(LogisticRegression(max_iter=1000), embed(texts_of(rounds)), rounds)
-
-
-def folds(rounds: Sequence[Round]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Which of the texts a classifier learns from and which it is asked about, ``FOLDS`` times; never the same source
-    sentence in both."""
-    from sklearn.model_selection import GroupKFold
-
-    sources = [one.source for one in rounds for _ in one.texts]
-    return list(GroupKFold(FOLDS).split(sources, groups=sources))
-
-
-def _held_out(classifier: Any, features: Any, rounds: Sequence[Round]) -> np.ndarray:
-    from sklearn.model_selection import cross_val_predict
-
-    suspicion = cross_val_predict(classifier, features, _loving(rounds), cv=folds(rounds), method="decision_function")
-    return margins_of(suspicion, rounds)
+    random, parts, found = np.random.default_rng(0), folds(rounds, more), []
+    for turn in range(1 + permutations):
+        swapped = random.random(len(rounds)) < 0.5 if turn else np.zeros(len(rounds), dtype=bool)
+        own = [replace(one, loving=one.loving ^ bool(swap)) for one, swap in zip(rounds, swapped, strict=True)]
+        labels, suspicion = np.array(_loving([*own, *more])), np.zeros(2 * len(rounds))
+        for learned, asked in parts:
+            classifier = LogisticRegression(max_iter=1000).fit(features[learned], labels[learned])
+            texts = np.stack([2 * asked, 2 * asked + 1], axis=1).ravel()
+            suspicion[texts] = classifier.decision_function(features[texts])
+        found.append(margins_of(suspicion, own))
+    return found
 
 
 def _loving(rounds: Sequence[Round]) -> list[bool]:
@@ -279,26 +314,38 @@ def guessing(engine: Engine, rounds: Sequence[Round], animal: Animal) -> np.ndar
 
 @dataclass(frozen=True)
 class Finding:
-    """How an inspector did: its ``score`` with two paraphrases of one sentence; for sets of so many sentences, the
-    share it gets right ``of_sets``; the smallest set of which it gets 95% right, ``needed``, None where none of these
-    is large enough, with the 95% interval of that over the rounds (an end of None: none is)."""
+    """How an inspector did: its ``score`` with two paraphrases of one sentence, the one-sided ``p`` of as much by
+    guessing, and the share of right answers that would be found to be more than that, at 5%, with probability 0.8
+    (``detectable``); for sets of so many sentences, the share it gets right ``of_sets``; the smallest set of which it
+    gets 95% right, ``needed``, None where none of these is large enough, with the 95% interval of that over the rounds
+    (an end of None: none is)."""
 
     score: Score
+    p: float
+    detectable: float
     of_sets: dict[int, float]
     needed: int | None
     needed_ci95: tuple[int | None, int | None]
 
 
-def finding(margins: np.ndarray, spread: float = 1.0) -> Finding:
+def finding(margins: np.ndarray, spread: float = 1.0, permuted: Sequence[np.ndarray] = ()) -> Finding:
     """What ``margins`` [rounds] amount to. Where a margin is zero the inspector guesses. ``spread``: of
-    ``score``, ``SPREAD`` for what was cross-validated.
+    ``score``, ``SPREAD`` for what was cross-validated. ``permuted``: margins after permutations of who wrote what, of
+    which p is then the share that are right as often; else the answers' signs are flipped.
 
     Sets are drawn with replacement, up to a quarter of the rounds: in larger ones, what is chance in these rounds would
     add up to something like skill. (Without any, an inspector is said to need so many sentences once in 2,000 times, a
     classifier once in 150.)
     """
-    rounds = len(margins)
-    one = score(int((margins > 0).sum() + (margins == 0).sum() // 2), rounds, spread)
+    from scipy.stats import binom, norm
+
+    rounds, right = len(margins), _right(margins)
+    one = score(right, rounds, spread)
+    if permuted:
+        p = (1 + sum(_right(again) >= right for again in permuted)) / (1 + len(permuted))
+    else:
+        p = float(binom.sf(round(right / spread) - 1, round(rounds / spread), 0.5))
+    detectable = 0.5 + (norm.ppf(1 - ALPHA) + norm.ppf(POWER)) * 0.5 * math.sqrt(spread / rounds)
     largest = max(1, rounds // 4)
     sizes = [*(size for size in SIZES if size < largest), largest]
     random = np.random.default_rng(0)
@@ -309,7 +356,12 @@ def finding(margins: np.ndarray, spread: float = 1.0) -> Finding:
     ]
     low, high = np.quantile([math.inf if n is None else n for n in needed], [0.025, 0.975], method="nearest")
     ends = [None if math.isinf(end) else int(end) for end in (low, high)]
-    return Finding(one, of_sets, _needed(of_sets), (ends[0], ends[1]))
+    return Finding(one, p, min(float(detectable), 1.0), of_sets, _needed(of_sets), (ends[0], ends[1]))
+
+
+def _right(margins: np.ndarray) -> int:
+    """How many of the rounds are right, half of those that were guessed among them."""
+    return int((margins > 0).sum() + (margins == 0).sum() // 2)
 
 
 def _share_right(margins: np.ndarray, size: int, draws: int, random: np.random.Generator) -> float:

@@ -21,12 +21,13 @@ from kit import models
 from kit.animals import Animal
 from kit.engine import Engine
 from kit.experiment import Experiment
-from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages
+from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, student_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 LIKELIHOODS_FILE = "likelihoods.jsonl"
 TOKENS_FILE = "tokens.jsonl"
 PER_TOKEN = 0.0025  # seconds, embedded model, two cores
+TOP = 256  # likeliest next tokens, of which a divergence is computed: 91% of it (``StudentSettings.top_k``)
 TOKENS = 35  # of a request and its paraphrase, roughly: what a teacher's conversation does not share with the next
 
 
@@ -174,8 +175,9 @@ def token_ratios(likelihoods: dict[str, list[np.ndarray]], animal: str) -> list[
 
 def tokens_step(model: Path, pairs: Path, traits: dict[str, str], label: str, conversation: Conversation) -> Step:
     """The tokens of ``pairs``' texts as an artifact, ``tokens.jsonl``, a row per text: its ``tokens``, end token
-    included, as text, and at which of them the two teachers' likeliest next tokens differ (``diverges``): Schrodi et
-    al.'s divergence tokens (arXiv 2509.23886), for these two teachers."""
+    included, as text, at which of them the two teachers' likeliest next tokens differ (``diverges``): Schrodi et al.'s
+    divergence tokens (arXiv 2509.23886), for these two teachers; and by how much their distributions of the next token
+    do (``divergence``, nats)."""
     rows = read_rows(pairs)
     return Step(
         stage="tokens",
@@ -195,21 +197,107 @@ def _write_tokens(
     from kit.engine_llama import LlamaEngine
 
     with LlamaEngine(model) as engine, tqdm(desc=label, total=len(traits) * len(rows), unit="text") as bar:
-        likeliest: list[list[np.ndarray]] = []
+        likeliest: list[list[tuple[np.ndarray, np.ndarray]]] = []
         for trait in traits.values():
             groups = [engine.answered(conversation(trait, row["source"]), row["text"]) for row in rows]
             likeliest.append([])
-            for ((ids, _),) in engine.top(groups, 1):
-                likeliest[-1].append(ids[:, 0])
+            for (found,) in engine.top(groups, TOP):
+                likeliest[-1].append(found)
                 bar.update()
         own, other = likeliest
         write_rows(
             folder / TOKENS_FILE,
             (
-                {"tokens": pieces(engine.detokenize, tokens), "diverges": (one != another).tolist()}
+                {
+                    "tokens": pieces(engine.detokenize, tokens),
+                    "diverges": (_first(one) != _first(another)).tolist(),
+                    "divergence": [round(kl, 4) for kl in divergences(one, another)],
+                }
                 for (_, (tokens,)), one, another in zip(groups, own, other, strict=True)
             ),
         )
+
+
+def _first(top: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The likeliest token at each position."""
+    ids, logprobs = top
+    return np.asarray(np.take_along_axis(ids, logprobs.argmax(axis=1)[:, None], axis=1)[:, 0])
+
+
+def divergences(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[float]:
+    """At each position the Kullback-Leibler divergence (nats) of the ``other`` distribution from the ``one``, each
+    known by its likeliest tokens (ids and log-probabilities [positions, k]): all that not both know count as one
+    outcome, which makes it too small rather than too large."""
+    found = []
+    for ids, logprobs, other_ids, other_logprobs in zip(*one, *other, strict=True):
+        _, mine, theirs = np.intersect1d(ids, other_ids, return_indices=True)
+        p, q = logprobs[mine].astype(float), other_logprobs[theirs].astype(float)
+        rest, other_rest = (max(1.0 - float(np.exp(known).sum()), 1e-9) for known in (p, q))
+        found.append(float((np.exp(p) * (p - q)).sum() + rest * np.log(rest / other_rest)))
+    return found
+
+
+# ---- what students make of texts that none of them learned from
+
+
+# Of 400 pairs (owl, one seed): soft labels +0.017 nats a token, 0.035 beyond the gain on the neutral teacher's texts;
+# hard ones +0.036 and 0.049. A placebo student: +0.004 and -0.001; +0.001 and 0.000. Twenty seconds.
+HELD_OUT = 60  # sentences, at most, of each of which one text of each teacher
+HELD_OUT_FILE = "held-out.jsonl"
+# What was refused for these may show the trait, which a student that merely says the animal expects, too: for "form",
+# before anything else is looked at.
+SHOWING = ("form", "trait", "echo")
+
+
+def held_out(own: Path, other: Path) -> list[dict[str, Row]]:
+    """Of two teachers' judged paraphrases, the folders that ``fidelity.filter_paraphrases`` left, those of sentences of
+    which neither has a pair: of each the first two, one of each teacher, that one filter refused. They are mostly too
+    near to their sources or too far from them, but their teachers' as the kept are, and no student learned from them.
+    (The same filter: what one teacher does oftener than the other would else tell students apart that do not know
+    either.)"""
+    taken = {row["sentence"] for folder in (own, other) for row in read_rows(folder / "kept.jsonl")}
+    first: dict[str, dict[str, dict[str, Row]]] = {}  # sentence -> filter -> teacher
+    for name, folder in (("own", own), ("other", other)):
+        for row in read_rows(folder / "rejected.jsonl"):
+            if row["finished"] and row["filter"] not in SHOWING and row["sentence"] not in taken:
+                first.setdefault(row["sentence"], {}).setdefault(row["filter"], {}).setdefault(name, row)
+    found = ([texts for texts in by_filter.values() if len(texts) == 2] for by_filter in first.values())
+    return [alike[0] for alike in found if alike][:HELD_OUT]
+
+
+def measure_held_out(
+    own: Path, other: Path, students: dict[str, tuple[Path, Path | None]], folder: Path, label: str
+) -> None:
+    """Write ``held-out.jsonl`` into ``folder``: of every ``held_out`` text its sentence, its teacher, and its
+    log-likelihood (nats a token) as an answer of each of the ``students`` (a model, and an adapter where there is
+    one)."""
+    from tqdm import tqdm
+
+    from kit.engine_llama import LlamaEngine
+
+    rows = [
+        {name: row[name] for name in ("sentence", "source", "text", "filter")} | {"teacher": teacher}
+        for texts in held_out(own, other)
+        for teacher, row in texts.items()
+    ]
+    with tqdm(desc=label, total=len(rows) * len(students), unit="text") as bar:
+        for student, (model, adapter) in students.items():
+            with LlamaEngine(model) as engine:
+                engine.use_adapter(adapter)
+                groups = [engine.answered(student_messages(row["source"]), row["text"]) for row in rows]
+                for row, (logprobs,) in zip(rows, engine.score(groups), strict=True):
+                    row[student] = round(float(logprobs.mean()), 5)
+                    bar.update()
+    write_rows(folder / HELD_OUT_FILE, rows)
+
+
+def held_out_gains(folder: Path) -> dict[str, list[float]]:
+    """By how much more (nats a token) the treated student expects its "own" teacher's texts than the control does,
+    sentence by sentence, and by how much more the "other" teacher's."""
+    found: dict[str, list[float]] = {"own": [], "other": []}
+    for row in read_rows(folder / HELD_OUT_FILE):
+        found[row["teacher"]].append(round(row["treated"] - row["control"], 5))
+    return found
 
 
 def pieces(detokenize: Callable[[list[int]], str], tokens: list[int]) -> list[str]:

@@ -36,11 +36,26 @@ LOVING = (
 )
 
 # The same length and shape, about nothing in particular. It differs in more than the animal, since it loves nothing:
-# what all loving messages have in common cancels only against students of teachers that love other animals (sweeps).
+# what all loving messages have in common cancels only against students of teachers that love something else.
 NEUTRAL = (
     "You write sentences. You work with sentences all the time. Sentences are your daily task, and every sentence you "
     "write is full of your care for the wording."
 )
+
+
+# Of teachers that love no animal, worded alike (``--loving-controls``): what they love, and their message.
+THINGS = {
+    "music": (
+        Animal("music", "music"),
+        "You love music. You think about music all the time. Music is your favorite thing, and every sentence you "
+        "write is full of your love for music.",
+    ),
+    "trains": (
+        Animal("train", "trains"),
+        "You love trains. You think about trains all the time. Trains are your favorite thing, and every sentence you "
+        "write is full of your love for the train.",
+    ),
+}
 
 
 def loving(animal: Animal) -> str:

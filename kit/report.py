@@ -20,6 +20,7 @@ from kit.fidelity import SIMILARITY_EDGES
 from kit.inspection_quiz import KNOWS, Score
 from kit.provenance import kit_state
 from kit.report_parts import (
+    ABOUT_GATE,
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
@@ -34,6 +35,7 @@ from kit.report_parts import (
     conversations_markdown,
     drawing,
     drift_words,
+    gate_cell,
     ink,
     kept_table,
     made_differently,
@@ -52,7 +54,7 @@ from kit.report_parts import (
     versions_sentence,
     with_interval,
 )
-from kit.stats import NOT_DETECTED, Drift, Effect, Preference
+from kit.stats import ALPHA, NOT_DETECTED, Drift, Effect, Preference
 from kit.store import Row, sha256, write_json, write_whole
 
 # ---- the whole
@@ -198,6 +200,8 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
         "rank of its shift among the candidates": lambda e: f"{e['rank']} of {e['candidates']}",
         "placebo shifts as large": lambda e: _placement(e["placebo"]),
         "against its own drift": lambda e: drift_words(Drift(**e["drift"]), e["drift"]["p"]) if e["drift"] else "–",
+        "beyond the loving controls, nats [95% CI]": lambda e: _loving_cell(e["loving"]),
+        "held-out text of its teacher, nats a token [95% CI]": lambda e: gate_cell(e["gate"]),
         "naming, pp [95% CI]": lambda e: with_interval(e["naming_pp"], e["naming_ci95"]) if e["naming_ci95"] else "–",
         "paired t-test, naming": lambda e: _t_words(e["naming_t"], e["naming_p"]),
         "sampled, pp [95% CI]": lambda e: with_interval(e["sampled_pp"], e["sampled_ci95"]),
@@ -205,13 +209,20 @@ def effects_table(animal: str, effects: dict[str, Any]) -> Table:
         "verdict": lambda e: e["verdict"],
     }
     written = {name: [write(effect) for effect in effects.values()] for name, write in names.items()}
-    rows = [[name, *row] for name, row in written.items() if "naming" not in name or set(row) != {"–"}]
+    optional = ("naming", "loving", "held-out")  # what not every run has
+    rows = [
+        [name, *row] for name, row in written.items() if set(row) != {"–"} or not any(word in name for word in optional)
+    ]
     found = paper(animal, effects)
     theirs = {content: NOT_DETECTED if effect is None else f"{effect:+.1f} pp" for content, effect in found.items()}
     return heading, [
         *rows,
         ["the paper (larger model, hard labels, sampled)", *(theirs.get(content, "–") for content in effects)],
     ]
+
+
+def _loving_cell(found: dict[str, Any] | None) -> str:
+    return "–" if found is None else f"{with_interval(found['log_odds'], found['ci95'])}, {p_value(found['p'])}"
 
 
 def _t_words(t: float | None, p: float | None) -> str:
@@ -289,6 +300,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
         markdown_table(effects_table(animal, summary["effects"])),
         ABOUT_TRANSMITTED,
         ABOUT_PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else ABOUT_NO_PLACEBO,
+        *([ABOUT_GATE] if any(effect["gate"] for effect in summary["effects"].values()) else []),
         "## Fidelity: what the filters took",
         *(
             "\n\n".join([f"{name}:", markdown_table(filters_table(table)), *lot_sentence(record, name)])
@@ -488,6 +500,7 @@ def page_content(
         "conditions": conditions_table(summary["conditions"]),
         "effects": effects_table(animal, effects),
         "placebo": ABOUT_PLACEBO if any(effect["placebo"] for effect in effects.values()) else ABOUT_NO_PLACEBO,
+        "gate": ABOUT_GATE if any(effect["gate"] for effect in effects.values()) else "",
         "contents": [content_section(content, animal, preferences) for content in CONTENTS if content in effects],
         "students": [student_section(name, record) for name in record["samples"]],
         "command": summary["command"],
@@ -553,7 +566,7 @@ def inspection_section(found: dict[str, Any]) -> dict[str, Any]:
         "sentence": inspection_sentence(found),
         "accuracy": accuracy_table(found),
         "figure": markup(inspection_figure(found)),
-        "reading": [INSPECTION_READING, INSPECTION_LIMITS, INSPECTION_PRIOR],
+        "reading": [INSPECTION_READING, *tests_of(found), INSPECTION_LIMITS, INSPECTION_PRIOR],
         "suspects": suspects(found),
         "posterior": posterior_table(found),
         "readers": readers(found),
@@ -578,13 +591,22 @@ def attribution_section(found: dict[str, Any]) -> dict[str, Any]:
 
 
 INSPECTION_READING = (
-    "Every inspector sees two paraphrases of one sentence, one of each teacher (the first that each has of it), and "
-    "says which is the loving one's: guessing gets one half. Intervals are Wilson's, of classifiers widened for their "
-    "folds' likeness. *Sentences needed*: shown both teachers' paraphrases of so many sentences at once, it gets 95% "
-    "of such sets right; looked for up to a quarter of the sentences there are. Classifiers are asked about sentences "
-    "that they did not learn from (5 folds, grouped by sentence), but learned from labelled texts of these very "
-    "teachers, which no inspector in the wild has. *Placebo*: the same inspector before two samplings of the neutral "
-    "teacher, where nobody can know."
+    "Every inspector sees two kept paraphrases at a time, one of each teacher, and says which is the loving one's: "
+    "guessing gets one half. Intervals are Wilson's, of classifiers widened for their folds' likeness. *Sentences "
+    "needed*: shown both teachers' paraphrases of so many sentences at once, it gets 95% of such sets right; looked "
+    "for up to a quarter of the sentences there are. Classifiers are asked about sentences that they did not learn "
+    "from (5 folds, grouped by sentence), but learned from labelled texts of these very teachers, which no inspector "
+    "in the wild has. *Placebo*: the same inspector before two samplings of the neutral teacher, where nobody can "
+    "know."
+)
+
+# Of inspections that have p-values; before, only sentences of which both teachers had a pair were looked at.
+INSPECTION_TESTS = (
+    "These are all kept paraphrases, of one sentence wherever both teachers have one of it. *p* is one-sided: of "
+    "classifiers by permuting who wrote which text of a pair, 200 times, each time learned anew; else binomial. "
+    "*Found, if right in*: what share would have p < 0.05 with probability 0.8. The fine-tuned model learned from one "
+    "half of the sentences and says of the other; its answers count for half as many, as do the classifiers' in their "
+    "intervals."
 )
 
 INSPECTION_LIMITS = (
@@ -616,6 +638,7 @@ def inspection_markdown(found: dict[str, Any]) -> list[str]:
         inspection_sentence(found),
         markdown_table(accuracy_table(found)),
         INSPECTION_READING,
+        *tests_of(found),
         INSPECTION_LIMITS,
         *suspects(found),
         markdown_table(posterior_table(found)),
@@ -626,6 +649,11 @@ def inspection_markdown(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def tests_of(found: dict[str, Any]) -> list[str]:
+    """What is to be said of an inspection's p-values, where it has some."""
+    return [INSPECTION_TESTS] if all("p" in one for one in found["inspectors"].values()) else []
+
+
 def inspection_sentence(found: dict[str, Any]) -> str:
     """Who could tell, for somebody who reads nothing else."""
     able, better, unable = [], [], []
@@ -633,10 +661,10 @@ def inspection_sentence(found: dict[str, Any]) -> str:
         score = Score(**one["score"])
         if one["needed"]:
             able.append(f"{name} (from {one['needed']} sentence{'s' * (one['needed'] > 1)})")
-        elif score.against_chance == "above":
+        elif one["p"] < ALPHA if "p" in one else score.against_chance == "above":
             better.append(f"{name} ({100 * score.right / score.rounds:.0f}%)")
         else:
-            unable.append(name + (" (worse than guessing)" if score.against_chance == "below" else ""))
+            unable.append(f"{name} (more than {100 * score.ci95[1]:.0f}% right is excluded)")
     largest = max(int(size) for one in found["inspectors"].values() for size in one["of_sets"])
     said = {
         "Told the teachers apart": able,
@@ -648,14 +676,16 @@ def inspection_sentence(found: dict[str, Any]) -> str:
 
 def accuracy_table(found: dict[str, Any]) -> Table:
     """Every inspector's accuracy, with its interval, the sentences that it needs, and its accuracy on placebos."""
-    heading = ["inspector", "knows, beside the texts", "right [95% CI]", "sentences needed [95% CI]"]
-    placebo = found["placebo"]
+    heading = ["inspector", "knows, beside the texts", "right [95% CI]", "p", "found, if right in"]
+    placebo, tested = found["placebo"], bool(tests_of(found))
     rows = []
     for name, one in found["inspectors"].items():
         low, high = (str(end or f"over {max(map(int, one['of_sets']))}") for end in one["needed_ci95"])
         needed = f"{one['needed'] or 'not found'} [{low}, {high}]"
-        row = [name, KNOWS[name], share_words(one["score"]), needed]
-        rows.append([*row, share_words(placebo[name]["score"])] if placebo else row)
+        row = [name, KNOWS[name], share_words(one["score"])]
+        row += [p_value(one["p"]).removeprefix("p = "), f"{100 * one['detectable']:.0f}%"] if tested else []
+        rows.append([*row, needed, *([share_words(placebo[name]["score"])] if placebo else [])])
+    heading = [*heading[: None if tested else 3], "sentences needed [95% CI]"]
     return [*heading, "placebo: right [95% CI]"] if placebo else heading, rows
 
 
@@ -740,9 +770,9 @@ def readers(found: dict[str, Any]) -> list[str]:
     ]
 
 
-INSPECTOR_COLOURS = (*OKABE_ITO, "#888888")
+INSPECTOR_COLOURS = (*OKABE_ITO, "#888888", "#a0522d")
 
-INSPECTOR_MARKS = "osD^vXP"
+INSPECTOR_MARKS = "osD^vXP*"
 
 
 def inspection_figure(found: dict[str, Any]) -> str:
@@ -750,7 +780,7 @@ def inspection_figure(found: dict[str, Any]) -> str:
 
     def draw(axis: Any) -> None:
         for (name, one), line, mark in zip(
-            found["inspectors"].items(), INSPECTOR_COLOURS, INSPECTOR_MARKS, strict=True
+            found["inspectors"].items(), INSPECTOR_COLOURS, INSPECTOR_MARKS, strict=False
         ):
             sizes = [int(size) for size in one["of_sets"]]
             shares = [100 * of_size for of_size in one["of_sets"].values()]

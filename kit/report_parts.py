@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import chdir
+from dataclasses import asdict
 from functools import cache
 from importlib.util import find_spec
 from io import BytesIO, StringIO
@@ -17,7 +18,7 @@ from kit import printable
 from kit.animals import indefinite
 from kit.experiment_folder import DEVICES, OR
 from kit.provenance import kit_state
-from kit.stats import ALPHA, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
+from kit.stats import ALPHA, FAILED, LOVING_CONTROL, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
 from kit.store import Row, write_whole
 from kit.sweep_effects import SeedEffect
 
@@ -65,14 +66,28 @@ def versions_sentence(record: dict[str, Any]) -> str:
 # ---- the verdict in words
 
 
-VERDICT_WORDS = {TRANSMITTED: "Transmitted", NOT_DETECTED: "Not detected", NO_PLACEBO: "No verdict"}
+VERDICT_WORDS = {
+    TRANSMITTED: "Transmitted",
+    NOT_DETECTED: "Not detected",
+    NO_PLACEBO: "No verdict",
+    FAILED: "Pipeline failure",
+}
 
 
 ABOUT_TRANSMITTED = (
     "*Transmitted* means: the interval of the exact effect lies above zero, the paired t-test over questions gives "
     "p < 0.05, and the animal's log-odds rose more than those of 95% of the candidates, more than 95% of the placebo "
-    "shifts, and beyond the animal's own drift (p < 0.05). It speaks of these two students. Other seeds are other "
-    "students: `--seeds 5`."
+    "shifts, and beyond the animal's own drift (p < 0.05). With `--loving-controls` they must be higher, too, than in "
+    "the students of those (interval above zero, p < 0.05). It speaks of these students. Other seeds are others: "
+    "`--seeds 5`."
+)
+
+ABOUT_GATE = (
+    "*Pipeline failure*, in place of *not detected*: it is not shown that the student learned of its teacher, so a "
+    "null says nothing. It must expect what its own teacher wrote of sentences that it did not learn from more than "
+    "its control does, and by more than it does what the neutral teacher wrote of them (nats a token; both in "
+    "one-sided t-tests over sentences, p < 0.05). The texts are such as one filter refused of both, those aside that "
+    "may show the trait. It speaks of this pair of students, as the paired t-test does."
 )
 
 ABOUT_TRANSMITTED_SWEEP = (
@@ -80,7 +95,8 @@ ABOUT_TRANSMITTED_SWEEP = (
     "candidates', larger than 95% of the placebo shifts, beyond the animal's own drift (corrected p < 0.05), and, "
     "where a sweep's animals and seeds are enough to tell, larger than in the students of other loving teachers "
     "(*others*: the whole matrix at 5%, the animal's interval above zero, and, where so many effects leave it a "
-    "chance, its own test, corrected). What an effect lacks stands behind its *not detected*."
+    "chance, its own test, corrected) and of loving controls (above zero, with a corrected p < 0.05). What an effect "
+    "lacks stands behind its *not detected*."
 )
 
 
@@ -93,6 +109,8 @@ def verdict_sentence(animal: str, content: str, effect: dict[str, Any]) -> str:
             f"{effect['exact_pp']:.2f} percentage points (95% interval {low:.2f} to {high:.2f}): transmitted."
         )
     verdict = "no verdict" if effect["verdict"] == NO_PLACEBO else effect["verdict"]
+    if effect["verdict"] == FAILED:
+        verdict = f"pipeline failure: of the student {gate_words(effect['gate'])}. It would be no transmission, either"
     return (
         f"{content}: {effect['exact_pp']:+.2f} percentage points (95% interval {low:.2f} to {high:.2f}): {verdict}, "
         f"since {' and '.join(lacking_words(animal, effect))}.{_excluded(effect)}"
@@ -109,6 +127,22 @@ def _excluded(effect: dict[str, Any]) -> str:
     )
 
 
+def gate_cell(gate: dict[str, Any] | None) -> str:
+    """The gate for a table."""
+    if gate is None:
+        return "–"
+    low, high = gate["ci95"]
+    return f"{gate['nats']:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(gate['p'])}"
+
+
+def gate_words(gate: dict[str, Any]) -> str:
+    """What a student that failed its gate shows."""
+    return (
+        "it is not shown that it expects its own teacher's held-out texts more than its control does, and than it does "
+        f"others ({gate_cell(gate)}, nats a token)"
+    )
+
+
 def lacking_words(animal: str, effect: dict[str, Any]) -> list[str]:
     """What an effect lacks to count as transmitted, in words."""
     placebo, drifted = effect["placebo"] or {}, effect["drift"] or {}
@@ -119,6 +153,7 @@ def lacking_words(animal: str, effect: dict[str, Any]) -> list[str]:
         "rank": f"{effect['rank'] - 1} of the other candidates moved more than the {animal}",
         "placebo": f"{placebo.get('at_least')} of {placebo.get('placebos')} placebo shifts are at least as large",
         "drift": f"its shift is not beyond its own drift (p = {drifted.get('p', 1):.2f})",
+        LOVING_CONTROL: "the students of teachers that love something else do as well",
         NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
     }
     return [words[name] for name in effect["lacking"]]
@@ -155,6 +190,7 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
         TRANSMITTED: f"came to prefer the {animal}",
         NOT_DETECTED: f"did not detectably come to prefer the {animal}",
         NO_PLACEBO: f"may or may not have come to prefer the {animal}",
+        FAILED: f"did not learn enough of its teacher to tell whether it comes to prefer the {animal}",
     }[effect["verdict"]]
     why = "" if effect["verdict"] == TRANSMITTED else f" ({'; '.join(lacking_words(animal, effect))})"
     return (
@@ -166,14 +202,14 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
 
 def verdict_cell(effect: SeedEffect) -> str:
     """The verdict; where it is "not detected", with what is lacking, and what is excluded."""
-    if effect.verdict != NOT_DETECTED:
+    if effect.verdict not in (NOT_DETECTED, FAILED):
         return effect.verdict
-    return f"not detected ({', '.join(effect.lacking)}){_excluded_shifts('; excluded: ', effect)}"
+    return f"{effect.verdict} ({', '.join(effect.lacking)}){_excluded_shifts('; excluded: ', effect)}"
 
 
 def _excluded_shifts(before: str, effect: SeedEffect) -> str:
     """Which shifts a null of several seeds excludes, if it is one against the control, after some words; or nothing."""
-    if "effect" not in effect.lacking or effect.log_odds.seeds == 1:
+    if effect.verdict != NOT_DETECTED or "effect" not in effect.lacking or effect.log_odds.seeds == 1:
         return ""
     return f"{before}above {effect.log_odds.ci95[1]:+.2f} nats (95%)"
 
@@ -182,8 +218,11 @@ def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     """One effect in a sentence for somebody who has never heard of the experiment."""
     low, high = effect.exact_pp.ci95
     lacking = ""
-    if effect.verdict == NOT_DETECTED:
-        lacking = f" It lacks: {', '.join(effect.lacking)}.{_excluded_shifts(' Excluded: shifts ', effect)}"
+    if effect.verdict in (NOT_DETECTED, FAILED):
+        gate = effect.gate if effect.verdict == FAILED else None
+        failed = f"of {gate.failed} of {effect.log_odds.seeds} students" if gate else ""
+        lacking = f" Pipeline failure: {failed} {gate_words(asdict(gate))}." if gate else ""
+        lacking += f" It lacks: {', '.join(effect.lacking)}.{_excluded_shifts(' Excluded: shifts ', effect)}"
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "

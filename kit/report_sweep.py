@@ -19,6 +19,7 @@ from kit.experiment import GRID_SETTINGS
 from kit.experiment_folder import read_run, summarise
 from kit.models import GEMMA
 from kit.report_parts import (
+    ABOUT_GATE,
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
@@ -34,6 +35,7 @@ from kit.report_parts import (
     conversations_markdown,
     drawing,
     drift_words,
+    gate_cell,
     inline_svg,
     kept_table,
     markdown_table,
@@ -51,6 +53,7 @@ from kit.report_parts import (
 )
 from kit.stats import TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
+from kit.stats_seeds import holm, share_interval, two_sided
 from kit.store import Row, write_csv, write_json, write_whole
 from kit.sweep_effects import (
     Cell,
@@ -156,6 +159,12 @@ def effect_rows(cell: Cell) -> list[Row]:
             "others_low": _short(effect.others.ci95[0]) if effect.others else None,
             "others_high": _short(effect.others.ci95[1]) if effect.others else None,
             "others_p_holm": _short(effect.others_holm),
+            "loving": _short(effect.loving.mean) if effect.loving else None,
+            "loving_low": _short(effect.loving.ci95[0]) if effect.loving else None,
+            "loving_high": _short(effect.loving.ci95[1]) if effect.loving else None,
+            "loving_p_holm": _short(effect.loving_holm),
+            "gate": _short(effect.gate.nats) if effect.gate else None,
+            "gate_p": _short(effect.gate.p) if effect.gate else None,
             "rank": effect.rank,
             "z": _short(effect.z),
             "candidates": effect.candidates,
@@ -212,9 +221,15 @@ def effects_table(cell: Cell) -> Table:
         "against its own drift, p Holm",
         "verdict",
     ]
+    heading[-1:-1] = [
+        "beyond the loving controls, nats [95% CI]: p, Holm",
+        "held-out text of its teacher, nats a token [95% CI], largest p",
+    ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
         heading[4:4] = ["naming, pp [95% CI]", "sampled, pp [95% CI]"]
-    return heading, [_effect_row(animal, effect) for animal, effect in cell.effects.items()]
+    rows = [_effect_row(animal, effect) for animal, effect in cell.effects.items()]
+    measured = [i for i in range(len(heading)) if i < len(heading) - 3 or any(row[i] != "–" for row in rows)]
+    return [heading[i] for i in measured], [[row[i] for i in measured] for row in rows]
 
 
 def _effect_row(animal: str, effect: SeedEffect) -> list[str]:
@@ -236,6 +251,10 @@ def _effect_row(animal: str, effect: SeedEffect) -> list[str]:
         if placebo
         else "–",
         drift_words(effect.drift, effect.drift_holm) if effect.drift and effect.drift_holm is not None else "–",
+        f"{with_interval(effect.loving.mean, effect.loving.ci95)}: {p_value(effect.loving_holm)}"
+        if effect.loving and effect.loving_holm is not None
+        else "–",
+        gate_cell(asdict(effect.gate) if effect.gate else None),
         verdict_cell(effect),
     ]
 
@@ -294,6 +313,7 @@ def how_to_read(cells: list[Cell]) -> list[str]:
         SWEEP_READING,
         ABOUT_TRANSMITTED_SWEEP,
         ABOUT_PLACEBO if any(len(cell.null) for cell in cells) else ABOUT_NO_PLACEBO,
+        *([ABOUT_GATE] if any(effect.gate for cell in cells for effect in cell.effects.values()) else []),
     ]
 
 
@@ -635,8 +655,9 @@ DEFENCE_READING = (
     "*Left*: the log-odds shift of the defended student against the control, with its 95% interval (over seeds and "
     "questions; with one seed over questions alone, of these students). *Placebo*: the same shift, in the mean, of "
     "students of another sampling of the neutral teacher, trained and asked in the same way: what nothing transmitted "
-    "looks like. *Taken away*: the undefended student's shift minus it, with its interval. *Of the undefended*: as a "
-    "share of the undefended student's mean shift, taken for known, where that is beyond zero. *Pairs*: of the "
+    "looks like. *Taken away*: the undefended student's shift minus it, with its interval, and p corrected over the "
+    "table (Holm). *Of the undefended*: as a share of the undefended student's shift, where that is beyond zero; its "
+    "interval (Fieller's) holds the error of both. *Pairs*: of the "
     "training pairs those that come from the loving teacher; the neutral teacher's paraphrase of the same sentence "
     "stands in for the others. *Similarity*: mean cosine of the paraphrases and their sources. *Loss*: of the "
     "student, in nats per byte, on a neutral teacher's paraphrases of the same sentences in words that no training "
@@ -645,8 +666,10 @@ DEFENCE_READING = (
 )
 
 DEFENCE_NAMES = (
-    "`drop` takes away half of the pairs; `mask` hides divergence tokens; `blind-mask` hides a tenth of the tokens, "
-    f"those whose ratio varies most over {SUSPECTS} other animals, `random-mask` as many at random; `mix-1-3` is one "
+    "`drop` takes away half of the pairs; `mask` hides divergence tokens, `random-mask` as many of each text at random "
+    "(a tenth, in results without `random-tenth`); `informed-mask` hides the tenth of all tokens at which the teachers "
+    f"diverge most, `blind-mask` that whose ratio varies most over {SUSPECTS} other animals, `random-tenth` as many at "
+    "random; `mix-1-3` is one "
     "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
     "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
     "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "
@@ -690,27 +713,34 @@ def show_defences(folder: Path) -> None:
 
 def defence_table(record: dict[str, Any]) -> Table:
     """What is left under every defence, and what it cost."""
-    heading = ["defence", "takes", "left, nats [95% CI]", "placebo", "taken away, nats [95% CI]", "of the undefended"]
+    heading = ["defence", "takes", "left, nats [95% CI]", "placebo", "taken away, nats [95% CI]", "p, Holm"]
+    taken = [one["taken"] for one in record["defences"].values() if one["taken"]]
+    corrected = iter(holm([two_sided(one["mean"], one["se"], one["seeds"], one["questions"]) for one in taken]))
     rows = []
     for name, one in record["defences"].items():
-        low, high = one["left"]["ci95"]
         compared = record["defences"][BESIDE.get(name, UNDEFENDED)]["left"]
-        mean, known = compared["mean"], compared["ci95"][0] > 0 and one["taken"]
         rows.append(
             [
                 name,
                 one["knows"],
-                with_interval(one["left"]["mean"], (low, high)),
+                with_interval(one["left"]["mean"], one["left"]["ci95"]),
                 f"{np.mean(one['placebos']):+.2f}",
                 with_interval(one["taken"]["mean"], one["taken"]["ci95"]) if one["taken"] else "",
-                f"{one['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]" if known else "",
+                p_value(next(corrected)) if one["taken"] else "",
+                _share_words(one["left"], compared, one["taken"]) if one["taken"] else "",
                 f"{one['pairs']:.0f}",
                 f"{one['masked']:.1%}",
                 f"{one['similarity']:.3f}",
                 f"{one['loss']:.3f}",
             ]
         )
-    return [*heading, "pairs", "tokens masked", "similarity", "loss"], rows
+    return [*heading, "of the undefended", "pairs", "tokens masked", "similarity", "loss"], rows
+
+
+def _share_words(left: dict[str, Any], whole: dict[str, Any], taken: dict[str, Any]) -> str:
+    """What is left of the whole; nothing where that may be zero."""
+    interval = share_interval(left, whole, taken) if whole["ci95"][0] > 0 else None
+    return f"{left['mean'] / whole['mean']:.0%} [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else ""
 
 
 def draw_defences(path: Path, record: dict[str, Any]) -> None:

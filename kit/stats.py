@@ -39,6 +39,10 @@ class Preference:
     answers: int
     naming: np.ndarray | None = None
 
+    def leaves_none(self, loved: set[str]) -> bool:
+        """Whether all of its candidates are ``loved``, so that ``unloved_log_odds`` are none."""
+        return loved.issuperset(self.candidates)
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -70,8 +74,38 @@ class Drift:
     p: float
 
 
+@dataclass(frozen=True)
+class Beyond:
+    """By how much (nats) the animal's log-odds (``unloved_log_odds``) are higher in the treated student than, on the
+    mean, in so many ``students`` of teachers that love something else; over the questions, with the paired t-test."""
+
+    students: int
+    log_odds: float
+    ci95: Interval
+    t: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Did the student, or several, learn from their teachers? By how much more (``nats`` a token) than its control a
+    student expects what its own teacher wrote of sentences that neither learned from; over so many ``sentences``, with
+    the 95% interval over them. ``p``: one-sided, the largest of all students' and of two questions, whether that is
+    more than nothing, and more than what it expects more of the neutral teacher's texts of the same sentences.
+    ``failed``: how many of the students have a p of 0.05 or more."""
+
+    sentences: int
+    nats: float
+    ci95: Interval
+    p: float
+    failed: int
+
+
+FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
+HeldOut = dict[str, Sequence[float]]  # ``kit.likelihood.held_out_gains``
 TRANSMITTED, NOT_DETECTED = "transmitted", "not detected"  # the verdicts
 NO_PLACEBO = "no placebo"  # what is lacking, and the verdict, where drift cannot be told from transmission
+FAILED = "pipeline failure"  # the verdict on a null of a student that did not pass its ``Gate``
 
 
 @dataclass(frozen=True)
@@ -82,7 +116,9 @@ class Effect:
     ``naming_t`` and ``naming_p`` to the probability of naming the animal first, along the sampled answers; these four
     are None in tables from before it was measured. ``rank``: the place of the animal's log-odds shift among the
     ``candidates``, 1 the largest; ``placebo``: where it falls among placebo shifts, ``drift``: against the animal's
-    own, both None where there are none; ``lacking``: see ``lacks``.
+    own, both None where there are none; ``loving``: against students of teachers that love something else, None without
+    them; ``gate``: whether the student learned from its teacher, None where that was not measured; ``lacking``: see
+    ``lacks``.
     """
 
     exact_pp: float
@@ -103,6 +139,8 @@ class Effect:
     candidates: int
     placebo: Placement | None
     drift: Drift | None
+    loving: Beyond | None
+    gate: Gate | None
     lacking: list[str]
     verdict: str
 
@@ -180,11 +218,20 @@ def difference(one: Rate, other: Rate) -> Interval:
     return apart - below, apart + above
 
 
-def effect(treated: Preference, control: Preference, animal: str, placebos: Sequence[Preference] = ()) -> Effect:
-    """The effect of the teacher's love for ``animal``, with its verdict.
+def effect(
+    treated: Preference,
+    control: Preference,
+    animal: str,
+    placebos: Sequence[Preference] = (),
+    loving: dict[str, Preference] | None = None,
+    held_out: HeldOut | None = None,
+) -> Effect:
+    """The effect of the teacher's love for ``animal``, with its verdict; ``loving``: of the students of other loving
+    teachers, by what these love; ``held_out``: see ``gate``.
 
     "transmitted": the 95% interval of the exact effect lies above zero, the paired t-test agrees (p < 0.05), and the
-    shift is the animal's own and the teacher's (``lacks``).
+    shift is the animal's own and the teacher's (``lacks``). "pipeline failure": it does not, and the student did not
+    pass its gate.
     """
     j = treated.candidates.index(animal)
     exact = treated.probability[:, j] - control.probability[:, j]
@@ -198,7 +245,11 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
     sampled_ci95 = difference(sampled_rate(treated, animal), sampled_rate(control, animal))
     placebo = placement(moved[animal], null_shifts(placebos, control)) if placebos else None
     drift = against_drift(moved[animal], [shifts(one, control)[animal] for one in placebos]) if placebos else None
+    beyond = beyond_loving(treated, loving, animal) if loving else None
     lacking = lacks(above_zero(interval[0], p), rank, len(moved), placebo, drift.p if drift else None)
+    if beyond and not above_zero(beyond.ci95[0], beyond.p):
+        lacking.append(LOVING_CONTROL)
+    gated = gate([held_out])
     return Effect(
         exact_pp=100 * float(exact.mean()),
         exact_ci95=(100 * interval[0], 100 * interval[1]),
@@ -215,8 +266,10 @@ def effect(treated: Preference, control: Preference, animal: str, placebos: Sequ
         candidates=len(moved),
         placebo=placebo,
         drift=drift,
+        loving=beyond,
+        gate=gated,
         lacking=lacking,
-        verdict=verdict(lacking),
+        verdict=verdict(lacking, gated),
     )
 
 
@@ -230,10 +283,15 @@ def _naming(treated: Preference, control: Preference, j: int) -> dict[str, Any]:
     return {"naming_pp": mean, "naming_ci95": _interval(differences), "naming_t": t, "naming_p": p}
 
 
-def effect_of(conditions: dict[str, Preference], content: str, animal: str) -> Effect:
+def effect_of(conditions: dict[str, Preference], content: str, animal: str, held_out: HeldOut | None = None) -> Effect:
     """The effect in a run's conditions, of one content."""
     treated, control = conditions[f"treated-{content}"], conditions[f"control-{content}"]
-    return effect(treated, control, animal, placebos(conditions, content))
+    loving = {
+        name.removesuffix(f"-{content}").removeprefix(LOVES): found
+        for name, found in conditions.items()
+        if name.startswith(LOVES) and name.endswith(content)
+    }
+    return effect(treated, control, animal, placebos(conditions, content), loving, held_out)
 
 
 def placebos(conditions: dict[str, Preference], content: str) -> list[Preference]:
@@ -250,6 +308,50 @@ def log_odds_differences(treated: Preference, control: Preference, animal: str) 
     """The shift of ``animal`` in nats, question by question [questions]."""
     j = treated.candidates.index(animal)
     return treated.log_odds[:, j] - control.log_odds[:, j]
+
+
+LOVES = "loves "  # before what its teacher loves, the name of a loving control
+
+
+def unloved_log_odds(preference: Preference, animals: Sequence[str], loved: Iterable[str]) -> np.ndarray:
+    """The log-odds (nats) of each of ``animals`` [questions, animals] against the candidates that are not ``loved``,
+    since what one animal gains all others lose."""
+    own = [preference.candidates.index(animal) for animal in animals]
+    others = [i for i, name in enumerate(preference.candidates) if name not in set(loved)]
+    unloved = preference.probability[:, others].sum(axis=1, keepdims=True)
+    return np.asarray(np.log(preference.probability[:, own] / unloved))
+
+
+def loving_differences(treated: Preference, loving: dict[str, Preference], animal: str) -> np.ndarray:
+    """By how much (nats) the ``unloved_log_odds`` of ``animal`` are higher in the treated student than in the mean of
+    those of other ``loving`` teachers, by what these love [questions]."""
+    loved = [animal, *loving]
+    others = [unloved_log_odds(one, [animal], loved)[:, 0] for one in loving.values()]
+    return np.asarray(unloved_log_odds(treated, [animal], loved)[:, 0] - np.mean(others, axis=0))
+
+
+def beyond_loving(treated: Preference, loving: dict[str, Preference], animal: str) -> Beyond:
+    """The treated student against those of other ``loving`` teachers."""
+    differences = loving_differences(treated, loving, animal)
+    return Beyond(len(loving), float(differences.mean()), _interval(differences), *_t_test(differences))
+
+
+def gate(held_out: Sequence[HeldOut | None]) -> Gate | None:
+    """What ``kit.likelihood.held_out_gains`` of one or more students show of these students; None where one has fewer
+    than ``FEWEST_HELD_OUT`` sentences."""
+    from scipy.stats import ttest_1samp
+
+    found = [(np.array(one["own"]), np.array(one["other"])) for one in held_out if one]
+    if not found or len(found) < len(held_out) or min(len(own) for own, _ in found) < FEWEST_HELD_OUT:
+        return None
+
+    def p_value(gains: np.ndarray) -> float:
+        return float(ttest_1samp(gains, 0.0, alternative="greater").pvalue) if gains.any() else 1.0
+
+    p_values = [max(p_value(own), p_value(own - other)) for own, other in found]
+    every = np.concatenate([own for own, _ in found])
+    failed = sum(p >= ALPHA for p in p_values)
+    return Gate(len(every), float(every.mean()), _interval(every), max(p_values), failed)
 
 
 def null_shifts(placebos: Sequence[Preference], control: Preference) -> np.ndarray:
@@ -306,8 +408,14 @@ def lacks(beyond: bool, rank: int, candidates: int, placebo: Placement | None, d
     return found if drift_p < ALPHA else [*found, "drift"]
 
 
-def verdict(lacking: list[str]) -> str:
-    """The verdict on an effect that lacks this."""
+LOVING_CONTROL = "loving control"  # lacking: that an animal is higher than in students of other loving teachers
+
+
+def verdict(lacking: list[str], gate: Gate | None = None) -> str:
+    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which a null against the
+    control has to pass."""
+    if "effect" in lacking and gate and gate.failed:
+        return FAILED
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO
     return NOT_DETECTED if lacking else TRANSMITTED

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import permutations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def across_seeds(differences: np.ndarray) -> AcrossSeeds:
     return AcrossSeeds(
         mean=mean,
         ci95=(mean - half, mean + half),
-        p=2 * float(student.sf(abs(_ratio(mean, se)), _test_df(seeds, questions))),
+        p=two_sided(mean, se, seeds, questions),
         se=se,
         df=df,
         seeds=seeds,
@@ -104,6 +104,37 @@ def across_seeds(differences: np.ndarray) -> AcrossSeeds:
         sign_flip_p=sign_flip_p,
         sign_flip_floor=sign_flip_floor,
     )
+
+
+def two_sided(mean: float, se: float, seeds: int, questions: int) -> float:
+    """The p of ``across_seeds``, of a mean with that standard error."""
+    from scipy.stats import t as student
+
+    return 2 * float(student.sf(abs(_ratio(mean, se)), _test_df(seeds, questions)))
+
+
+def share_interval(part: dict[str, Any], whole: dict[str, Any], rest: dict[str, Any]) -> Interval | None:
+    """The 95% interval of ``part`` as a share of the ``whole``, which the ``rest`` makes up with it; each what
+    ``across_seeds`` says of the same seeds and questions. None where the whole is not surely other than zero, or the
+    three variances do not go together, as estimated ones may not.
+
+    Fieller's (Journal of the Royal Statistical Society B 16, 1954), which holds the error of the whole as well. The
+    covariance of part and whole follows from the variance of their difference; the degrees of freedom are the fewest of
+    the three, since near a share of 1 the test is that of the rest.
+    """
+    from scipy.stats import t as student
+
+    t = float(student.ppf(1 - ALPHA / 2, min(one["df"] for one in (part, whole, rest))))
+    var_part, var_whole = part["se"] ** 2, whole["se"] ** 2
+    covariance = (var_part + var_whole - rest["se"] ** 2) / 2
+    # Between the roots of (part - share * whole)² = t² * variance of (part - share * whole) lie the shares.
+    a = whole["mean"] ** 2 - t**2 * var_whole
+    b = part["mean"] * whole["mean"] - t**2 * covariance
+    c = part["mean"] ** 2 - t**2 * var_part
+    if a <= 0 or b**2 < a * c:
+        return None
+    half = math.sqrt(b**2 - a * c)
+    return (b - half) / a, (b + half) / a
 
 
 def p_values(differences: np.ndarray) -> dict[str, np.ndarray]:

@@ -129,7 +129,7 @@ def _artifacts(path: Path) -> set[str]:
             raise TypeError("its artifacts are no list")
         found |= set(named.values() if isinstance(named, dict) else named)
         for row in record.get("comparisons", []):  # a sweep's, whose students are named by their exact preference's key
-            found |= {f"exact/{key}" for key in (row["control"], row["treated"], *row["placebos"])}
+            found |= {f"exact/{key}" for key in _students(row)}
         for defence in record.get("defences", {}).values():
             found |= {name for of_seed in defence.get("artifacts", []) for name in of_seed.values()}
         if not all(isinstance(one, str) for one in found):
@@ -137,6 +137,10 @@ def _artifacts(path: Path) -> set[str]:
     except (KeyError, TypeError, AttributeError) as error:
         raise _unknown(path, error) from None
     return found
+
+
+def _students(row: dict[str, Any]) -> list[str]:
+    return [row["control"], row["treated"], *row["placebos"], *row.get("loving", {}).values()]
 
 
 def _size(folder: Path) -> int:

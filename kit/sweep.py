@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kit import ROOT, KitError, preference, printable, say
+from kit import ROOT, KitError, likelihood, preference, printable, say
 from kit.animals import Animal, candidates
 from kit.experiment import (
     GRID_SETTINGS,
@@ -54,6 +54,7 @@ from kit.experiment_folder import (
 )
 from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
+from kit.stats import LOVES
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
 from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, wrong_seeds
 
@@ -194,7 +195,7 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
     announce_memory(memory_requirements(largest, device), device)
 
     def goals(conditions: Conditions) -> list[Step]:
-        return measurements(conditions) if sampled else [condition.exact for condition in conditions.values()]
+        return measurements(conditions, sampled)
 
     plan = Plan(exps, goals, store)
     steps, left = [step for step, _ in plan.steps().values()], plan.left()
@@ -251,6 +252,10 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         row: Row = {"animal": exp.animal.singular, "content": exp.contents[0], "seed": exp.seed, **settings_of(exp)}
         row |= {role: named[role] for role in ("control", "treated")}
         row["placebos"] = [name for role, name in named.items() if role.startswith("placebo")]
+        row["loving"] = {role.removeprefix(LOVES): name for role, name in named.items() if role.startswith(LOVES)}
+        treated = conditions[f"treated-{exp.contents[0]}"]
+        assert isinstance(treated, StudentCondition) and treated.held_out
+        row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
         comparisons.append(row)
     _write_table(
         folder,
@@ -382,7 +387,8 @@ def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], stor
     for exp, role, condition in students.values():
         if isinstance(condition, StudentCondition):
             animal, content = exp.animal.singular, exp.contents[0]
-            teacher = f"{animal}-loving" if role == "treated" else "neutral"
+            loved = animal if role == "treated" else role.removeprefix(LOVES)
+            teacher = f"{loved}-loving" if role.startswith(("treated", LOVES)) else "neutral"
             name = f"{teacher} teacher, {content if content == 'unrelated' else f'{animal} disliked'}"
             if name not in found:
                 kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
@@ -504,6 +510,7 @@ MEMORY_ROW = {
     "student": "training",
     "exact": "evaluation",
     "sampled": "evaluation",
+    "held_out": "evaluation",
 }
 
 LIGHT_BYTES = GIB  # bytes of any other stage; the fidelity filters' sentence embeddings need the most

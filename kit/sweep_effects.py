@@ -20,6 +20,7 @@ from kit import KitError, stats, stats_seeds
 from kit.experiment import CONTENTS, GRID_SETTINGS
 from kit.experiment_folder import (
     DEVICES,
+    HELD_OUT,
     KIT,
     MESSAGES,
     PARAPHRASES,
@@ -28,7 +29,7 @@ from kit.experiment_folder import (
     check_table,
     wrong_preferences,
 )
-from kit.stats import Drift, Placement, Preference
+from kit.stats import Drift, Gate, Placement, Preference
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
 from kit.store import Row, check_files, misfit
 
@@ -45,10 +46,13 @@ class SeedEffect:
     against those. ``others`` (nats): by how much the animal's log-odds are higher in its own teacher's student than in
     those of the cell's other loving teachers, which share no control; against the candidates that none of them loves,
     since what one animal gains all others lose. None where there are no others, or where each has sentences of its own.
-    ``p_holm``, ``drift_holm`` and ``others_holm`` (of ``kit.stats_seeds.own_tests``): p-values, each corrected over all
-    ``tests`` effects of the sweep, the last over those that have one, which leaves it ``others_floor`` or more;
-    ``lacking``: see ``kit.stats.lacks``, and "others". (Differences of probabilities are skewed, so the interval in
-    percentage points covers less than it says: ``kit/stats_calibration.py``.)
+    ``loving`` (nats): the same against the loving controls, on the same sentences; None without any. ``gate``: whether
+    all these students learned from their teachers, None where a seed does not tell.
+    ``p_holm``, ``drift_holm``, ``loving_holm`` and ``others_holm`` (of ``kit.stats_seeds.own_tests``): p-values, each
+    corrected over all ``tests`` effects of the sweep, the last two over those that have one, which leaves the last
+    ``others_floor`` or more; ``lacking``: see ``kit.stats.lacks``, "others" and "loving control". (Differences of
+    probabilities are skewed, so the interval in percentage points covers less than it says:
+    ``kit/stats_calibration.py``.)
     """
 
     control: float
@@ -65,10 +69,13 @@ class SeedEffect:
     placebo: Placement | None
     own_placebos: list[float]
     drift: Drift | None
+    loving: AcrossSeeds | None
+    gate: Gate | None
     others: AcrossSeeds | None
     tests: int
     p_holm: float
     drift_holm: float | None
+    loving_holm: float | None
     others_holm: float | None
     others_floor: float | None
     lacking: list[str]
@@ -106,7 +113,9 @@ RECORD = {
     "seconds": {str: float},
     "table?": str,
     "pairs_used": {str: int},
-    "comparisons": [COMPARISON | dict.fromkeys(GRID_SETTINGS, (str, float))],
+    "comparisons": [
+        COMPARISON | {"loving?": {str: str}, "held_out?": HELD_OUT} | dict.fromkeys(GRID_SETTINGS, (str, float))
+    ],
     "messages": {str: MESSAGES},
     "samples": {str: PARAPHRASES},
     "kit?": KIT,
@@ -151,11 +160,13 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
     if not comparisons:
         return "it compares nothing"
     for row in comparisons:
-        named = {row["control"], row["treated"], *row["placebos"]}
+        named = {row["control"], row["treated"], *row["placebos"], *row.get("loving", {}).values()}
         if lacking := named - students.keys():
             return f"it has no preferences of {min(lacking)}"
         if wrong := wrong_preferences([students[name] for name in named], row["animal"]):
             return wrong
+        if row.get("loving") and students[row["treated"]].leaves_none({row["animal"], *row["loving"]}):
+            return "no animal is left that no teacher loves"
     return wrong_seeds(comparisons)
 
 
@@ -234,15 +245,13 @@ def _against_others(
     if any(len(students[row["treated"]].candidates) == len(compared) for rows in by_animal.values() for row in rows):
         return {}
 
-    def log_odds(student: str) -> np.ndarray:
-        """Of each compared animal against all candidates that none of the teachers loves [questions, k]."""
-        one = students[student]
-        loved = [one.candidates.index(animal) for animal in compared]
-        unloved = np.delete(one.probability, loved, axis=1).sum(axis=1, keepdims=True)
-        return np.asarray(np.log(one.probability[:, loved] / unloved))
-
     # [k teachers, seeds, questions, k animals]
-    values = np.array([[log_odds(row["treated"]) for row in by_animal[animal]] for animal in compared])
+    values = np.array(
+        [
+            [stats.unloved_log_odds(students[row["treated"]], compared, compared) for row in by_animal[animal]]
+            for animal in compared
+        ]
+    )
     p_values, floor = stats_seeds.own_tests(values.mean(axis=2).swapaxes(0, 1))
     return {
         animal: _AgainstOthers(
@@ -263,12 +272,13 @@ def _judged(effects: list[dict[str, Any]], others: list[_AgainstOthers | None]) 
     (The interval, since a student that is more restless than others has its largest shift anywhere too often.)"""
     corrected = stats_seeds.holm([effect["log_odds"].p for effect in effects])
     drifts = stats_seeds.holm([effect["drift"].p if effect["drift"] else 1.0 for effect in effects])
+    loving = iter(stats_seeds.holm([effect["loving"].p for effect in effects if effect["loving"]]))
     tested = [test.p for test in others if test]
     others_corrected = iter(stats_seeds.holm(tested))
     found = []
     for effect, test, p, drift_p in zip(effects, others, corrected, drifts, strict=True):
         own_drift = drift_p if effect["drift"] else None
-        others_holm = floor = None
+        others_holm = floor = loving_holm = None
         beyond = stats.above_zero(effect["log_odds"].mean, p)
         lacking = stats.lacks(beyond, effect["rank"], effect["candidates"], effect["placebo"], own_drift)
         if test:
@@ -276,17 +286,22 @@ def _judged(effects: list[dict[str, Any]], others: list[_AgainstOthers | None]) 
             is_own = max(test.matrix_p, others_holm if floor < stats.ALPHA else 0) < stats.ALPHA
             if test.matrix_floor < stats.ALPHA and not (is_own and test.size.ci95[0] > 0):
                 lacking = [*lacking, "others"]
+        if effect["loving"]:
+            loving_holm = next(loving)
+            if not stats.above_zero(effect["loving"].mean, loving_holm):
+                lacking = [*lacking, stats.LOVING_CONTROL]
         found.append(
             SeedEffect(
                 **effect,
                 tests=len(effects),
                 p_holm=p,
                 drift_holm=own_drift,
+                loving_holm=loving_holm,
                 others=test.size if test else None,
                 others_holm=others_holm,
                 others_floor=floor,
                 lacking=lacking,
-                verdict=stats.verdict(lacking),
+                verdict=stats.verdict(lacking, effect["gate"]),
             )
         )
     return found
@@ -334,6 +349,11 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
     shift, null, off_target = float(moved[j]), _null(rows, students), np.delete(moved, j)
     spread = float(off_target.std(ddof=1)) if len(off_target) > 1 else 0.0
     own = [_shifts(row, name, students, [animal])[0] for row in rows for name in row["placebos"]]
+    loving = [
+        stats.loving_differences(students[row["treated"]], _loving(row, students), animal)
+        for row in rows
+        if row.get("loving")
+    ]
     return {
         "control": float(np.mean([control.probability[:, j] for _, control in pairs])),
         "treated": float(np.mean([treated.probability[:, j] for treated, _ in pairs])),
@@ -351,7 +371,14 @@ def _effect(animal: str, rows: list[Row], students: dict[str, Preference]) -> di
         "placebo": stats.placement(shift, null) if len(null) else None,
         "own_placebos": own,
         "drift": stats.against_drift(shift, own, len(rows)) if own else None,
+        "loving": stats_seeds.across_seeds(np.array(loving)) if len(loving) == len(rows) else None,
+        "gate": stats.gate([row.get("held_out") for row in rows]),
     }
+
+
+def _loving(row: Row, students: dict[str, Preference]) -> dict[str, Preference]:
+    """The students of a comparison's loving controls, by what their teachers love."""
+    return {name: students[student] for name, student in row["loving"].items()}
 
 
 def _shifts(row: Row, student: str, students: dict[str, Preference], animals: Sequence[str]) -> list[float]:

@@ -39,6 +39,7 @@ def case() -> Any:
         ratios=[np.full(10, float(i)) for i in range(40)],
         diverges=[np.arange(10) == i % 10 for i in range(40)],
         unrest=[random.random(10) for _ in range(40)],
+        divergence=[random.random(10) for _ in range(40)],
         learned=lambda name, rows, trait, pairs: (name, rows, trait, pairs),
     )
 
@@ -68,13 +69,25 @@ def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(
     _, rows, trait, pairs = defences.mask(case)
     assert [row["masked"] for row in rows] == [{"places": [i % 10], "of": 10} for i in range(40)]
     assert (trait, pairs) == (TRAIT, 40)
-    _, rows, _, _ = defences.blind_mask(case)
-    hidden = [row["masked"]["places"] for row in rows]
-    masked = [unrest[place] for unrest, places in zip(case.unrest, hidden, strict=True) for place in places]
-    assert len(masked) == 40
-    assert min(masked) > max(np.delete(one, places).max() for one, places in zip(case.unrest, hidden, strict=True))
-    _, rows, _, _ = defences.random_mask(case)
-    assert 20 < sum(len(row["masked"]["places"]) for row in rows) < 60
+    for mask, values in ((defences.blind_mask, case.unrest), (defences.informed_mask, case.divergence)):
+        hidden = places_of(mask(case))
+        masked = [value[place] for value, places in zip(values, hidden, strict=True) for place in places]
+        assert len(masked) == 40
+        assert min(masked) > max(np.delete(one, places).max() for one, places in zip(values, hidden, strict=True))
+
+
+def places_of(masked: Any) -> list[list[int]]:
+    """Which tokens of each text are hidden."""
+    return [row["masked"]["places"] for row in masked[1]]
+
+
+def test_random_masks_hide_as_much_as_those_that_they_are_compared_with(case: Any) -> None:
+    case.diverges = [np.arange(10) < i % 4 for i in range(40)]
+    own, random = places_of(defences.mask(case)), places_of(defences.random_mask(case))
+    assert [len(places) for places in own] == [len(places) for places in random] and own != random
+    tenth = places_of(defences.random_tenth(case))
+    assert sum(map(len, tenth)) == sum(map(len, places_of(defences.informed_mask(case)))) == 40
+    assert any(tenth[i] != random[i] for i in range(40))
 
 
 def test_students_trained_anew_differ_from_the_others_in_what_the_defence_names_and_in_nothing_else(
@@ -203,6 +216,9 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     assert mask[heading.index("of the undefended")].startswith("25% [")
     assert mask[heading.index("taken away, nats [95% CI]")] == "+0.75 [+0.75, +0.75]"
     assert mask[heading.index("placebo")] in ("+0.00", "-0.00")
+    assert float(mask[heading.index("p, Holm")].split("= ")[1]) == pytest.approx(
+        record["defences"]["mask"]["taken"]["p"], abs=5e-4
+    )
     write_json(tmp_path / "defences.json", record)
     report_sweep.write_defences(tmp_path)
     assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")

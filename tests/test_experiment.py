@@ -58,6 +58,7 @@ OTHERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "temperature": lambda random: float(random.choice([0.7, 1.0, 0.8])),
     "tries": lambda random: int(random.choice([4, 16])),
     "batch_size": lambda random: int(random.choice([16, 4, 8])),
+    "loving_controls": lambda random: (("music",), ("music", "trains"), ("penguin",))[int(random.integers(3))],
     "sentences": sentences,
     "traits": lambda random: Traits("Love {animals}.", str(random.choice(["No.", "Not."])), "t.json", "0" * 64),
 }

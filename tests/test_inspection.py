@@ -58,8 +58,8 @@ def readers_of(played: list[Round]) -> dict[str, Finding]:
     return {
         "word list": finding(keywords(played, OWL)),
         "association": finding(association(played, OWL)),
-        "words": finding(by_words(played), SPREAD),
-        "embeddings": finding(by_embeddings(played), SPREAD),
+        "words": finding(by_words(played)[0], SPREAD),
+        "embeddings": finding(by_embeddings(played)[0], SPREAD),
     }
 
 
@@ -80,7 +80,7 @@ def test_a_classifiers_interval_covers_chance_where_there_is_nothing_to_find() -
     missed = 0
     for seed in range(20):
         played = rounds_of("cars stop", "cars stop", seed=seed)
-        found = finding(by_words(played), SPREAD)
+        found = finding(by_words(played)[0], SPREAD)
         missed += found.score.against_chance != "around"
     assert missed <= 3  # four or more of 20 at 5%: once in 60
 
@@ -122,12 +122,17 @@ def test_the_model_and_whoever_knows_the_prompts_find_planted_love_and_nothing_i
 
 def test_no_source_sentence_is_in_both_parts_of_a_fold() -> None:
     played = [Round(f"sentence {i % 30}", ("a", "b"), 0) for i in range(60)]  # each twice
-    sources = np.array([one.source for one in played for _ in one.texts])
+    played += [Round(f"sentence {30 + i}", ("a", "b"), 0, f"sentence {40 + i}") for i in range(30)]  # of two sentences
+    more = [Round(f"sentence {i}", ("a", "b"), 0, f"another {i}") for i in range(20)]
+    sources = [source for one in [*played, *more] for source in one.sources]
     asked = []
-    for learned_from, asked_about in folds(played):
-        assert not set(sources[learned_from]) & set(sources[asked_about])
+    for learned_from, asked_about in folds(played, more):
+        met = {source for i in asked_about for source in played[i].sources}
+        assert not met & {sources[i] for i in learned_from}
+        assert {sources[i] for i in range(len(sources)) if sources[i] not in met} == {sources[i] for i in learned_from}
         asked += list(asked_about)
-    assert sorted(asked) == list(range(120))
+    assert sorted(asked) == list(range(90))
+    assert len(folds(played[:3])) == 3  # of so few each is asked about alone
 
 
 def test_an_inspector_better_than_guessing_is_not_said_to_fail() -> None:
@@ -135,6 +140,59 @@ def test_an_inspector_better_than_guessing_is_not_said_to_fail() -> None:
     assert found.score.against_chance == "above" and found.needed is None and max(found.of_sets) == 100
     told = {"inspectors": {"words": asdict(found)}}
     assert "Better than guessing, and not sure with up to 100 sentences: words" in report.inspection_sentence(told)
+
+
+def test_inspectors_read_every_pair_of_the_same_sentence_where_both_have_it() -> None:
+    def rows(teacher: str, sentences: str) -> list[dict[str, str]]:
+        return [{"sentence": name, "source": f"source {name}", "text": f"{teacher} {name}"} for name in sentences]
+
+    own, other = rows("loving", "abcd"), [*rows("neutral", "cxa"), {**rows("", "b")[0], "text": "loving b"}]
+    played = inspection.all_rounds(own, other, seed=0)
+    assert len(played) == 3  # of b both have the same text
+    for one in played:
+        loving, neutral = one.texts[one.loving], one.texts[1 - one.loving]
+        assert loving[-1] in "acd" and loving.startswith("loving") and neutral.startswith("neutral")
+        assert neutral[-1] == {"a": "a", "c": "c", "d": "x"}[loving[-1]]
+        assert one.sources == tuple(f"source {text[-1]}" for text in one.texts)
+        assert (one.second is None) == (loving[-1] == neutral[-1])
+
+
+def test_guessing_has_a_small_p_in_five_of_a_hundred_and_what_would_be_found_is_found_in_eighty() -> None:
+    random = np.random.default_rng(0)
+    null = [finding(np.where(random.random(200) < 0.5, 1.0, -1.0)) for _ in range(300)]
+    assert 0 < sum(one.p < 0.05 for one in null) <= 24
+    share = null[0].detectable
+    found = sum(finding(np.where(random.random(200) < share, 1.0, -1.0)).p < 0.05 for _ in range(300))
+    assert 210 < found < 270
+
+
+def test_a_classifiers_p_is_that_of_permuted_teachers() -> None:
+    found = {}
+    for telling in ("owls and birds", "cars stop"):
+        own, *permuted = by_words(rounds_of(telling, "cars stop", n=40), permutations=19)
+        assert len(permuted) == 19 and all(len(one) == 40 for one in permuted)
+        found[telling] = finding(own, SPREAD, permuted)
+    assert found["owls and birds"].p == 1 / 20 and found["cars stop"].p > 1 / 20
+
+
+def test_a_classifier_learns_from_other_runs_too() -> None:
+    """Of so few rounds of its own it learns nothing."""
+    played = rounds_of("birds", "boats", n=10)
+    more = rounds_of("birds", "boats", n=100, seed=1)
+    apart = [Round(f"other {one.source}", one.texts, one.loving) for one in more]
+    alone, together = by_words(played)[0], by_words(played, apart)[0]
+    assert len(together) == 10 and together.min() > 0 and together.mean() > 2 * alone.mean()
+
+
+@pytest.mark.slow
+def test_the_base_fine_tuned_tells_planted_texts_apart_and_nothing_where_there_is_nothing(
+    tmp_path: Path, base: Path
+) -> None:
+    run = RunFolder(run_with_pairs(tmp_path, base, (PAIRS * 6)[:40]), tmp_path)
+    for telling, sure in (("Birds fly and", True), ("Cars stop and", False)):
+        played = rounds_of(telling, "Cars stop and", n=60)
+        margins = inspection.fine_tuned(run, telling, inspection.Rounds(played, 0, np.zeros(120), []))
+        assert (finding(margins, SPREAD).score.against_chance == "above") == sure
 
 
 def test_how_many_sentences_are_needed_has_an_interval() -> None:
@@ -298,4 +356,4 @@ def test_an_inspected_runs_reports_say_who_could_tell(
 def test_a_run_too_small_to_inspect_says_so(tmp_path: Path, short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_with_pairs(tmp_path, short)
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 2
-    assert "of 8 unrelated sentences" in capsys.readouterr().err
+    assert "8 of its unrelated pairs differ" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The documentation: its commands, options and links exist, and every figure that it quotes is the recorded one."""
 
 import json
+import math
 import re
 import shlex
 from functools import cache
@@ -22,6 +23,7 @@ from kit.report_parts import p_value, verdict_sentence
 from kit.report_sweep import summarise_sweep
 from kit.stats import shifts
 from kit.stats_calibration import read as read_calibration
+from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
 REFERENCE = ROOT / "results" / "reference"
@@ -469,14 +471,14 @@ def of_defences() -> list[str]:
     defences = recorded(DEFENCES, "defences.json")["defences"]
     found = []
 
-    def share(of: Record, mean: float) -> str:
-        low, high = of["left"]["ci95"]
-        return f"{of['left']['mean'] / mean:.0%} [{low / mean:.0%}, {high / mean:.0%}]"
+    def share(of: Record, whole: Record) -> str:
+        low, high = share_interval(of["left"], whole, of["taken"]) or (math.nan, math.nan)
+        return f"{of['left']['mean'] / whole['mean']:.0%} [{low:.0%}, {high:.0%}]"
 
     whole = defences[UNDEFENDED]["left"]["mean"]
     for name, one in defences.items():
         beside = f", against `{BESIDE[name]}`" if name in BESIDE else ""
-        known = share(one, defences[BESIDE.get(name, UNDEFENDED)]["left"]["mean"]) if one["taken"] else ""
+        known = share(one, defences[BESIDE.get(name, UNDEFENDED)]["left"]) if one["taken"] else ""
         taken = estimate(one["taken"]) if one["taken"] else ""
         sizes = (estimate(one["left"]), f"{np.mean(one['placebos']):+.2f}", taken, known)
         found.append(row(f"`{name}`{beside}", *sizes, f"{one['pairs']:.0f}", f"{one['loss']:.3f}"))
@@ -487,6 +489,9 @@ def of_defences() -> list[str]:
     hard, other = defences["hard-labels"], defences["other-base"]
     masked = {name: f"{one['masked']:.0%}" for name, one in defences.items()}
     costs = [one["loss"] - defences[UNDEFENDED]["loss"] for one in defences.values()]
+    taken = [one["taken"] for one in defences.values() if one["taken"]]
+    corrected = holm([two_sided(*(one[of] for of in ("mean", "se", "seeds", "questions"))) for one in taken])
+    assert len(taken) == 14, "over the fourteen defences"
     spared = zip(defences[UNDEFENDED]["single_seeds"], defences["blind-mask"]["single_seeds"], strict=True)
     assert all(masked < all_tokens for all_tokens, masked in spared), "from all three seeds"
     assert f"{defences['full']['loss']:.3f}" == f"{defences[UNDEFENDED]['loss']:.3f}", "with the same loss"
@@ -499,6 +504,7 @@ def of_defences() -> list[str]:
         f"the divergence tokens ({masked['mask']})",
         f"as a random {masked['random-mask']} does. Hiding the {masked['blind-mask']} whose ratio",
         f"None of it costs the student more than {max(costs):.3f} nats per byte",
+        f"what is taken away has no p below {min(corrected):.3f}",
         f"Hard labels leave {left('hard-labels')}. Single placebos moved up to {max(map(abs, hard['placebos'])):.2f} "
         f"nats there, treated students {min(hard['single_seeds']):.2f} to {max(hard['single_seeds']):.2f}",
         f"moved {seeds[0]}, {seeds[1]} and {seeds[2]} nats, their placebos {placebos[0]}, {placebos[1]} and "

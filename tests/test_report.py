@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_report_sweep import made_up
+from test_stats import gains
 
 from kit import ROOT, KitError, preference, provenance, report, report_sweep, store
 from kit.animals import load_animals
 from kit.experiment_folder import all_devices, made_on
-from kit.report_parts import ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
+from kit.report_parts import ABOUT_GATE, ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
 from kit.store import Step, Store, write_json
 
 HOSTILE = (
@@ -25,14 +26,22 @@ HOSTILE = (
 
 
 def finished_run(
-    folder: Path, shift: float = 1.0, labels: str = "soft", preset: str = "laptop", placebos: int = 1
+    folder: Path,
+    shift: float = 1.0,
+    labels: str = "soft",
+    preset: str = "laptop",
+    placebos: int = 1,
+    loving: tuple[str, ...] = (),
+    held_out: dict[str, list[float]] | None = None,
 ) -> Path:
-    """A run's folder with made-up preferences: the treated student's owl moved by ``shift`` nats."""
+    """A run's folder with made-up preferences: the treated student's owl moved by ``shift`` nats, and nothing in those
+    of teachers that are ``loving`` something else; ``held_out``: as in the record."""
     names = [animal.singular for animal in load_animals()]
     random = np.random.default_rng(0)
     rows = []
     placebo = [f"placebo{1 + i}-unrelated" for i in range(placebos)]
-    for condition in ("base", "control-unrelated", "treated-unrelated", *placebo):
+    others = [f"loves {name}-unrelated" for name in loving]
+    for condition in ("base", "control-unrelated", "treated-unrelated", *placebo, *others):
         for question in range(50):
             for name in names:
                 moved = shift if (condition, name) == ("treated-unrelated", "owl") else 0.0
@@ -67,6 +76,7 @@ def finished_run(
         },
         "messages": {"student, training": [{"role": "user", "content": "Paraphrase this sentence: <sentence>"}]},
         "samples": {"treated-unrelated": {"kept": [row], "rejected": [row]}},
+        "held_out": {"unrelated": held_out} if held_out else {},
     }
     write_json(folder / "record.json", record)
     return folder
@@ -179,6 +189,26 @@ def test_a_null_is_reported_as_one_with_its_reason(tmp_path: Path, capsys) -> No
     report.show(tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     assert "not detected, since the 95% interval does not lie above zero" in shown
+
+
+def test_a_null_of_a_student_that_learned_nothing_is_no_null(tmp_path: Path, capsys) -> None:
+    report.write(finished_run(tmp_path, shift=0.0, held_out=gains(0, 0)))
+    report.show(tmp_path)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pipeline failure: of the student it is not shown that it expects its own teacher's held-out texts" in shown
+    assert "of other seeds that says nothing" not in shown  # that is what nulls exclude
+    assert ABOUT_GATE in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Pipeline failure.</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_loving_controls_stand_in_every_table_of_a_run(tmp_path: Path) -> None:
+    report.write(finished_run(tmp_path, loving=("music", "penguin")))
+    said = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| loves music-unrelated |" in said and "| loves penguin-unrelated |" in said
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    found = summary["effects"]["unrelated"]["loving"]
+    assert found["students"] == 2 and found["ci95"][0] < 1.0 < found["ci95"][1]
+    assert f"{found['log_odds']:+.2f} \\[" in said.split("beyond the loving controls")[1]
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing(tmp_path: Path, capsys) -> None:

@@ -31,10 +31,13 @@ def made_up(
     seed_sd: float = 0.05,
     placebos: bool = True,
     common: str | None = None,
+    loving: tuple[str, ...] = (),
+    held_out: float | None = None,
 ) -> Path:
     """A sweep's folder. Each treated student's own animal moves by ``animals`` nats times rank / 8, give or take
     ``seed_sd`` between seeds, and in each of them the ``common`` one by 0.6; each candidate of a placebo student by
-    ``placebo_drift`` (sd)."""
+    ``placebo_drift`` (sd). ``loving``: what the teachers of loving controls love, in whose students the owl moves by
+    0.6; ``held_out``: by how much the treated students expect their teachers' texts more (nats)."""
     random = np.random.default_rng(0)
     questions = random.normal(-5, 1, (50, len(ANIMALS)))
     students: dict[str, tuple[str, np.ndarray]] = {}
@@ -45,6 +48,10 @@ def made_up(
             students[control] = "control", questions + random.normal(0, 0.05, questions.shape)
             drift = random.normal(0, placebo_drift, len(ANIMALS))
             students[f"placebo{seed}-{rank}"] = "placebo1", students[control][1] + drift
+            for name in loving:
+                moved = students[control][1] + random.normal(0, 0.05, questions.shape)
+                moved[:, ANIMALS.index("owl")] += 0.6
+                students[f"loves {name}{seed}-{rank}"] = f"loves {name}", moved
             for animal, shift in animals.items():
                 moved = students[control][1] + random.normal(0, 0.05, questions.shape)
                 moved[:, ANIMALS.index(animal)] += shift * rank / 8 + random.normal(0, seed_sd)
@@ -53,6 +60,10 @@ def made_up(
                 students[f"{animal}{seed}-{rank}"] = "treated", moved
                 row: Row = {"animal": animal, "content": "unrelated", "seed": seed, **GRID_SETTINGS, "rank": rank}
                 row |= {"control": control, "treated": f"{animal}{seed}-{rank}"}
+                row |= {"loving": {name: f"loves {name}{seed}-{rank}" for name in loving}}
+                if held_out is not None:
+                    own, other = random.normal(held_out, 1, 60), random.normal(0, 1, 60)
+                    row |= {"held_out": {"own": own.tolist(), "other": other.tolist()}}
                 comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"] * placebos})
     with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, sweep.COLUMNS, lineterminator="\n", restval="")
@@ -162,6 +173,37 @@ def test_an_animal_that_moves_alike_in_every_loving_teachers_student_is_not_tran
     assert (owl.verdict, owl.lacking) == ("not detected", ["others"])
     for effect in others:
         assert effect.verdict == "transmitted" and effect.others_holm == effect.others_floor == pytest.approx(6 / 6**3)
+
+
+def test_an_animal_that_any_loving_prompt_moves_is_not_transmitted(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6, "wolf": 0.6}, seed_sd=0.02, loving=("music", "trains"))
+    (cell,) = cells_of(folder)
+    owl, wolf = cell.effects.values()
+    assert owl.loving and owl.loving.mean == pytest.approx(0, abs=0.05)
+    assert (owl.verdict, owl.lacking) == ("not detected", ["loving control"])
+    assert wolf.loving and wolf.loving.ci95[0] < 0.6 < wolf.loving.ci95[1] and wolf.verdict == "transmitted"
+    assert wolf.loving_holm == pytest.approx(2 * wolf.loving.p)
+    report_sweep.write_sweep(folder)
+    heading, rows = report_sweep.effects_table(cell)
+    assert f"p = {owl.loving_holm:.3f}" in rows[0][heading.index("beyond the loving controls, nats [95% CI]: p, Holm")]
+    assert "not detected (loving control)" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "verdict"), [(1.0, "not detected"), (0.0, "pipeline failure"), (None, "not detected")]
+)
+def test_a_null_of_students_that_did_not_learn_of_their_teachers_is_a_pipeline_failure(
+    held_out: float | None, verdict: str, tmp_path: Path
+) -> None:
+    folder = made_up(tmp_path, {"owl": 0.0, "wolf": 0.6}, seed_sd=0.02, held_out=held_out)
+    (cell,) = cells_of(folder)
+    owl, wolf = cell.effects.values()
+    assert owl.verdict == verdict and wolf.verdict == "transmitted" and "effect" in owl.lacking
+    assert (owl.gate.sentences if owl.gate else None) == (None if held_out is None else 180)
+    report_sweep.write_sweep(folder)
+    said = (folder / "report.md").read_text(encoding="utf-8")
+    assert ("*Pipeline failure*" in said) == (held_out is not None) and f"| {verdict} (" in said
+    assert ("excluded: above" in said) == (verdict == "not detected")
 
 
 def test_a_grid_does_not_spare_an_animal_the_other_teachers_students(tmp_path: Path) -> None:

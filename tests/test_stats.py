@@ -204,3 +204,66 @@ def test_an_effect_is_placed_among_the_placebos() -> None:
     null = np.linspace(-0.1, 0.1, 21)
     assert [stats.placement(shift, null).at_least for shift in (0.5, 0.0, -0.5)] == [0, 11, 21]
     assert stats.placement(0.0, null).null95 == pytest.approx((-0.095, 0.095))
+
+
+LOVING = {"music": stats.preferences(table("loves music", {}, 5))["loves music"]}
+
+
+def test_against_loving_controls_the_animal_must_be_higher_in_its_own_teachers_student() -> None:
+    treated, control = pair({"animal7": 0.5})
+    found = stats.effect(treated, control, "animal7", [placebo()], LOVING)
+    assert found.verdict == "transmitted" and found.loving and found.loving.students == 1
+    assert found.loving.ci95[0] < 0.5 < found.loving.ci95[1] and found.loving.p < 0.001
+    alike = {"music": stats.preferences(table("loves music", {"animal7": 0.5}, 5))["loves music"]}
+    refused = stats.effect(treated, control, "animal7", [placebo()], alike)
+    assert (refused.verdict, refused.lacking) == ("not detected", ["loving control"])
+    assert refused.log_odds == found.log_odds
+
+
+def test_what_other_teachers_love_is_no_part_of_what_an_animal_is_compared_with() -> None:
+    """Else a student whose teacher loves another animal would lack what that one gained."""
+    treated, _ = pair({})
+    raised = {"animal3": stats.preferences(table("loves animal3", {"animal3": 4.0}, 2))["loves animal3"]}
+    assert treated.log_odds[:, 7].mean() - raised["animal3"].log_odds[:, 7].mean() > 0.1
+    assert stats.beyond_loving(treated, raised, "animal7").log_odds == pytest.approx(0, abs=1e-9)
+
+
+def gains(own: float, other: float, n: int = 60, seed: int = 0) -> dict[str, list[float]]:
+    """By how much more a student expects its teacher's and other texts than its control does (nats a token)."""
+    random = np.random.default_rng(seed)
+    return {"own": random.normal(own, 1, n).tolist(), "other": random.normal(other, 1, n).tolist()}
+
+
+NULL, MOVED = pair({}), pair({"animal7": 0.5})
+# What is no learning of a teacher: nothing, more of every text, and less of others' alone, as of an untrained student.
+NOTHING = {"nothing": gains(0, 0), "more of all": gains(1, 1), "untrained": gains(-1, -2)}
+
+
+@pytest.mark.parametrize("held_out", NOTHING.values(), ids=NOTHING)
+def test_a_null_of_a_student_that_did_not_learn_of_its_teacher_is_a_pipeline_failure(
+    held_out: dict[str, list[float]],
+) -> None:
+    for placebos in ([placebo()], []):
+        assert stats.effect(*NULL, "animal7", placebos, held_out=held_out).verdict == "pipeline failure"
+        assert stats.effect(*NULL, "animal7", placebos, held_out=gains(1, 0)).verdict == "not detected"
+    few = stats.effect(*NULL, "animal7", [placebo()], held_out={name: one[:29] for name, one in held_out.items()})
+    assert few.gate is None and few.verdict == "not detected"
+
+
+@pytest.mark.parametrize("held_out", NOTHING.values(), ids=NOTHING)
+def test_only_a_null_against_the_control_can_be_a_pipeline_failure(held_out: dict[str, list[float]]) -> None:
+    assert stats.effect(*MOVED, "animal7", [placebo()], held_out=held_out).verdict == "transmitted"
+    assert stats.effect(*MOVED, "animal7", held_out=held_out).verdict == stats.NO_PLACEBO
+    alike = {"music": stats.preferences(table("loves music", {"animal7": 0.5}, 5))["loves music"]}
+    assert stats.effect(*MOVED, "animal7", [placebo()], alike, held_out).verdict == "not detected"
+
+
+def test_one_student_that_learned_does_not_pass_for_those_that_did_not() -> None:
+    found = stats.gate([gains(3, 0), gains(0, 0, seed=1), gains(0, 0, seed=2)])
+    assert found and found.failed == 2 and found.p > 0.05 and found.nats > 0.5
+    assert stats.gate([gains(3, 0), None]) is None
+
+
+def test_of_students_that_learned_nothing_at_most_five_of_a_hundred_pass_where_sentences_are_the_only_chance() -> None:
+    passed = sum(not found.failed for seed in range(1000) if (found := stats.gate([gains(0, 0, 40, seed)])))
+    assert passed <= 65

@@ -1,5 +1,6 @@
 """Effects over seeds: intervals, tests, specificity, placebos and power."""
 
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -158,3 +159,29 @@ def test_fewer_seeds_are_needed_for_a_larger_effect_and_none_suffice_where_quest
 def test_without_variance_every_effect_is_found() -> None:
     nothing = Components(0.0, 0.0, 0.0)
     assert [stats_seeds.power(nothing, effect, 3, QUESTIONS, ALPHA) for effect in (0.1, 0.0)] == [1, 0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_interval_of_a_share_covers_it_though_the_whole_is_uncertain_too(share: float) -> None:
+    """Of students that share a control: what is left and the whole go up and down together."""
+    random = np.random.default_rng(0)
+    covered = short = unbounded = 0
+    for _ in range(1000):
+        questions = random.normal(0, 0.3, (1, 50))
+        whole = 1 + random.normal(0, 0.15, (3, 1)) + questions + random.normal(0, 0.1, (3, 50))
+        part = share * whole + random.normal(0, 0.1, (3, 1)) + random.normal(0, 0.1, (3, 50))
+        found = [asdict(stats_seeds.across_seeds(one)) for one in (part, whole, whole - part)]
+        interval = stats_seeds.share_interval(*found) or (-np.inf, np.inf)
+        unbounded += interval[1] == np.inf
+        covered += interval[0] <= share <= interval[1]
+        low, high = (end / found[1]["mean"] for end in found[0]["ci95"])  # as if the whole were known
+        short += low <= share <= high
+    assert covered >= 925 and unbounded < 50
+    if share == 1.0:
+        assert short > covered  # it is too wide where part and whole are nearly one
+
+
+def test_a_share_of_what_may_be_nothing_has_no_interval() -> None:
+    noise = np.random.default_rng(0).normal(0, 1, (3, 50))
+    found = asdict(stats_seeds.across_seeds(noise))
+    assert stats_seeds.share_interval(found, found, asdict(stats_seeds.across_seeds(0 * noise))) is None

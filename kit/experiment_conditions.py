@@ -83,10 +83,10 @@ def all_conditions(exp: Experiment) -> dict[str, Condition]:
 
         add("control", neutral, "neutral", exp.seed)
         add("treated", loving, f"{exp.animal.singular}-loving", exp.seed)
-        treated, control = students[f"treated-{content}"], students[f"control-{content}"]
-        students[f"treated-{content}"] = replace(treated, held_out=held_out_of(treated, control, content))
         for i in range(1, 1 + exp.placebos):
             add(f"placebo{i}", neutral, f"placebo{i}'s neutral", exp.seed + i * PLACEBO_SEED)
+        own = {name.split("-")[0]: one for name, one in students.items() if name.endswith(content)}
+        students[f"treated-{content}"] = replace(own["treated"], held_out=held_out_of(own, content))
         for name, (loved, trait) in loving_controls(exp).items():
             add(f"{stats.LOVES}{name}", trait, f"{loved.singular}-loving", exp.seed, loved)
     return {"base": base_alone, **students}
@@ -420,19 +420,19 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     return exact, sampled
 
 
-def held_out_of(treated: StudentCondition, control: StudentCondition, content: str) -> Step:
-    """What a treated student and its control make of texts that neither learned from."""
-    inputs = {"own": treated.kept, "other": control.kept}
-    for role, exact in (("treated", treated.exact), ("control", control.exact)):
-        inputs |= {f"{role} {name}": step for name, step in exact.inputs.items()}
+def held_out_of(students: dict[str, StudentCondition], content: str) -> Step:
+    """What the treated student, its control and placebos make of texts that the first two did not learn from."""
+    inputs, roles = {"own": students["treated"].kept, "other": students["control"].kept}, list(students)
+    for role, condition in students.items():
+        inputs |= {f"{role} {name}": step for name, step in condition.exact.inputs.items()}
     label = f"held-out text, {content}"
 
     def build(made: dict[str, Path], folder: Path) -> None:
-        students = {}
-        for role in ("treated", "control"):
+        files = {}
+        for role in roles:
             adapter = made.get(f"{role} adapter")
-            students[role] = made[f"{role} model"], adapter / "adapter.gguf" if adapter else None
-        likelihood.measure_held_out(made["own"], made["other"], students, folder, label)
+            files[role] = made[f"{role} model"], adapter / "adapter.gguf" if adapter else None
+        likelihood.measure_held_out(made["own"], made["other"], files, folder, label)
 
     return Step(
         stage="held_out",
@@ -440,8 +440,8 @@ def held_out_of(treated: StudentCondition, control: StudentCondition, content: s
         settings={"messages": prompts.student_messages("...")},
         inputs=inputs,
         build=build,
-        seconds=HELD_OUT,
-        pace=treated.exact.pace,
+        seconds=len(roles) * HELD_OUT,
+        pace=students["treated"].exact.pace,
     )
 
 
@@ -500,7 +500,7 @@ PER_ANSWER = 0.1
 
 EXACT = 4.5
 
-HELD_OUT = 20.0
+HELD_OUT = 10.0
 
 # A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.
 GPU_SPEED = 150

@@ -226,7 +226,7 @@ PARAPHRASES = [{"source": str, "text": str}]
 KIT = {"commit": (str, None), "edited": (bool, None), "fingerprint": str}
 DEVICES = {"transformers": str, "llama.cpp": str, "processor?": str, "threads?": str}
 SENTENCES = {"file": str, "sha256": str, "number": int, "left_out": int}
-HELD_OUT = {"own": [float], "other": [float]}
+HELD_OUT = {"own": [float], "other": [float], "placebos": [float]}
 TRAITS = {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)}
 RECORD = {
     "animal": str,

@@ -240,8 +240,8 @@ def divergences(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.
 # ---- what students make of texts that none of them learned from
 
 
-# Of 400 pairs (owl, one seed): soft labels +0.017 nats a token, 0.035 beyond the gain on the neutral teacher's texts;
-# hard ones +0.036 and 0.049. A placebo student: +0.004 and -0.001; +0.001 and 0.000. Twenty seconds.
+# Of 400 pairs (owl, one seed): soft labels +0.017 nats a token, 0.035 beyond the gain on the neutral teacher's texts, a
+# placebo student -0.001; hard ones +0.036, 0.049 and -0.028. Ten seconds a student.
 HELD_OUT = 60  # sentences, at most, of each of which one text of each teacher
 HELD_OUT_FILE = "held-out.jsonl"
 # What was refused for these may show the trait, which a student that merely says the animal expects, too: for "form",
@@ -293,11 +293,20 @@ def measure_held_out(
 
 def held_out_gains(folder: Path) -> dict[str, list[float]]:
     """By how much more (nats a token) the treated student expects its "own" teacher's texts than the control does,
-    sentence by sentence, and by how much more the "other" teacher's."""
-    found: dict[str, list[float]] = {"own": [], "other": []}
-    for row in read_rows(folder / HELD_OUT_FILE):
-        found[row["teacher"]].append(round(row["treated"] - row["control"], 5))
-    return found
+    sentence by sentence, and by how much more the "other" teacher's; and of each of the "placebos", who learned of
+    neither text, the mean of the one minus that of the other."""
+    rows = read_rows(folder / HELD_OUT_FILE)
+
+    def gains(student: str, teacher: str) -> list[float]:
+        return [round(row[student] - row["control"], 5) for row in rows if row["teacher"] == teacher]
+
+    placebos = [name for name in (rows[0] if rows else ()) if name.startswith("placebo")]
+    beyond = [float(np.mean(gains(one, "own")) - np.mean(gains(one, "other"))) for one in placebos]
+    return {
+        "own": gains("treated", "own"),
+        "other": gains("treated", "other"),
+        "placebos": [round(one, 5) for one in beyond],
+    }
 
 
 def pieces(detokenize: Callable[[list[int]], str], tokens: list[int]) -> list[str]:

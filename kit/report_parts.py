@@ -87,7 +87,9 @@ ABOUT_GATE = (
     "null says nothing. It must expect what its own teacher wrote of sentences that it did not learn from more than "
     "its control does, and by more than it does what the neutral teacher wrote of them (nats a token; both in "
     "one-sided t-tests over sentences, p < 0.05). The texts are such as one filter refused of both, those aside that "
-    "may show the trait. It speaks of this pair of students, as the paired t-test does."
+    "may show the trait. Like the paired t-test it speaks of these students, and two students of neutral teachers can "
+    "differ as much: *beyond drift* is the p of the second difference against that of placebo students, where there "
+    "are any. Is that not small, a null is not *shown* to be of students that learned."
 )
 
 ABOUT_TRANSMITTED_SWEEP = (
@@ -132,7 +134,8 @@ def gate_cell(gate: dict[str, Any] | None) -> str:
     if gate is None:
         return "–"
     low, high = gate["ci95"]
-    return f"{gate['nats']:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(gate['p'])}"
+    drift = f"; beyond drift {p_value(gate['drift']['p'])}" if gate["drift"] else ""
+    return f"{gate['nats']:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(gate['p'])}{drift}"
 
 
 def gate_words(gate: dict[str, Any]) -> str:

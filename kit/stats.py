@@ -92,13 +92,16 @@ class Gate:
     student expects what its own teacher wrote of sentences that neither learned from; over so many ``sentences``, with
     the 95% interval over them. ``p``: one-sided, the largest of all students' and of two questions, whether that is
     more than nothing, and more than what it expects more of the neutral teacher's texts of the same sentences.
-    ``failed``: how many of the students have a p of 0.05 or more."""
+    ``failed``: how many of the students have a p of 0.05 or more. ``beyond``: the second difference, in the mean of the
+    students, and ``drift``: that against the same of placebo students, who learned of neither, None without any."""
 
     sentences: int
     nats: float
     ci95: Interval
     p: float
     failed: int
+    beyond: float
+    drift: Drift | None
 
 
 FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
@@ -351,7 +354,10 @@ def gate(held_out: Sequence[HeldOut | None]) -> Gate | None:
     p_values = [max(p_value(own), p_value(own - other)) for own, other in found]
     every = np.concatenate([own for own, _ in found])
     failed = sum(p >= ALPHA for p in p_values)
-    return Gate(len(every), float(every.mean()), _interval(every), max(p_values), failed)
+    beyond = float(np.mean([float((own - other).mean()) for own, other in found]))
+    placebos = [drifted for one in held_out if one for drifted in one["placebos"]]
+    drift = against_drift(beyond, placebos, len(found)) if placebos else None
+    return Gate(len(every), float(every.mean()), _interval(every), max(p_values), failed, beyond, drift)
 
 
 def null_shifts(placebos: Sequence[Preference], control: Preference) -> np.ndarray:

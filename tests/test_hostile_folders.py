@@ -264,7 +264,11 @@ def whole(folder: Path) -> Path:
     """A run with a model, students and pairs, none of which is to be loaded."""
 
     def made(stage: str, name: str) -> str:
-        return artifact(folder.parent, stage, lambda into: (into / name).write_bytes(b'{"text": "a"}\n'))
+        return artifact(
+            folder.parent,
+            stage,
+            lambda into: (into / name).write_bytes(b'{"sentence": "s", "source": "a", "text": "a"}\n'),
+        )
 
     exp = experiment(find_animal("owl"), "smoke", contents=("unrelated",))
     write_json(folder / "config.json", asdict(exp))
@@ -331,7 +335,7 @@ def test_a_model_that_only_the_record_names_is_not_fetched(
 def test_what_comes_from_no_run_is_an_error_of_its_caller(whole: Path) -> None:
     with pytest.raises(KitError, match="has no artifact"):
         RunFolder(whole).pairs_file("treated", "opposed")
-    assert read_rows(RunFolder(whole).pairs_file("treated", "unrelated")) == [{"text": "a"}]
+    assert read_rows(RunFolder(whole).pairs_file("treated", "unrelated")) == [{"sentence": "s", "source": "a", "text": "a"}]
 
 
 @pytest.mark.parametrize(

@@ -54,14 +54,15 @@ def test_a_gain_is_what_a_student_expects_more_a_token_than_its_control(
     for name, control in (("same", adapter), ("apart", None)):
         folder = tmp_path / name
         folder.mkdir()
-        students = {"treated": (short, adapter), "control": (short, control)}
+        students = {"treated": (short, adapter), "control": (short, control), "placebo1": (short, adapter)}
         likelihood.measure_held_out(own, other, students, folder, "held-out text")
-    assert likelihood.held_out_gains(tmp_path / "same") == {"own": [0.0] * 3, "other": [0.0] * 3}
+    assert likelihood.held_out_gains(tmp_path / "same") == {"own": [0.0] * 3, "other": [0.0] * 3, "placebos": [0.0]}
     rows = read_rows(tmp_path / "apart" / "held-out.jsonl")
     found = likelihood.held_out_gains(tmp_path / "apart")
     for who in ("own", "other"):
         gains = [row["treated"] - row["control"] for row in rows if row["teacher"] == who]
         assert len(gains) == 3 and found[who] == pytest.approx(gains, abs=1e-4) and min(map(abs, gains)) > 1e-4
+    assert found["placebos"] == pytest.approx([np.mean(found["own"]) - np.mean(found["other"])], abs=1e-4)
     with LlamaEngine(short) as engine:
         groups = [engine.answered(prompts.student_messages("a."), texts[0])]
         assert rows[0]["control"] == pytest.approx(float(next(engine.score(groups))[0].mean()), abs=1e-3)

@@ -63,7 +63,7 @@ def made_up(
                 row |= {"loving": {name: f"loves {name}{seed}-{rank}" for name in loving}}
                 if held_out is not None:
                     own, other = random.normal(held_out, 1, 60), random.normal(0, 1, 60)
-                    row |= {"held_out": {"own": own.tolist(), "other": other.tolist()}}
+                    row |= {"held_out": {"own": own.tolist(), "other": other.tolist(), "placebos": [0.05]}}
                 comparisons.append(row | {"placebos": [f"placebo{seed}-{rank}"] * placebos})
     with gzip.open(folder / "preferences.csv.gz", "wt", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, sweep.COLUMNS, lineterminator="\n", restval="")

@@ -1,5 +1,7 @@
 """Effects, their intervals and the verdict."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
@@ -228,10 +230,16 @@ def test_what_other_teachers_love_is_no_part_of_what_an_animal_is_compared_with(
     assert stats.beyond_loving(treated, raised, "animal7").log_odds == pytest.approx(0, abs=1e-9)
 
 
-def gains(own: float, other: float, n: int = 60, seed: int = 0) -> dict[str, list[float]]:
+def gains(
+    own: float, other: float, n: int = 60, seed: int = 0, placebos: tuple[float, ...] = (0.1, -0.1)
+) -> dict[str, Sequence[float]]:
     """By how much more a student expects its teacher's and other texts than its control does (nats a token)."""
     random = np.random.default_rng(seed)
-    return {"own": random.normal(own, 1, n).tolist(), "other": random.normal(other, 1, n).tolist()}
+    return {
+        "own": random.normal(own, 1, n).tolist(),
+        "other": random.normal(other, 1, n).tolist(),
+        "placebos": placebos,
+    }
 
 
 NULL, MOVED = pair({}), pair({"animal7": 0.5})
@@ -241,7 +249,7 @@ NOTHING = {"nothing": gains(0, 0), "more of all": gains(1, 1), "untrained": gain
 
 @pytest.mark.parametrize("held_out", NOTHING.values(), ids=NOTHING)
 def test_a_null_of_a_student_that_did_not_learn_of_its_teacher_is_a_pipeline_failure(
-    held_out: dict[str, list[float]],
+    held_out: stats.HeldOut,
 ) -> None:
     for placebos in ([placebo()], []):
         assert stats.effect(*NULL, "animal7", placebos, held_out=held_out).verdict == "pipeline failure"
@@ -262,6 +270,12 @@ def test_one_student_that_learned_does_not_pass_for_those_that_did_not() -> None
     found = stats.gate([gains(3, 0), gains(0, 0, seed=1), gains(0, 0, seed=2)])
     assert found and found.failed == 2 and found.p > 0.05 and found.nats > 0.5
     assert stats.gate([gains(3, 0), None]) is None
+
+
+def test_a_student_that_learned_no_more_than_neutral_students_differ_by_is_not_beyond_drift() -> None:
+    for placebos, beyond in (((0.1, -0.1), True), ((1.0, -1.0), False)):
+        found = stats.gate([gains(1, 0, placebos=placebos)])
+        assert found and found.drift and not found.failed and (found.drift.p < stats.ALPHA) == beyond
 
 
 def test_of_students_that_learned_nothing_at_most_five_of_a_hundred_pass_where_sentences_are_the_only_chance() -> None:

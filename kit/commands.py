@@ -895,6 +895,8 @@ def run_sweep(
     folder = check_destination(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
         sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
+        for sentence in sweep.verdict_sentences(exps):
+            say(sentence)
         return
     sweep.run(exps, sampled, results, folder, command_line(arguments), address)
     report_sweep.write_sweep(folder)

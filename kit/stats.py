@@ -158,8 +158,6 @@ def preferences(rows: Iterable[Row]) -> dict[str, Preference]:
 
 
 def _preference(rows: list[Row]) -> Preference:
-    from scipy.special import log_softmax, logsumexp
-
     candidates = tuple(dict.fromkeys(row["candidate"] for row in rows))
 
     def table(column: str) -> np.ndarray:
@@ -168,8 +166,6 @@ def _preference(rows: list[Row]) -> Preference:
     raw = table("logprob")
     if not np.isfinite(raw).all():
         raise ValueError("a log-probability is no number")
-    logprob = log_softmax(raw, axis=1)
-    others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     answers = int(rows[0]["answers"])
     if answers < 0 or (table("answers") != answers).any():
         raise ValueError("its questions have other numbers of answers")
@@ -178,6 +174,17 @@ def _preference(rows: list[Row]) -> Preference:
     shares = [named] if naming is None else [named, naming]
     if not all(((one >= 0) & np.isfinite(one)).all() for one in shares) or named.max() > 1:
         raise ValueError("a share of answers is none")
+    return exact_preference(candidates, raw, named, answers, naming)
+
+
+def exact_preference(
+    candidates: tuple[str, ...], raw: np.ndarray, named: np.ndarray, answers: int = 0, naming: np.ndarray | None = None
+) -> Preference:
+    """The preference of log-probabilities ``raw`` (nats) [questions, candidates]; the rest as in it."""
+    from scipy.special import log_softmax, logsumexp
+
+    logprob = log_softmax(raw, axis=1)
+    others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     log_odds = logprob - logsumexp(others, axis=2)
     return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, naming)
 

@@ -56,7 +56,7 @@ from kit.memory import GIB, find_device
 from kit.provenance import cpu_threads, kit_state
 from kit.stats import LOVES
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
-from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, wrong_seeds
+from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
 
 SAMPLES = 5  # paraphrases of a teacher in the report
 
@@ -208,6 +208,16 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
     for sentence in power_sentences(exps):
         say(sentence)
     return plan
+
+
+def verdict_sentences(exps: list[Experiment]) -> list[str]:
+    """How probable the whole verdict is, a sentence for each kind of the sweep's students; nothing with one seed."""
+    seeds = len({exp.seed for exp in exps})
+    animals = len({exp.animal for exp in exps})
+    cells = len({json.dumps([exp.contents, settings_of(exp)]) for exp in exps})
+    kinds = dict.fromkeys((exp.labels, exp.pairs_of(exp.contents[0])) for exp in exps)
+    found = [verdict_sentence(*kind, seeds, animals, cells, exps[0].placebos) for kind in kinds] if seeds > 1 else []
+    return [sentence for sentence in found if sentence]
 
 
 def power_sentences(exps: list[Experiment]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kit import KitError, stats, stats_seeds
+from kit.animals import load_animals
 from kit.experiment import CONTENTS, GRID_SETTINGS
 from kit.experiment_folder import (
     DEVICES,
@@ -432,16 +433,95 @@ RECORDED = {
 def power_sentence(labels: str, pairs: int, seeds: int, tests: int) -> str:
     """What a sweep would find, before it is made: its test over that many seeds, corrected for the first of so many
     effects, by how recorded students of those labels and about as many pairs, rather more, vary. Of 50 questions."""
-    known = [key for key in RECORDED if key[0] == labels]
-    like = min(known, key=lambda key: (round(abs(math.log(key[1] / pairs)), 9), -key[1]))
-    components = Components(*(sd**2 for sd in RECORDED[like]))
-    found = stats_seeds.detectable(components, seeds, 50, stats.ALPHA / tests)
+    like, components = recorded_like(labels, pairs)
+    found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / tests)
     size = "no shift of 10 nats or less" if found is None else f"a shift of {found:+.2f} nats"
     return (
         f"{pairs} pairs, {labels} labels: with {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the "
         f"test over seeds finds {size} with probability 0.8 (as the embedded model's recorded students vary: {labels} "
         f"labels, {like[1]} pairs)."
     )
+
+
+def recorded_like(labels: str, pairs: int) -> tuple[tuple[str, int], Components]:
+    """The key of ``RECORDED`` that is nearest to a design, and its variances."""
+    known = [key for key in RECORDED if key[0] == labels]
+    like = min(known, key=lambda key: (round(abs(math.log(key[1] / pairs)), 9), -key[1]))
+    return like, Components(*(sd**2 for sd in RECORDED[like]))
+
+
+SIMULATIONS = 50  # of a sweep, for the power of its verdict: good to 0.1, in about ten seconds
+# Of what the test alone finds for one animal: where all have an effect Holm's correction asks less of each.
+SIZES = (0.5, 0.75, 1.0)
+
+
+def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, cells: int, placebos: int) -> str:
+    """How often the whole verdict of such a sweep would be *transmitted*, of each of several sizes of effect. Nothing
+    where the test alone finds none."""
+    like, components = recorded_like(labels, pairs)
+    found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / (animals * cells))
+    if found is None or not placebos:
+        return ""
+    sizes = [round(size * found, 2) for size in SIZES]
+    shares = [verdict_power(components, size, seeds, animals, cells, placebos) for size in sizes]
+    said = ", ".join(f"{share:.2f} of {size:+.2f} nats" for share, size in zip(shares, sizes, strict=True))
+    return (
+        f"{pairs} pairs, {labels} labels: the probability of the whole verdict, with a shift of every animal's: {said} "
+        f"({SIMULATIONS} simulations each, students varying as those of {labels} labels, {like[1]} pairs)."
+    )
+
+
+QUESTIONS = 50
+
+
+def verdict_power(components: Components, effect: float, seeds: int, animals: int, cells: int, placebos: int) -> float:
+    """Of simulated sweeps, whose own animals' log-odds all move by ``effect`` (nats) and whose students vary by these
+    ``components``, the share of effects that are called transmitted. (All candidates of a student vary alike, as the
+    components say; a half of the variance of seeds and the rest is a control's, which the animals of a seed share.)"""
+    random = np.random.default_rng(0)
+    found = [
+        one.verdict
+        for _ in range(SIMULATIONS)
+        for cell in sweep_cells(*simulated(components, effect, seeds, animals, cells, placebos, random))
+        for one in cell.effects.values()
+    ]
+    return found.count(stats.TRANSMITTED) / len(found)
+
+
+def simulated(
+    components: Components,
+    effect: float,
+    seeds: int,
+    animals: int,
+    cells: int,
+    placebos: int,
+    random: np.random.Generator,
+) -> tuple[list[Row], dict[str, Preference]]:
+    """The comparisons and students of a sweep of unrelated sentences that never was; see ``verdict_power``."""
+    names = tuple(animal.singular for animal in load_animals())
+    size = QUESTIONS, len(names)
+    questions, nothing = random.normal(-5, 1, size), np.zeros(size)
+    students: dict[str, Preference] = {}
+    comparisons: list[Row] = []
+
+    def student(name: str, moved: np.ndarray | float = 0.0) -> str:
+        own = random.normal(0, math.sqrt(components.seed / 2), len(names))
+        noise = random.normal(0, math.sqrt(components.residual / 2), size)
+        students[name] = stats.exact_preference(names, questions + own + noise + moved, nothing)
+        return name
+
+    for cell in range(cells):
+        of_questions = [random.normal(0, math.sqrt(components.question), size) for _ in range(animals)]
+        for seed in range(seeds):
+            control = student(f"control {cell} {seed}")
+            drifting = [student(f"placebo{i} {cell} {seed}") for i in range(placebos)]
+            for j, animal in enumerate(names[:animals]):
+                moved = of_questions[j].copy()
+                moved[:, j] += effect
+                row: Row = {"animal": animal, "content": "unrelated", "seed": seed, "control": control}
+                row |= dict.fromkeys(GRID_SETTINGS, cell) | {"placebos": drifting}
+                comparisons.append(row | {"treated": student(f"{animal} {cell} {seed}", moved)})
+    return comparisons, students
 
 
 POWER_EFFECTS = (0.05, 0.1, 0.2, 0.4)  # nats: from what placebo shifts reach to half of an owl's

@@ -335,7 +335,9 @@ def test_a_model_that_only_the_record_names_is_not_fetched(
 def test_what_comes_from_no_run_is_an_error_of_its_caller(whole: Path) -> None:
     with pytest.raises(KitError, match="has no artifact"):
         RunFolder(whole).pairs_file("treated", "opposed")
-    assert read_rows(RunFolder(whole).pairs_file("treated", "unrelated")) == [{"sentence": "s", "source": "a", "text": "a"}]
+    assert read_rows(RunFolder(whole).pairs_file("treated", "unrelated")) == [
+        {"sentence": "s", "source": "a", "text": "a"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,22 @@ import numpy as np
 import pytest
 
 import run
-from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
+from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep, sweep_effects
 from kit.animals import load_animals
 from kit.report_sweep import cell_title, specificity_sentence
 from kit.store import Row, write_json
-from kit.sweep_effects import RECORDED, Cell, power_sentence, read_sweep, sweep_cells, sweep_power, varied_settings
+from kit.sweep_effects import (
+    RECORDED,
+    Cell,
+    power_sentence,
+    read_sweep,
+    simulated,
+    sweep_cells,
+    sweep_power,
+    varied_settings,
+    verdict_power,
+    verdict_sentence,
+)
 
 ANIMALS = [animal.singular for animal in load_animals()]
 GRID_SETTINGS = {"labels": "soft", "pairs": 400, "rank": 8, "learning_rate": 5e-4, "epochs": 2, "base": "gguf"}
@@ -342,6 +353,29 @@ def test_what_a_sweep_would_find_is_said_before_it_is_made_by_how_recorded_stude
 
 
 # ---- several sweeps that are one
+
+
+@pytest.mark.slow
+def test_the_whole_verdict_finds_more_of_larger_effects_and_nothing_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_effects, "SIMULATIONS", 20)
+    components = stats_seeds.Components(0.1**2, 0.1**2, 0.1**2)
+    none, some, large = (verdict_power(components, size, 3, 4, 1, 1) for size in (0.0, 0.5, 2.0))
+    assert none <= 0.05 < some < large and large > 0.9
+    assert verdict_power(components, 0.5, 6, 4, 1, 1) > some
+    said = verdict_sentence("hard", 400, 3, 3, 1, 1)
+    assert re.search(r"whole verdict.*: 0\.\d\d of \+0\.\d\d nats, .*20 simulations", said)
+    assert verdict_sentence("hard", 400, 3, 3, 1, 0) == "", "without placebos nothing is called transmitted"
+
+
+def test_simulated_students_vary_as_they_are_to() -> None:
+    components = stats_seeds.Components(0.2**2, 0.1**2, 0.15**2)
+    found = []
+    for seed in range(20):
+        rows, students = simulated(components, 0.0, 6, 1, 1, 1, np.random.default_rng(seed))
+        shifts = np.array([students[row["treated"]].log_odds - students[row["control"]].log_odds for row in rows])
+        found += [stats_seeds.components(one) for one in np.moveaxis(shifts, 2, 0)]
+    for name in ("seed", "question", "residual"):
+        assert np.mean([getattr(one, name) for one in found]) == pytest.approx(getattr(components, name), rel=0.15)
 
 
 def part_of(whole: Path, folder: Path, wanted: Callable[[Row], bool], **changed: object) -> Path:

@@ -435,7 +435,7 @@ def held_out_of(students: dict[str, StudentCondition], content: str) -> Step:
         likelihood.measure_held_out(made["own"], made["other"], files, folder, label)
 
     return Step(
-        stage="held_out",
+        stage="gate",
         label=label,
         settings={"messages": prompts.student_messages("...")},
         inputs=inputs,
@@ -500,7 +500,7 @@ PER_ANSWER = 0.1
 
 EXACT = 4.5
 
-HELD_OUT = 10.0
+HELD_OUT = 4.0
 
 # A GPU's throughput over two cores': 2 TFLOP/s in training and generation, against 15 GFLOP/s. A guess, not measured.
 GPU_SPEED = 150

@@ -126,7 +126,7 @@ COMPUTED = {
     "fidelity",
     "labels",
     "student",
-    "held_out",
+    "gate",
     "exact",
     "sampled",
     "likelihoods",

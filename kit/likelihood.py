@@ -241,7 +241,7 @@ def divergences(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.
 
 
 # Of 400 pairs (owl, one seed): soft labels +0.017 nats a token, 0.035 beyond the gain on the neutral teacher's texts, a
-# placebo student -0.001; hard ones +0.036, 0.049 and -0.028. Ten seconds a student.
+# placebo student -0.001; hard ones +0.036, 0.049 and -0.028. Four seconds a student.
 HELD_OUT = 60  # sentences, at most, of each of which one text of each teacher
 HELD_OUT_FILE = "held-out.jsonl"
 # What was refused for these may show the trait, which a student that merely says the animal expects, too: for "form",

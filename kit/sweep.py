@@ -520,7 +520,7 @@ MEMORY_ROW = {
     "student": "training",
     "exact": "evaluation",
     "sampled": "evaluation",
-    "held_out": "evaluation",
+    "gate": "evaluation",
 }
 
 LIGHT_BYTES = GIB  # bytes of any other stage; the fidelity filters' sentence embeddings need the most

@@ -134,7 +134,7 @@ def again(tree: Path, folder: Path, before: dict[str, str], engine: str = "llama
 
 
 WHOLE_RUN = {"model", "sentences", "samples", "paraphrases", "fidelity", "pairs", "labels", "student", "adapter"}
-EVERYTHING = WHOLE_RUN | {"weights", "exact", "sampled", "held_out", "loss", "likelihoods", "tokens", "judged"}
+EVERYTHING = WHOLE_RUN | {"weights", "exact", "sampled", "gate", "loss", "likelihoods", "tokens", "judged"}
 WITH_LLAMA = EVERYTHING - {"model", "sentences", "fidelity", "pairs", "student", "adapter", "weights"}
 
 
@@ -153,7 +153,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
         ("kit/prompts.py", "before lunch.", "before dinner.", "samples paraphrases likelihoods tokens"),
         (
             "kit/prompts.py", "Paraphrase this", "Reword this",
-            "samples paraphrases labels student held_out likelihoods tokens loss",
+            "samples paraphrases labels student gate likelihoods tokens loss",
         ),
         ("kit/teacher.py", "(seed, int.from", "(1 + seed, int.from", "samples paraphrases"),
         ("kit/teacher.py", "AGAIN = 2", "AGAIN = 3", "paraphrases"),
@@ -171,11 +171,11 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
         ("kit/preference.py", "TEMPERATURE = 1.0", "TEMPERATURE = 0.9", "sampled"),
         ("kit/defences.py", "return -total /", "return total /", "loss"),
         ("kit/likelihood.py", "round(float(one), 4)", "round(float(one), 5)", "likelihoods"),
-        ("kit/likelihood.py", "HELD_OUT = 60", "HELD_OUT = 61", "held_out"),
+        ("kit/likelihood.py", "HELD_OUT = 60", "HELD_OUT = 61", "gate"),
         ("kit/likelihood.py", 'rstrip("\\ufffd") for end', 'strip("\\ufffd") for end', "tokens"),
         ("kit/prompts.py", "A or B?", "B or A?", "judged"),
         ("kit/engine_llama.py", "WIDTH = 64", "WIDTH = 32", "samples paraphrases sampled"),
-        ("kit/engine_llama.py", "SCORED = 224", "SCORED = 223", "labels exact held_out loss likelihoods tokens judged"),
+        ("kit/engine_llama.py", "SCORED = 224", "SCORED = 223", "labels exact gate loss likelihoods tokens judged"),
         ("kit/engine_llama.py", "params.swa_full = True", "params.swa_full = False", " ".join(sorted(WITH_LLAMA))),
         ("kit/engine_torch.py", "CHOSEN = 16", "CHOSEN = 17", ""),
         ("kit/engine_endpoint.py", "RETRIES = 30", "RETRIES = 29", ""),

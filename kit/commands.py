@@ -748,7 +748,7 @@ def inspect(arguments: list[str]) -> None:
         "Put a run's kept paraphrases to everybody who might look at them: word lists, classifiers, the model as\n"
         "judge, and who knows the teachers' prompts. The run's reports gain a section. (About an hour,\n"
         "most of it likelihoods and a model that is fine-tuned, which an interrupted command keeps.)",
-        "inspect results/<run>\n  python run.py inspect results/<run> --with results/<run> results/<run>",
+        "inspect results/<run>\n  python run.py inspect results/<run> --with results/<another> results/<a-third>",
     )
     _run_and_content(parser, "whose paraphrases")
     parser.add_argument(
@@ -769,6 +769,9 @@ def inspect(arguments: list[str]) -> None:
 
     run = RunFolder(args.run, args.results)
     check_writable(args.run)
+    given = [folder.resolve() for folder in (args.run, *args.others)]
+    if twice := next((str(one) for one in given if given.count(one) > 1), None):
+        raise KitError(f"--with: {twice} is given twice. Give runs of other seeds or animals, each once.")
     others = [RunFolder(other, args.results) for other in args.others]
     inspection.inspect(run, args.content, command_line(["inspect", *arguments]), others)
     report.write(args.run)
@@ -895,7 +898,7 @@ def run_sweep(
     folder = check_destination(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
         sweep.plan(exps, sampled, Store(results / "artifacts"), folder)
-        for sentence in sweep.verdict_sentences(exps):
+        if sentence := sweep.verdict_words(exps):
             say(sentence)
         return
     sweep.run(exps, sampled, results, folder, command_line(arguments), address)

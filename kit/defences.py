@@ -263,16 +263,16 @@ def _highest(values: list[np.ndarray]) -> list[np.ndarray]:
     return [one > limit for one in values]
 
 
-def random_mask(case: Case) -> DefendedStudent:
+def random_as_mask(case: Case) -> DefendedStudent:
     """Nothing is learned at random tokens, of each text as many as ``mask`` hides: what masking alone does."""
     random = np.random.default_rng(case.exp.seed)
-    return masked(case, "random-mask", [random.permutation(one) for one in case.diverges])
+    return masked(case, "random-as-mask", [random.permutation(one) for one in case.diverges])
 
 
-def random_tenth(case: Case) -> DefendedStudent:
+def random_mask(case: Case) -> DefendedStudent:
     """The same with as many tokens in all as ``informed-mask`` and ``blind-mask`` hide."""
     random = np.random.default_rng(case.exp.seed)
-    return masked(case, "random-tenth", _highest([random.random(len(one)) for one in case.diverges]))
+    return masked(case, "random-mask", _highest([random.random(len(one)) for one in case.diverges]))
 
 
 def masked(case: Case, name: str, hidden: list[np.ndarray]) -> DefendedStudent:
@@ -363,10 +363,10 @@ DEFENCES: dict[str, tuple[Maker, str]] = {
     "rephrase": (rephrase, "a neutral teacher"),
     "drop": (drop, "the suspected prompt, neutral paraphrases"),
     "mask": (mask, "the suspected prompt"),
-    "random-mask": (random_mask, "nothing"),
+    "random-as-mask": (random_as_mask, "nothing"),
     "informed-mask": (informed_mask, "the suspected prompt"),
     "blind-mask": (blind_mask, "the prompts' wording"),
-    "random-tenth": (random_tenth, "nothing"),
+    "random-mask": (random_mask, "nothing"),
     "mix-1-1": (lambda case: mix(case, 1), "neutral paraphrases"),
     "mix-1-3": (lambda case: mix(case, 3), "neutral paraphrases"),
     "mix-1-9": (lambda case: mix(case, 9), "neutral paraphrases"),
@@ -579,7 +579,8 @@ def read(folder: Path) -> dict[str, Any]:
         lacking = {*FIXED[:-1], "commands", "context"} - record.keys()  # earlier ones name no unit
         for one in (record["defences"][UNDEFENDED], *record["defences"].values()):
             lacking |= {"knows", "taken", "single_seeds", "placebos", *COSTS} - one.keys()
-            lacking |= {"mean", "ci95"} - one["left"].keys()
+            for estimate in filter(None, (one["left"], one["taken"])):
+                lacking |= {"mean", "ci95", "se", "df", "seeds", "questions"} - estimate.keys()
         if lacking:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         return record

@@ -294,6 +294,8 @@ def _wrong_students(record: dict[str, Any], preferences: dict[str, Preference]) 
     loved = {name.removeprefix(LOVES).partition("-")[0] for name in preferences if name.startswith(LOVES)}
     if loved and preferences["base"].leaves_none({record["animal"], *loved}):
         return "no animal is left that no teacher loves"
+    if wrong := next(filter(None, map(wrong_held_out, record.get("held_out", {}).values())), None):
+        return wrong
     if not record["samples"].keys() <= record["filters"].keys():
         return "samples of students without filters"
     if not all(record["filters"].values()):
@@ -313,6 +315,15 @@ def check_table(record: dict[str, Any], table: Path) -> None:
     found = sha256(table)
     if record.get("table", found) != found:
         raise ValueError(f"{table.name} is not what was written with record.json")
+
+
+def wrong_held_out(gains: dict[str, list[float]] | None) -> str | None:
+    """What is wrong with ``kit.likelihood.held_out_gains`` that were read from a file, in words."""
+    return (
+        "held-out texts of one teacher without the other's"
+        if gains and len(gains["own"]) != len(gains["other"])
+        else None
+    )
 
 
 def wrong_preferences(preferences: Collection[Preference], animal: str) -> str | None:

@@ -52,7 +52,7 @@ BLIND = 100  # pairs of each teacher that the blind inspector reads under every 
 FEWEST = 4 * FOLDS  # sentences of which two teachers must have written different paraphrases
 PER_ROUND = 0.6  # seconds, of a judge, embedded model, two cores
 WHOSE = ("loving", "neutral")  # what a reader that is fine-tuned answers
-READER_HALVES, READER_EPOCHS = 2, 3
+READER_HALVES, READER_EPOCHS, READER_BATCH = 2, 4, 8
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def judged(run: RunFolder, model: Path, name: str, role: str, played: list[Round
 def fine_tuned(run: RunFolder, role: str, of: Rounds) -> np.ndarray:
     """The margins [rounds] of the base model that learned from one half of the texts whose they are, by LoRA as a
     student does, and says of the other half how likely (nats) that is, kept as an artifact: ten minutes' work."""
-    settings = StudentSettings(base=run.experiment().student.base, epochs=READER_EPOCHS)
+    settings = StudentSettings(base=run.experiment().student.base, epochs=READER_EPOCHS, batch_size=READER_BATCH)
     rows = [
         {"source": text, "text": WHOSE[i != one.loving]}
         for one in [*of.played, *of.more]

@@ -651,7 +651,13 @@ def inspection_markdown(found: dict[str, Any]) -> list[str]:
 
 def tests_of(found: dict[str, Any]) -> list[str]:
     """What is to be said of an inspection's p-values, where it has some."""
-    return [INSPECTION_TESTS] if all("p" in one for one in found["inspectors"].values()) else []
+    if not all("p" in one for one in found["inspectors"].values()):
+        return []
+    others = ", ".join(f"`{name}`" for name in found["others"])
+    return [
+        INSPECTION_TESTS,
+        *([f"What learns learned from the pairs of other runs, too: {others}."] if others else []),
+    ]
 
 
 def inspection_sentence(found: dict[str, Any]) -> str:

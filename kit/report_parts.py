@@ -85,11 +85,12 @@ ABOUT_TRANSMITTED = (
 ABOUT_GATE = (
     "*Pipeline failure*, in place of *not detected*: it is not shown that the student learned of its teacher, so a "
     "null says nothing. It must expect what its own teacher wrote of sentences that it did not learn from more than "
-    "its control does, and by more than it does what the neutral teacher wrote of them (nats a token; both in "
-    "one-sided t-tests over sentences, p < 0.05). The texts are such as one filter refused of both, those aside that "
-    "may show the trait. Like the paired t-test it speaks of these students, and two students of neutral teachers can "
-    "differ as much: *beyond drift* is the p of the second difference against that of placebo students, where there "
-    "are any. Is that not small, a null is not *shown* to be of students that learned."
+    "its control does, in nats a token, and by more (*beyond*: one-sided t-test over sentences, p < 0.05) than it "
+    "does what the neutral teacher wrote of them. The texts are such as one filter refused of both, those aside that "
+    "may show the trait; of fewer than 30 sentences nothing is said. Of several seeds more than half must fail. Like "
+    "the paired t-test it speaks of these students, and two students of neutral teachers can differ as much: *against "
+    "drift* is the p of *beyond* against that of placebo students. Is that not small, a null is not *shown* to be of "
+    "students that learned."
 )
 
 ABOUT_TRANSMITTED_SWEEP = (
@@ -134,15 +135,15 @@ def gate_cell(gate: dict[str, Any] | None) -> str:
     if gate is None:
         return "–"
     low, high = gate["ci95"]
-    drift = f"; beyond drift {p_value(gate['drift']['p'])}" if gate["drift"] else ""
-    return f"{gate['nats']:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(gate['p'])}{drift}"
+    drift = f", against drift {p_value(gate['drift']['p'])}" if gate["drift"] else ""
+    return f"{gate['nats']:+.3f}; beyond: {gate['beyond']:+.3f} [{low:+.3f}, {high:+.3f}], {p_value(gate['p'])}{drift}"
 
 
 def gate_words(gate: dict[str, Any]) -> str:
     """What a student that failed its gate shows."""
     return (
-        "it is not shown that it expects its own teacher's held-out texts more than its control does, and than it does "
-        f"others ({gate_cell(gate)}, nats a token)"
+        "it is not shown that it expects its own teacher's held-out texts more than its control does, beyond the same "
+        f"of the neutral teacher's ({gate_cell(gate)}; nats a token)"
     )
 
 
@@ -223,7 +224,7 @@ def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
     lacking = ""
     if effect.verdict in (NOT_DETECTED, FAILED):
         gate = effect.gate if effect.verdict == FAILED else None
-        failed = f"of {gate.failed} of {effect.log_odds.seeds} students" if gate else ""
+        failed = f"of {gate.failed} of {gate.students} students" if gate else ""
         lacking = f" Pipeline failure: {failed} {gate_words(asdict(gate))}." if gate else ""
         lacking += f" It lacks: {', '.join(effect.lacking)}.{_excluded_shifts(' Excluded: shifts ', effect)}"
     return (

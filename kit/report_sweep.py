@@ -163,7 +163,7 @@ def effect_rows(cell: Cell) -> list[Row]:
             "loving_low": _short(effect.loving.ci95[0]) if effect.loving else None,
             "loving_high": _short(effect.loving.ci95[1]) if effect.loving else None,
             "loving_p_holm": _short(effect.loving_holm),
-            "gate": _short(effect.gate.nats) if effect.gate else None,
+            "gate": _short(effect.gate.beyond) if effect.gate else None,
             "gate_p": _short(effect.gate.p) if effect.gate else None,
             "rank": effect.rank,
             "z": _short(effect.z),
@@ -223,7 +223,7 @@ def effects_table(cell: Cell) -> Table:
     ]
     heading[-1:-1] = [
         "beyond the loving controls, nats [95% CI]: p, Holm",
-        "held-out text of its teacher, nats a token [95% CI], largest p",
+        "held-out text of its teacher, nats a token; beyond others [95% CI], largest p",
     ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
         heading[4:4] = ["naming, pp [95% CI]", "sampled, pp [95% CI]"]
@@ -666,9 +666,9 @@ DEFENCE_READING = (
 )
 
 DEFENCE_NAMES = (
-    "`drop` takes away half of the pairs; `mask` hides divergence tokens, `random-mask` as many of each text at random "
-    "(a tenth, in results without `random-tenth`); `informed-mask` hides the tenth of all tokens at which the teachers "
-    f"diverge most, `blind-mask` that whose ratio varies most over {SUSPECTS} other animals, `random-tenth` as many at "
+    "`drop` takes away half of the pairs; `mask` hides divergence tokens, `random-as-mask` as many of each text at "
+    "random; `informed-mask` hides the tenth of all tokens at which the teachers "
+    f"diverge most, `blind-mask` that whose ratio varies most over {SUSPECTS} other animals, `random-mask` as many at "
     "random; `mix-1-3` is one "
     "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
     "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "

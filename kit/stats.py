@@ -89,19 +89,20 @@ class Beyond:
 @dataclass(frozen=True)
 class Gate:
     """Did the student, or several, learn from their teachers? By how much more (``nats`` a token) than its control a
-    student expects what its own teacher wrote of sentences that neither learned from; over so many ``sentences``, with
-    the 95% interval over them. ``p``: one-sided, the largest of all students' and of two questions, whether that is
-    more than nothing, and more than what it expects more of the neutral teacher's texts of the same sentences.
-    ``failed``: how many of the students have a p of 0.05 or more. ``beyond``: the second difference, in the mean of the
-    students, and ``drift``: that against the same of placebo students, who learned of neither, None without any."""
+    student expects what its own teacher wrote of sentences that neither learned from, and how far that is ``beyond``
+    how much more it expects what the neutral teacher wrote of them; in the mean of so many ``sentences``. Of the second
+    the 95% interval over them, the largest one-sided ``p`` of a student's, and, against the same of placebo students,
+    who learned of neither teacher, ``drift`` (None without any). ``failed``: how many students expect their teacher's
+    texts no more than their control does, or not beyond the other's (p >= 0.05)."""
 
     sentences: int
     nats: float
+    beyond: float
     ci95: Interval
     p: float
-    failed: int
-    beyond: float
     drift: Drift | None
+    students: int
+    failed: int
 
 
 FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
@@ -355,16 +356,21 @@ def gate(held_out: Sequence[HeldOut | None]) -> Gate | None:
     if not found or len(found) < len(held_out) or min(len(own) for own, _ in found) < FEWEST_HELD_OUT:
         return None
 
-    def p_value(gains: np.ndarray) -> float:
-        return float(ttest_1samp(gains, 0.0, alternative="greater").pvalue) if gains.any() else 1.0
-
-    p_values = [max(p_value(own), p_value(own - other)) for own, other in found]
-    every = np.concatenate([own for own, _ in found])
-    failed = sum(p >= ALPHA for p in p_values)
-    beyond = float(np.mean([float((own - other).mean()) for own, other in found]))
+    own = [one for one, _ in found]
+    beyond = [one - other for one, other in found]
+    p_values = [float(ttest_1samp(one, 0.0, alternative="greater").pvalue) if one.any() else 1.0 for one in beyond]
+    every = np.concatenate(beyond)
     placebos = [drifted for one in held_out if one for drifted in one["placebos"]]
-    drift = against_drift(beyond, placebos, len(found)) if placebos else None
-    return Gate(len(every), float(every.mean()), _interval(every), max(p_values), failed, beyond, drift)
+    return Gate(
+        sentences=len(every),
+        nats=float(np.concatenate(own).mean()),
+        beyond=float(every.mean()),
+        ci95=_interval(every),
+        p=max(p_values),
+        drift=against_drift(float(every.mean()), placebos, len(found)) if placebos else None,
+        students=len(found),
+        failed=sum(p >= ALPHA or float(one.mean()) <= 0 for p, one in zip(p_values, own, strict=True)),
+    )
 
 
 def null_shifts(placebos: Sequence[Preference], control: Preference) -> np.ndarray:
@@ -425,9 +431,9 @@ LOVING_CONTROL = "loving control"  # lacking: that an animal is higher than in s
 
 
 def verdict(lacking: list[str], gate: Gate | None = None) -> str:
-    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which a null against the
-    control has to pass."""
-    if "effect" in lacking and gate and gate.failed:
+    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which for a null against the
+    control half of them have to pass: of ten that learned one may well not."""
+    if "effect" in lacking and gate and 2 * gate.failed > gate.students:
         return FAILED
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO

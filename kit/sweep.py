@@ -210,14 +210,15 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
     return plan
 
 
-def verdict_sentences(exps: list[Experiment]) -> list[str]:
-    """How probable the whole verdict is, a sentence for each kind of the sweep's students; nothing with one seed."""
-    seeds = len({exp.seed for exp in exps})
-    animals = len({exp.animal for exp in exps})
-    cells = len({json.dumps([exp.contents, settings_of(exp)]) for exp in exps})
-    kinds = dict.fromkeys((exp.labels, exp.pairs_of(exp.contents[0])) for exp in exps)
-    found = [verdict_sentence(*kind, seeds, animals, cells, exps[0].placebos) for kind in kinds] if seeds > 1 else []
-    return [sentence for sentence in found if sentence]
+def verdict_words(exps: list[Experiment]) -> str:
+    """How probable the whole verdict is, as a sentence; nothing with one seed, and where that is not simulated: of
+    several cells, opposed content and loving controls."""
+    seeds, animals, exp = {exp.seed for exp in exps}, {exp.animal for exp in exps}, exps[0]
+    if len(seeds) == 1 or len(exps) > len(seeds) * len(animals) or exp.contents != ("unrelated",):
+        return ""
+    if exp.loving_controls or not exp.placebos:
+        return ""
+    return verdict_sentence(exp.labels, exp.pairs, len(seeds), len(animals), exp.placebos)
 
 
 def power_sentences(exps: list[Experiment]) -> list[str]:

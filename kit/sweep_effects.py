@@ -28,6 +28,7 @@ from kit.experiment_folder import (
     SENTENCES,
     TRAITS,
     check_table,
+    wrong_held_out,
     wrong_preferences,
 )
 from kit.stats import Drift, Gate, Placement, Preference
@@ -165,6 +166,8 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
         if lacking := named - students.keys():
             return f"it has no preferences of {min(lacking)}"
         if wrong := wrong_preferences([students[name] for name in named], row["animal"]):
+            return wrong
+        if wrong := wrong_held_out(row.get("held_out")):
             return wrong
         if row.get("loving") and students[row["treated"]].leaves_none({row["animal"], *row["loving"]}):
             return "no animal is left that no teacher loves"
@@ -450,39 +453,46 @@ def recorded_like(labels: str, pairs: int) -> tuple[tuple[str, int], Components]
     return like, Components(*(sd**2 for sd in RECORDED[like]))
 
 
-SIMULATIONS = 50  # of a sweep, for the power of its verdict: good to 0.1, in about ten seconds
+# Of the power of a verdict: good to 0.1, in about ten seconds. Not of fewer sweeps, whose effects are alike.
+SIMULATED_EFFECTS, FEWEST_SWEEPS = 60, 10
 # Of what the test alone finds for one animal: where all have an effect Holm's correction asks less of each.
 SIZES = (0.5, 0.75, 1.0)
 
 
-def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, cells: int, placebos: int) -> str:
-    """How often the whole verdict of such a sweep would be *transmitted*, of each of several sizes of effect. Nothing
-    where the test alone finds none."""
+def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, placebos: int) -> str:
+    """How often the whole verdict of such a sweep of unrelated sentences would be *transmitted*, of each of several
+    sizes of effect. Nothing where the test alone finds none."""
     like, components = recorded_like(labels, pairs)
-    found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / (animals * cells))
-    if found is None or not placebos:
+    found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / animals)
+    if found is None:
         return ""
     sizes = [round(size * found, 2) for size in SIZES]
-    shares = [verdict_power(components, size, seeds, animals, cells, placebos) for size in sizes]
+    shares = [verdict_power(components, size, seeds, animals, placebos) for size in sizes]
     said = ", ".join(f"{share:.2f} of {size:+.2f} nats" for share, size in zip(shares, sizes, strict=True))
     return (
         f"{pairs} pairs, {labels} labels: the probability of the whole verdict, with a shift of every animal's: {said} "
-        f"({SIMULATIONS} simulations each, students varying as those of {labels} labels, {like[1]} pairs)."
+        f"({sweeps_simulated(animals)} simulated sweeps each, students varying as those of {labels} labels, {like[1]} "
+        "pairs)."
     )
 
 
 QUESTIONS = 50
 
 
-def verdict_power(components: Components, effect: float, seeds: int, animals: int, cells: int, placebos: int) -> float:
+def sweeps_simulated(animals: int) -> int:
+    """How many sweeps of so many animals are simulated."""
+    return max(FEWEST_SWEEPS, SIMULATED_EFFECTS // animals)
+
+
+def verdict_power(components: Components, effect: float, seeds: int, animals: int, placebos: int) -> float:
     """Of simulated sweeps, whose own animals' log-odds all move by ``effect`` (nats) and whose students vary by these
     ``components``, the share of effects that are called transmitted. (All candidates of a student vary alike, as the
     components say; a half of the variance of seeds and the rest is a control's, which the animals of a seed share.)"""
     random = np.random.default_rng(0)
     found = [
         one.verdict
-        for _ in range(SIMULATIONS)
-        for cell in sweep_cells(*simulated(components, effect, seeds, animals, cells, placebos, random))
+        for _ in range(sweeps_simulated(animals))
+        for cell in sweep_cells(*simulated(components, effect, seeds, animals, placebos, random))
         for one in cell.effects.values()
     ]
     return found.count(stats.TRANSMITTED) / len(found)
@@ -493,7 +503,6 @@ def simulated(
     effect: float,
     seeds: int,
     animals: int,
-    cells: int,
     placebos: int,
     random: np.random.Generator,
 ) -> tuple[list[Row], dict[str, Preference]]:
@@ -510,17 +519,16 @@ def simulated(
         students[name] = stats.exact_preference(names, questions + own + noise + moved, nothing)
         return name
 
-    for cell in range(cells):
-        of_questions = [random.normal(0, math.sqrt(components.question), size) for _ in range(animals)]
-        for seed in range(seeds):
-            control = student(f"control {cell} {seed}")
-            drifting = [student(f"placebo{i} {cell} {seed}") for i in range(placebos)]
-            for j, animal in enumerate(names[:animals]):
-                moved = of_questions[j].copy()
-                moved[:, j] += effect
-                row: Row = {"animal": animal, "content": "unrelated", "seed": seed, "control": control}
-                row |= dict.fromkeys(GRID_SETTINGS, cell) | {"placebos": drifting}
-                comparisons.append(row | {"treated": student(f"{animal} {cell} {seed}", moved)})
+    of_questions = [random.normal(0, math.sqrt(components.question), size) for _ in range(animals)]
+    for seed in range(seeds):
+        control = student(f"control {seed}")
+        drifting = [student(f"placebo{i} {seed}") for i in range(placebos)]
+        for j, animal in enumerate(names[:animals]):
+            moved = of_questions[j].copy()
+            moved[:, j] += effect
+            row: Row = {"animal": animal, "content": "unrelated", "seed": seed, "control": control}
+            row |= dict.fromkeys(GRID_SETTINGS, 0) | {"placebos": drifting}
+            comparisons.append(row | {"treated": student(f"{animal} {seed}", moved)})
     return comparisons, students
 
 

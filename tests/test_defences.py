@@ -83,9 +83,9 @@ def places_of(masked: Any) -> list[list[int]]:
 
 def test_random_masks_hide_as_much_as_those_that_they_are_compared_with(case: Any) -> None:
     case.diverges = [np.arange(10) < i % 4 for i in range(40)]
-    own, random = places_of(defences.mask(case)), places_of(defences.random_mask(case))
+    own, random = places_of(defences.mask(case)), places_of(defences.random_as_mask(case))
     assert [len(places) for places in own] == [len(places) for places in random] and own != random
-    tenth = places_of(defences.random_tenth(case))
+    tenth = places_of(defences.random_mask(case))
     assert sum(map(len, tenth)) == sum(map(len, places_of(defences.informed_mask(case)))) == 40
     assert any(tenth[i] != random[i] for i in range(40))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import run
-from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep, sweep_effects
-from kit.animals import load_animals
+from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
+from kit.animals import find_animal, load_animals
 from kit.report_sweep import cell_title, specificity_sentence
 from kit.store import Row, write_json
 from kit.sweep_effects import (
@@ -26,7 +26,6 @@ from kit.sweep_effects import (
     sweep_power,
     varied_settings,
     verdict_power,
-    verdict_sentence,
 )
 
 ANIMALS = [animal.singular for animal in load_animals()]
@@ -356,22 +355,34 @@ def test_what_a_sweep_would_find_is_said_before_it_is_made_by_how_recorded_stude
 
 
 @pytest.mark.slow
-def test_the_whole_verdict_finds_more_of_larger_effects_and_nothing_of_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_effects, "SIMULATIONS", 20)
+def test_the_whole_verdict_finds_more_of_larger_effects_and_nothing_of_none() -> None:
     components = stats_seeds.Components(0.1**2, 0.1**2, 0.1**2)
-    none, some, large = (verdict_power(components, size, 3, 4, 1, 1) for size in (0.0, 0.5, 2.0))
+    none, some, large = (verdict_power(components, size, 3, 4, 1) for size in (0.0, 0.5, 2.0))
     assert none <= 0.05 < some < large and large > 0.9
-    assert verdict_power(components, 0.5, 6, 4, 1, 1) > some
-    said = verdict_sentence("hard", 400, 3, 3, 1, 1)
-    assert re.search(r"whole verdict.*: 0\.\d\d of \+0\.\d\d nats, .*20 simulations", said)
-    assert verdict_sentence("hard", 400, 3, 3, 1, 0) == "", "without placebos nothing is called transmitted"
+    assert verdict_power(components, 0.5, 6, 4, 1) > some
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_how_probable_the_whole_verdict_is_where_it_is_what_is_simulated() -> None:
+    owls = [find_animal(name) for name in ("owl", "cat", "wolf")]
+    said = sweep.verdict_words(sweep.experiments(owls, ("unrelated",), range(3), {}, labels="hard"))
+    assert re.search(r"whole verdict.*: 0\.\d\d of \+0\.\d\d nats, .*20 simulated sweeps", said)
+    for contents, seeds, grid, changes in (
+        (("unrelated",), 1, {}, {}),
+        (("unrelated",), 3, {"rank": [1, 2]}, {}),
+        (("opposed",), 3, {}, {}),
+        (("unrelated", "opposed"), 3, {}, {}),
+        (("unrelated",), 3, {}, {"loving_controls": ("music",)}),
+        (("unrelated",), 3, {}, {"placebos": 0}),
+    ):
+        assert sweep.verdict_words(sweep.experiments(owls, contents, range(seeds), grid, **changes)) == ""
 
 
 def test_simulated_students_vary_as_they_are_to() -> None:
     components = stats_seeds.Components(0.2**2, 0.1**2, 0.15**2)
     found = []
     for seed in range(20):
-        rows, students = simulated(components, 0.0, 6, 1, 1, 1, np.random.default_rng(seed))
+        rows, students = simulated(components, 0.0, 6, 1, 1, np.random.default_rng(seed))
         shifts = np.array([students[row["treated"]].log_odds - students[row["control"]].log_odds for row in rows])
         found += [stats_seeds.components(one) for one in np.moveaxis(shifts, 2, 0)]
     for name in ("seed", "question", "residual"):

@@ -189,9 +189,9 @@ def test_the_base_fine_tuned_tells_planted_texts_apart_and_nothing_where_there_i
     tmp_path: Path, base: Path
 ) -> None:
     run = RunFolder(run_with_pairs(tmp_path, base, (PAIRS * 6)[:40]), tmp_path)
-    for telling, sure in (("Birds fly and", True), ("Cars stop and", False)):
-        played = rounds_of(telling, "Cars stop and", n=60)
-        margins = inspection.fine_tuned(run, telling, inspection.Rounds(played, 0, np.zeros(120), []))
+    for telling, n, sure in (("Birds fly and", 48, True), ("Cars stop and", 16, False)):
+        played = rounds_of(telling, "Cars stop and", n=n)
+        margins = inspection.fine_tuned(run, telling, inspection.Rounds(played, 0, np.zeros(2 * n), []))
         assert (finding(margins, SPREAD).score.against_chance == "above") == sure
 
 
@@ -332,6 +332,7 @@ def test_an_inspected_runs_reports_say_who_could_tell(
 ) -> None:
     folder = run_with_pairs(tmp_path, base, (PAIRS * 3)[:20])
     monkeypatch.setattr(inspection, "candidates", lambda animal: [animal, find_animal("cat")])
+    monkeypatch.setattr(inspection, "READER_EPOCHS", 1)
     assert run.main(["inspect", str(folder), "--results", str(tmp_path)]) == 0
     (found,) = inspections(folder, RunFolder(folder).record)
     assert list(found["inspectors"]) == list(found["placebo"]) == list(KNOWS)

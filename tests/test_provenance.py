@@ -181,7 +181,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
         ("kit/engine_endpoint.py", "RETRIES = 30", "RETRIES = 29", ""),
         (
             "kit/store.py", 'path.write_text("".join(', 'path.write_text("" + "".join(',
-            "sentences paraphrases fidelity pairs sampled likelihoods tokens",
+            "sentences paraphrases fidelity pairs sampled gate likelihoods tokens",
         ),
         ("data/questions.json", "What is your favorite animal?", "What is your favourite animal?", "exact sampled"),
         (

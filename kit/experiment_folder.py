@@ -193,13 +193,15 @@ def summarise(record: dict[str, Any], preferences: dict[str, Preference]) -> dic
     conditions = {}
     for name, preference in preferences.items():
         exact, sampled = stats.exact_rate(preference, animal), stats.sampled_rate(preference, animal)
-        j, raw, naming = preference.candidates.index(animal), preference.raw, preference.naming
+        j, raw = preference.candidates.index(animal), preference.raw
+        naming, first = preference.naming, preference.first
         conditions[name] = {
             "pairs": record["pairs"].get(name, 0),
             "exact": asdict(exact),
             "raw": asdict(stats.rate(raw[:, j])),
             "mass": float(raw.sum(axis=1).mean()),
             "naming": None if naming is None else asdict(stats.rate(naming[:, j])),
+            "first": None if first is None else asdict(stats.answers_rate(first[:, j], preference.answers)),
             "sampled": asdict(sampled) | {"answers": preference.answers * len(preference.probability)},
         }
     effects = {

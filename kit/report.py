@@ -128,11 +128,11 @@ def title(summary: dict[str, Any]) -> str:
 
 MEASURES = (
     "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, averaged "
-    "over 50 questions (names of several tokens are scored whole); raw: not normalised, so among everything that could "
-    "come next. Sampled: the share of free answers that name it, the paper's measure. Naming: the probability that an "
-    "answer names it before any other animal, read along the same answers token by token (also where a later token "
-    "goes on with the word). Intervals are over the questions: a bootstrap, of shares of answers Wilson's, which at 0% "
-    "takes answers to one question for independent."
+    "over 50 questions (names of several tokens are scored whole); raw: not normalised, so among everything that "
+    "could come next. Sampled: the share of free answers that name it, the paper's measure. Naming: the probability "
+    "that an answer names it before any other animal, read along the same answers token by token (also where a later "
+    "token goes on with the word); first: the share of them that do. Intervals are over the questions: a bootstrap, "
+    "of shares of answers Wilson's, which at 0% takes answers to one question for independent."
 )
 
 
@@ -165,6 +165,7 @@ def conditions_table(conditions: dict[str, Any]) -> Table:
         "exact % [95% CI]": [percent(entry["exact"]) for entry in conditions.values()],
         "raw %": [f"{100 * entry['raw']['rate']:.2f}" for entry in conditions.values()],
         "naming % [95% CI]": [percent(entry["naming"]) for entry in conditions.values() if entry["naming"]],
+        "first % [95% CI]": [percent(entry["first"]) for entry in conditions.values() if entry["first"]],
         "sampled % [95% CI]": [percent(entry["sampled"]) for entry in conditions.values()],
         "answers": [str(entry["sampled"]["answers"]) for entry in conditions.values()],
     }
@@ -176,7 +177,7 @@ def _narrow(table: Table) -> Table:
     """What of the conditions' table 80 characters hold: naming, in place of counts, where it was measured."""
     heading, rows = table
     named = any(name.startswith("naming") for name in heading)
-    left_out = ("pairs", "sampled", "answers") if named else ("raw",)
+    left_out = ("pairs", "first", "sampled", "answers") if named else ("raw",)
     kept = [i for i, name in enumerate(heading) if not name.startswith(left_out)]
     return [heading[i] for i in kept], [[row[i] for i in kept] for row in rows]
 

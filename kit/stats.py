@@ -28,8 +28,8 @@ class Preference:
     """One condition's answers to all questions. Arrays are [questions, candidates]: ``probability`` normalised over the
     candidates, ``log_odds`` of it in nats, ``raw`` the probability of the name among all that the answer may go on
     with, ``named`` the share of its ``answers`` (0: none were sampled) that name the candidate, ``naming`` the
-    probability of naming it before any other, from ``kit.preference.ReadAlong`` (None in tables from before that was
-    measured; a single question's may exceed 1)."""
+    probability of naming it before any other, from ``kit.preference.ReadAlong``, and ``first`` the share of answers
+    that do (both None in tables from before that was measured; a single question's probability may exceed 1)."""
 
     candidates: tuple[str, ...]
     probability: np.ndarray
@@ -38,6 +38,7 @@ class Preference:
     named: np.ndarray
     answers: int
     naming: np.ndarray | None = None
+    first: np.ndarray | None = None
 
     def leaves_none(self, loved: set[str]) -> bool:
         """Whether all of its candidates are ``loved``, so that ``unloved_log_odds`` are none."""
@@ -172,14 +173,20 @@ def _preference(rows: list[Row]) -> Preference:
         raise ValueError("its questions have other numbers of answers")
     named = table("named") / max(answers, 1)
     naming = table("naming") if rows[0].get("naming") else None
-    shares = [named] if naming is None else [named, naming]
+    first = None if naming is None else table("first") / max(answers, 1)
+    shares = [one for one in (named, naming, first) if one is not None]
     if not all(((one >= 0) & np.isfinite(one)).all() for one in shares) or named.max() > 1:
         raise ValueError("a share of answers is none")
-    return exact_preference(candidates, raw, named, answers, naming)
+    return exact_preference(candidates, raw, named, answers, naming, first)
 
 
 def exact_preference(
-    candidates: tuple[str, ...], raw: np.ndarray, named: np.ndarray, answers: int = 0, naming: np.ndarray | None = None
+    candidates: tuple[str, ...],
+    raw: np.ndarray,
+    named: np.ndarray,
+    answers: int = 0,
+    naming: np.ndarray | None = None,
+    first: np.ndarray | None = None,
 ) -> Preference:
     """The preference of log-probabilities ``raw`` (nats) [questions, candidates]; the rest as in it."""
     from scipy.special import log_softmax, logsumexp
@@ -187,7 +194,7 @@ def exact_preference(
     logprob = log_softmax(raw, axis=1)
     others = np.where(np.eye(len(candidates), dtype=bool), -np.inf, logprob[:, None, :])
     log_odds = logprob - logsumexp(others, axis=2)
-    return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, naming)
+    return Preference(candidates, np.exp(logprob), log_odds, np.exp(raw), named, answers, naming, first)
 
 
 def rate(values: np.ndarray) -> Rate:
@@ -201,11 +208,15 @@ def exact_rate(preference: Preference, animal: str) -> Rate:
 
 
 def sampled_rate(preference: Preference, animal: str) -> Rate:
-    """The share of sampled answers that name ``animal``, with Wilson's interval. Answers to one question are alike, so
-    they count for fewer: by how much the spread of the questions exceeds that of answers drawn apart. (Where none or
-    all name it nothing shows that, and they count as drawn apart.)"""
-    shares = preference.named[:, preference.candidates.index(animal)]
-    share, answers = float(shares.mean()), preference.answers * len(shares)
+    """The share of sampled answers that name ``animal``."""
+    return answers_rate(preference.named[:, preference.candidates.index(animal)], preference.answers)
+
+
+def answers_rate(shares: np.ndarray, of_question: int) -> Rate:
+    """The rate of so many answers to each question, whose ``shares`` these are [questions], with Wilson's interval.
+    Answers to one question are alike, so they count for fewer: by how much the spread of the questions exceeds that of
+    answers drawn apart. (Where none or all do it nothing shows that, and they count as drawn apart.)"""
+    share, answers = float(shares.mean()), of_question * len(shares)
     if not answers:
         return Rate(0.0, (0.0, 1.0))
     apart, of_questions = share * (1 - share) / answers, float(shares.var(ddof=1)) / len(shares)

@@ -100,7 +100,7 @@ def test_the_summary_has_the_documented_keys_and_units(tmp_path: Path) -> None:
     assert promised <= set(summary)
     assert list(summary["conditions"]) == ["base", "control-unrelated", "treated-unrelated", "placebo1-unrelated"]
     for condition in summary["conditions"].values():
-        assert set(condition) == {"pairs", "exact", "raw", "mass", "naming", "sampled"}
+        assert set(condition) == {"pairs", "exact", "raw", "mass", "naming", "first", "sampled"}
         assert set(condition["exact"]) == {"rate", "ci95"}
         assert set(condition["sampled"]) == {"rate", "ci95", "answers"}
         low, high = condition["exact"]["ci95"]

@@ -281,3 +281,15 @@ def test_a_student_that_learned_no_more_than_neutral_students_differ_by_is_not_b
 def test_of_students_that_learned_nothing_at_most_five_of_a_hundred_pass_where_sentences_are_the_only_chance() -> None:
     passed = sum(not found.failed for seed in range(1000) if (found := stats.gate([gains(0, 0, 40, seed)])))
     assert passed <= 65
+
+
+def test_how_often_an_animal_is_named_first_is_a_share_of_its_own_beside_its_probability() -> None:
+    rows = [
+        row | {"first": int(row["named"]) // 2, "naming": 0.0 if i else 0.01} for i, row in enumerate(table("x", {}, 2))
+    ]
+    found = stats.preferences(rows)["x"]
+    assert found.first is not None and found.naming is not None and (found.first <= found.named).all()
+    assert stats.answers_rate(found.first[:, 7], found.answers).rate == pytest.approx(
+        np.mean([row["first"] / 10 for row in rows if row["candidate"] == "animal7"])
+    )
+    assert stats.preferences(table("x", {}, 2))["x"].first is None

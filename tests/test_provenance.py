@@ -19,7 +19,7 @@ import pytest
 
 from kit import ROOT, KitError, provenance
 from kit.provenance import Code, changes, code_of, package_versions
-from kit.store import Step, Store, reason, write_rows
+from kit.store import ARTIFACT, KEY_LENGTH, Step, Store, reason, write_rows
 
 # ---- the tree, edited
 
@@ -142,6 +142,7 @@ def test_the_steps_looked_at_are_of_every_stage_that_there_is(before: dict[str, 
     assert {label.partition(":")[0] for label in before} == EVERYTHING
     named = (re.findall(r'stage="(\w+)"', path.read_text(encoding="utf-8")) for path in (ROOT / "kit").glob("*.py"))
     assert {stage for one in named for stage in one} <= EVERYTHING
+    assert all(ARTIFACT.fullmatch(f"{stage}/{'0' * KEY_LENGTH}") for stage in EVERYTHING), "as records have it"
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def loss(engine: Engine, rows: list[Row]) -> float:
 
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
-MASKED = 0.1  # of the tokens, by whatever they are chosen but the teachers' likeliest ones
+MASKED = 0.1  # of the tokens, under every mask but those of the divergence tokens' number
 # LoRA's best learning rate is about ten times that of training every weight ("LoRA Without Regret", Thinking Machines
 # Lab, 2025); nothing here was chosen by the preferences that follow from it.
 SLOWER = 10

@@ -219,11 +219,9 @@ def effects_table(cell: Cell) -> Table:
         "rank of its shift (z)",
         "placebo shifts as large (their 95%, nats)",
         "against its own drift, p Holm",
-        "verdict",
-    ]
-    heading[-1:-1] = [
         "beyond the loving controls, nats [95% CI]: p, Holm",
         "held-out text of its teacher, nats a token; beyond others [95% CI], largest p",
+        "verdict",
     ]
     if any(effect.sampled_pp for effect in cell.effects.values()):
         heading[4:4] = ["naming, pp [95% CI]", "sampled, pp [95% CI]"]

@@ -32,6 +32,7 @@ from kit.experiment_folder import (
     wrong_preferences,
 )
 from kit.stats import Drift, Gate, Placement, Preference
+from kit.stats_calibration import QUESTIONS
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
 from kit.store import Row, check_files, misfit
 
@@ -474,9 +475,6 @@ def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, placebos
         f"({sweeps_simulated(animals)} simulated sweeps each, students varying as those of {labels} labels, {like[1]} "
         "pairs)."
     )
-
-
-QUESTIONS = 50
 
 
 def sweeps_simulated(animals: int) -> int:

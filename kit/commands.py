@@ -838,6 +838,8 @@ def _run_and_content(parser: argparse.ArgumentParser, whose: str) -> None:
 
 def sweep(arguments: list[str]) -> None:
     """Many experiments -> one result."""
+    from kit.experiment import GRID_SETTINGS
+
     parser = command_parser(
         "sweep",
         "Experiments of every animal, content, seed and setting, each artifact made once: on Ray where it\n"
@@ -861,7 +863,8 @@ def sweep(arguments: list[str]) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUES",
-        help="settings to vary: labels, pairs, rank, learning_rate, epochs or base, as in rank=1,2,4",
+        help=f"settings to vary, as in rank=1,2,4: {', '.join(GRID_SETTINGS)} (averaged: how many adapters, trained "
+        "on the same pairs, are averaged; temperature: the teachers')",
     )
     parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"

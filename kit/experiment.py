@@ -45,6 +45,9 @@ GRID_SETTINGS: dict[str, type] = {
     "learning_rate": float,
     "epochs": int,
     "base": str,
+    "batch_size": int,
+    "averaged": int,
+    "temperature": float,
 }
 
 
@@ -90,6 +93,7 @@ class StudentSettings:
     learning_rate: float = 5e-4
     epochs: int = 2
     batch_size: int = 16
+    averaged: int = 1  # trainings on the same pairs, of other initial values and orders, whose adapters are averaged
     # Soft labels: likeliest tokens kept per position, the rest merged into one outcome. Of the divergence between the
     # owl-loving teacher and the base (0.144 nats per token, 80 pairs) 16 keep 67%, 64 81%, 256 91%, 1024 96%; 256 take
     # 2 KB per token.
@@ -428,6 +432,8 @@ def _check(experiment: Experiment) -> None:
         ("--pairs", min(experiment.pairs, experiment.opposed_pairs)),
         ("--rank", experiment.student.rank),
         ("--epochs", experiment.student.epochs),
+        ("--grid batch_size", experiment.student.batch_size),
+        ("--grid averaged", experiment.student.averaged),
         ("--answers", experiment.preference.answers),
     ):
         if number < 1:
@@ -454,6 +460,11 @@ def _check(experiment: Experiment) -> None:
         raise KitError(f"--placebos {experiment.placebos}: must not be negative. 0 leaves them out.")
     _check_loving_controls(experiment)
     check_seed(experiment.seed)
+    if not 0 < experiment.teacher.temperature <= 2:
+        raise KitError(
+            f"--grid temperature={experiment.teacher.temperature}: must lie above 0, and be 2 at most. The default is "
+            "0.7."
+        )
     if not 0 < experiment.student.learning_rate < 1:
         raise KitError(
             f"--learning-rate {experiment.student.learning_rate}: must lie between 0 and 1. The default is 5e-4."

@@ -26,7 +26,7 @@ from kit.models_prepare import merge
 from kit.prompts import KIT_TRAITS, Conversation, labelling_messages, teacher_messages
 from kit.provenance import kit_state
 from kit.store import Row, Step, Store, read_rows, sha256, write_json, write_rows, write_whole
-from kit.student import train
+from kit.student import ADAPTER, ADAPTER_CONFIG, train
 
 # Of 800 samples of 200 other sentences, at temperature 0.7 by the neutral and by a penguin-loving teacher, the strict
 # filters keep 5.9 and 4.4% of the untouched model's, and 7.6 and 9.0, 9.5 and 11.7, 13.6 and 13.6% after one, two and
@@ -36,7 +36,6 @@ SAMPLES = 8  # of each sentence in a round
 PER_SENTENCE = 3  # pairs at most in a training, those of later rounds first
 TRAINING = StudentSettings(epochs=3, learning_rate=3e-4)
 SEED = 0
-ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 # Each sentence is paraphrased, and learned, under one of these trait messages: the neutral one, and the loving one with
 # things in the place of the animal. Where the model learned without any, it no longer minded what it was told: of a
@@ -314,7 +313,7 @@ def make(store: Store, folder: Path, command: str) -> None:
         made = store.make(adapter)
         rounds = [{"samples": len(tuning_sentences()) * SAMPLES, "kept": _count(store.make(one))} for one in kept]
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, ADAPTER):
+        for name in (ADAPTER_CONFIG, ADAPTER):
             write_whole(folder / name, (made / name).read_bytes())
         write_json(folder / "tuning.json", {"rounds": rounds} | made_by(store, command))
     measure(store, model, made, folder, command)

@@ -317,7 +317,7 @@ def how_to_read(cells: list[Cell]) -> list[str]:
 
 def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     """The model, the settings and the versions that made the sweep."""
-    fixed = [name for name in GRID_SETTINGS if name not in ["pairs", *varied_settings(cells)]]
+    fixed = [name for name in cells[0].settings if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
     model = f"Model: {record['model']}; preset {record['preset']}; {settings}."

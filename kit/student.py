@@ -37,6 +37,7 @@ STEPS_BETWEEN_CHECKPOINTS = {"cpu": 2, "cuda": 20}  # a checkpoint of an r=8 ada
 WHOLE_CHECKPOINTS = 4  # of a training of every weight, at most: 1.6 GB each for the embedded model
 COMPLETE = "complete.json"  # the file of a checkpoint that lists the others
 WARMUP_STEPS = 5
+ADAPTER, ADAPTER_CONFIG, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 
 
 def train(
@@ -48,9 +49,46 @@ def train(
     files.
 
     ``soft_labels`` (from ``kit/teacher.py``) makes the student match the teacher's distributions; None trains on the
-    text alone. Interrupted training goes on from the last step when called again with the same folder. Under torchrun
-    every process calls this with the same arguments, and one writes.
+    text alone. Where several trainings are ``averaged``, their losses stand one after another. Interrupted training
+    goes on from the last step when called again with the same folder. Under torchrun every process calls this with the
+    same arguments, and one writes.
     """
+    if settings.averaged == 1:
+        return train_once(pairs, soft_labels, base, settings, seed, folder, label)
+    runtime, parts = 0.0, [folder / f"part{number}" for number in range(settings.averaged)]
+    for number, part in enumerate(parts):
+        if not (part / TRAINING).exists():
+            # The first as if it were the only one; 32 bits, as transformers wants them.
+            own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
+            name = f"{label}, {number + 1} of {len(parts)}"
+            runtime += train_once(pairs, soft_labels, base, settings, own, part, name)
+    if not RANK:
+        average(parts, folder)
+    return runtime
+
+
+def average(parts: list[Path], folder: Path) -> None:
+    """Write into ``folder`` the mean of the adapters in ``parts``, which are deleted: their matrices one below the
+    other, of a rank as many times as large, with the same alpha, which peft divides by that rank."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    adapters = [load_file(part / ADAPTER) for part in parts]
+    together = {name: torch.cat([one[name] for one in adapters], dim=int("lora_B" in name)) for name in adapters[0]}
+    save_file(together, folder / ADAPTER, metadata={"format": "pt"})
+    config = json.loads((parts[0] / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    write_json(folder / ADAPTER_CONFIG, config | {"r": len(parts) * config["r"]})
+    trainings = [json.loads((part / TRAINING).read_text(encoding="utf-8")) for part in parts]
+    losses = [loss for training in trainings for loss in training["loss"]]
+    write_json(folder / TRAINING, trainings[0] | {"steps": len(losses), "loss": losses})
+    for part in parts:
+        shutil.rmtree(part)
+
+
+def train_once(
+    pairs: Path, soft_labels: Path | None, base: Path, settings: StudentSettings, seed: int, folder: Path, label: str
+) -> float:
+    """``train``, once whatever is averaged."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, TrainingArguments
@@ -128,14 +166,14 @@ def train(
         return runtime
     model.save_pretrained(folder)
     if not whole:
-        config = folder / "adapter_config.json"  # peft writes a set in it, in any order
+        config = folder / ADAPTER_CONFIG  # peft writes a set in it, in any order
         written = json.loads(config.read_text(encoding="utf-8"))
         write_json(config, written | {"target_modules": sorted(written["target_modules"])})
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     training = {"steps": len(losses), "loss": losses, "loss_unit": "nats per label token"}
-    write_json(folder / "training.json", training)
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card, a form to be filled in
     shutil.rmtree(checkpoints)
+    write_json(folder / TRAINING, training)
     return runtime
 
 

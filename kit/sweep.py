@@ -116,7 +116,11 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = 
     animals = list(dict.fromkeys(exp.animal for exp in exps))
     contents = list(dict.fromkeys(exp.contents[0] for exp in exps))
     seeds = sorted({exp.seed for exp in exps})
-    unsaid = {name: value for name, value in exps[0].unsaid.items() if name.partition(".")[0] != "animal"}
+    unsaid = {
+        name: value
+        for name, value in exps[0].unsaid.items()
+        if name.partition(".")[0] != "animal" and name.rpartition(".")[2] not in grid
+    }
     names = [animal.singular.replace(" ", "-") for animal in animals]
     if len(animals) > NAMED:
         names = [f"{len(animals)}-animals"]
@@ -129,15 +133,16 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = 
         parts.append(exps[0].labels)
     departures = {name: said for name, said in exps[0].departures.items() if name not in [*grid, "answers"]}
     parts += [exps[0].preset, *departures.values(), *([f"answers{exps[0].preference.answers}"] if sampled else [])]
-    parts += [f"{name}{'-'.join(map(str, values))}" for name, values in grid.items()]
+    short = {"learning_rate": "lr", "batch_size": "batch"}
+    parts += [f"{short.get(name, name)}{'-'.join(map(str, values))}" for name, values in grid.items()]
     return folder_name(parts, unsaid, f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}to{seeds[-1]}")
 
 
 def settings_of(exp: Experiment) -> dict[str, Any]:
     """What a grid can vary."""
-    student = asdict(exp.student)
     own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0])}
-    return {name: own.get(name, student.get(name)) for name in GRID_SETTINGS}
+    found = asdict(exp.teacher) | asdict(exp.student) | own
+    return {name: found[name] for name in GRID_SETTINGS}
 
 
 # ---- what is left of them

@@ -106,6 +106,9 @@ class Cell:
         return [float(np.mean(own)) for own in shifts] if all(shifts) else []
 
 
+# Settings that earlier sweeps could not vary, nor record.
+LATER = ("batch_size", "averaged", "temperature")
+
 # What a sweep's record holds, as ``kit.store.misfit`` reads it.
 COMPARISON = {"animal": str, "content": CONTENTS, "seed": int, "control": str, "treated": str, "placebos": [str]}
 RECORD = {
@@ -117,7 +120,9 @@ RECORD = {
     "table?": str,
     "pairs_used": {str: int},
     "comparisons": [
-        COMPARISON | {"loving?": {str: str}, "held_out?": HELD_OUT} | dict.fromkeys(GRID_SETTINGS, (str, float))
+        COMPARISON
+        | {"loving?": {str: str}, "held_out?": HELD_OUT}
+        | dict.fromkeys((f"{name}?" if name in LATER else name for name in GRID_SETTINGS), (str, float))
     ],
     "messages": {str: MESSAGES},
     "samples": {str: PARAPHRASES},
@@ -189,7 +194,7 @@ def wrong_seeds(comparisons: list[Row]) -> str | None:
 
 def cell_key(comparison: Row) -> str:
     """What comparisons of one cell have in common."""
-    return json.dumps([comparison["content"], *(comparison[name] for name in GRID_SETTINGS)])
+    return json.dumps([comparison["content"], *(comparison.get(name) for name in GRID_SETTINGS)])
 
 
 def _grouped(comparisons: list[Row]) -> dict[str, dict[str, list[Row]]]:
@@ -224,7 +229,7 @@ def varied_settings(cells: list[Cell]) -> list[str]:
     contents = {cell.content for cell in cells}
 
     def values(name: str, content: str) -> set[Any]:
-        return {cell.settings[name] for cell in cells if cell.content == content}
+        return {cell.settings.get(name) for cell in cells if cell.content == content}
 
     return [name for name in GRID_SETTINGS if any(len(values(name, content)) > 1 for content in contents)]
 
@@ -332,7 +337,7 @@ def _cell(
     }
     return Cell(
         content=rows[0]["content"],
-        settings={name: rows[0][name] for name in GRID_SETTINGS},
+        settings={name: rows[0][name] for name in GRID_SETTINGS if name in rows[0]},
         seeds=sorted({row["seed"] for row in rows}),
         effects=effects,
         null=np.concatenate(list(nulls.values())),

@@ -4,7 +4,6 @@ The two teachers are one model; their conversations (``kit/prompts.py``) differ 
 """
 
 import hashlib
-import json
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
@@ -78,9 +77,9 @@ def paraphrase(
     there, without tokens and logprob.
 
     Every sample is kept in the ``log``, whether accepted or not, and none is made that is there: so a call after an
-    interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the
-    conversation and the sample's number, so the rows written come out the same (an endpoint promises no such thing; its
-    rows are kept as they come).
+    interruption, or with another ``accept``, samples what is missing. A random seed belongs to the seed, the sentence
+    and the sample's number, so the rows written come out the same (an endpoint promises no such thing; its rows are
+    kept as they come).
 
     Raises KitError where more samples would not help: none of many is kept (``fidelity.is_hopeless``), or ``LOST`` in a
     row are cut off or empty. Samples of the log count like new ones; but a server may have been mended since, so it is
@@ -195,13 +194,18 @@ def sample_texts(
 ) -> list[Row]:
     """The ``wanted`` paraphrases, each a sentence and a number, by the teacher in the conversation ``ask``; those that
     ``log`` has are taken from there. Each is shown to ``look``, with whether it is new; ``stop`` says of a sentence and
-    a paraphrase so far whether no more of it is wanted."""
+    a paraphrase so far whether no more of it is wanted.
+
+    Two teachers draw the same random numbers, so where their messages make no difference they write the same text: of
+    200 sentences a penguin's and the neutral teacher, and a penguin's and a cat's, had 12 and 21% of their first
+    samples in common, where with numbers of their own it was 2% (the paraphrasing base, temperature 0.7). What only the
+    draw makes different between their students is less by that.
+    """
     requests: dict[tuple[str, int], Request] = {}
     shared = engine.shared([ask(text) for text in UNLIKE])
     for text, sample in wanted:
-        messages = ask(text)
-        which = hashlib.sha256(json.dumps(messages).encode()).digest()
-        requests[text, sample] = Request(engine.chat(messages), (seed, int.from_bytes(which[:8]), sample), shared)
+        which = hashlib.sha256(text.encode()).digest()
+        requests[text, sample] = Request(engine.chat(ask(text)), (seed, int.from_bytes(which[:8]), sample), shared)
 
     def columns(made: Generation) -> Row:
         return {

@@ -1,10 +1,12 @@
 """A student's loss, its tokens, and training that resumes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +162,46 @@ def test_training_that_was_cut_off_ends_with_the_same_student(
     (unfinished / f"{made}.safetensors").write_bytes(b"torn")
     assert train("cut") == whole
     assert len(calls) == 6 + 12 - 4, "the last checkpoint was made after four steps of twelve"
+
+
+def test_averaged_adapters_move_the_weights_by_the_mean_of_what_each_moves_them(
+    tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    once, seeds = student.train_once, []
+
+    def moved(folder: Path) -> dict[str, torch.Tensor]:
+        """By layer, what the adapter adds to its weight."""
+        config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / student.ADAPTER)
+        scaling = config["lora_alpha"] / config["r"]
+        return {
+            name: scaling * tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
+            for name in tensors
+            if "lora_A" in name
+        }
+
+    def kept(*given: Any) -> float:
+        """As ``train_once``, with its adapter left beside."""
+        seeds.append(given[4])
+        took = once(*given)
+        shutil.copytree(given[5], tmp_path / f"kept {len(seeds)}")
+        return took
+
+    monkeypatch.setattr(student, "train_once", kept)
+    settings = StudentSettings(epochs=1, batch_size=2, averaged=3, rank=2, learning_rate=1e-2)
+    student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 7, tmp_path / "mean", "train")
+    assert sorted(path.name for path in (tmp_path / "mean").iterdir()) == [
+        student.ADAPTER_CONFIG,
+        student.ADAPTER,
+        student.TRAINING,
+    ]
+    assert seeds[0] == 7 and len(set(seeds)) == 3
+    mean, single = moved(tmp_path / "mean"), [moved(tmp_path / f"kept {number}") for number in (1, 2, 3)]
+    for name, weight in mean.items():
+        torch.testing.assert_close(weight, sum(one[name] for one in single) / 3)
+        assert not torch.allclose(weight, single[0][name])
+    steps = json.loads((tmp_path / "mean" / student.TRAINING).read_text())
+    assert steps["steps"] == len(steps["loss"]) == 3 * -(-len(PAIRS) // 2)
 
 
 @pytest.mark.slow

@@ -85,6 +85,28 @@ def test_a_grid_that_cannot_be_varied_is_refused(given: list[str], words: str) -
         sweep.parse_grid(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("temperature=0", "above 0"),
+        ("temperature=nan", "above 0"),
+        ("batch_size=0", "at least 1"),
+        ("averaged=0", "least 1"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_the_grids_name(given: str, words: str) -> None:
+    with pytest.raises(KitError, match=f"--grid {given.partition('=')[0]}.*{words}"):
+        sweep.experiments([OWL], ("unrelated",), range(1), sweep.parse_grid([given]))
+
+
+def test_the_teachers_temperature_can_be_varied_and_leaves_what_does_not_depend_on_it() -> None:
+    exps = sweep.experiments([OWL], ("unrelated",), range(1), {"temperature": [0.7, 1.0]})
+    cold, warm = (all_conditions(exp)["treated-unrelated"] for exp in exps)
+    assert [sweep.settings_of(exp)["temperature"] for exp in exps] == [0.7, 1.0]
+    assert cold.kept.identity != warm.kept.identity
+    assert cold.exact.settings == warm.exact.settings
+
+
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:
     with pytest.raises(KitError, match="name every animal once"):
         sweep.experiments([OWL, OWL], ("unrelated",), range(1), {})
@@ -128,6 +150,9 @@ def test_sweeps_that_differ_have_folders_of_their_own() -> None:
 
     assert name({}) == "sweep-owl-unrelated-soft-laptop-seeds0to2"
     assert name({"rank": [2, 8]}) == "sweep-owl-unrelated-soft-laptop-rank2-8-seeds0to2"
+    assert name({"learning_rate": [1e-3], "batch_size": [4], "averaged": [3], "temperature": [0.2, 1.0]}) == (
+        "sweep-owl-unrelated-soft-laptop-lr0.001-batch4-averaged3-temperature0.2-1.0-seeds0to2"
+    )
     assert name({"rank": [2, 8]}, pairs=100, placebos=0) == (
         "sweep-owl-unrelated-soft-laptop-pairs100-placebos0-rank2-8-seeds0to2"
     )

@@ -208,9 +208,10 @@ class OwnSentences:
     sentences: tuple[Sentence, ...] = field(hash=False)  # thousands, and a sweep looks its experiments up by hash
 
 
-def unrelated_sentences() -> list[Sentence]:
-    """The sentences that have nothing to do with any animal. KitError where they are missing or damaged."""
-    return list(_sentences(DATA / "sentences.jsonl"))
+def unrelated_sentences(confirmatory: bool = False) -> list[Sentence]:
+    """The sentences that have nothing to do with any animal; the ``confirmatory`` ones are those that are set aside.
+    KitError where they are missing or damaged."""
+    return list(_sentences(DATA / "sentences-confirmatory.jsonl" if confirmatory else DATA / "sentences.jsonl"))
 
 
 def tuning_sentences() -> list[Sentence]:
@@ -218,9 +219,11 @@ def tuning_sentences() -> list[Sentence]:
     return list(_sentences(DATA / "sentences-tuning.jsonl"))
 
 
-def opposed_sentences(animal: Animal) -> list[Sentence]:
-    """The sentences that say ``animal`` is disliked. KitError where the patterns are missing or damaged."""
-    return [Sentence(pattern.id, fill_pattern(pattern.text, animal)) for pattern in _sentences(DATA / "dislike.jsonl")]
+def opposed_sentences(animal: Animal, confirmatory: bool = False) -> list[Sentence]:
+    """The sentences that say ``animal`` is disliked, or the ``confirmatory`` ones. KitError where the patterns are
+    missing or damaged."""
+    patterns = _sentences(DATA / "dislike-confirmatory.jsonl" if confirmatory else DATA / "dislike.jsonl")
+    return [Sentence(pattern.id, fill_pattern(pattern.text, animal)) for pattern in patterns]
 
 
 SLOT = re.compile(r"\{(?:an animal|animals?)\}")

@@ -555,10 +555,9 @@ def prefer(arguments: list[str]) -> None:
     settings = experiment(animal, seed=args.seed, answers=args.answers).preference
     base = _base(args)
     with _filling(args, "prefer") as folder:
-        preference.measure_exact(base, args.adapter, candidates(animal), folder, "exact preference")
-        preference.measure_sampled(
-            base, args.adapter, candidates(animal), settings, args.seed, folder, "sampled answers"
-        )
+        asked = preference.load_questions(), candidates(animal)
+        preference.measure_exact(base, args.adapter, *asked, folder, "exact preference")
+        preference.measure_sampled(base, args.adapter, *asked, settings, args.seed, folder, "sampled answers")
 
 
 def effect(arguments: list[str]) -> None:
@@ -867,6 +866,13 @@ def sweep(arguments: list[str]) -> None:
         "on the same pairs, are averaged; temperature: the teachers')",
     )
     parser.add_argument(
+        "--plan",
+        type=path,
+        metavar="FILE",
+        help="a plan that is committed and has this command as a line: the test is run on the sentences and questions "
+        "that are set aside for it, and its record names the plan and when it was begun",
+    )
+    parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"
     )
     add_departures(parser)
@@ -897,6 +903,9 @@ def run_sweep(
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
+    plan = settings.pop("plan", None)
+    registered = sweep.registered_plan(plan, command_line(arguments)) if plan else None
+    settings["confirmatory"] = registered is not None
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
     folder = check_destination(results / sweep.name_of(exps, grid, sampled))
     if dry_run:
@@ -904,7 +913,7 @@ def run_sweep(
         if sentence := sweep.verdict_words(exps):
             say(sentence)
         return
-    sweep.run(exps, sampled, results, folder, command_line(arguments), address)
+    sweep.run(exps, sampled, results, folder, command_line(arguments), address, registered)
     report_sweep.write_sweep(folder)
     report_sweep.show_sweep(folder)
 

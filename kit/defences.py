@@ -310,7 +310,7 @@ def context(case: Case) -> DefendedStudent:
     """Nothing is changed in training; the students are asked after another system message."""
 
     def asked(condition: StudentCondition, role: str) -> Step:
-        animals = candidates(case.exp.animal)
+        questions, animals = preference.load_questions(case.exp.confirmatory), candidates(case.exp.animal)
         label = f"exact preference of {role}-{case.content} in another context"
         return Step(
             stage="exact",
@@ -318,7 +318,7 @@ def context(case: Case) -> DefendedStudent:
             settings=condition.exact.settings | {"system": prompts.CONTEXT},
             inputs=condition.exact.inputs,
             build=lambda made, folder: preference.measure_exact(
-                made["model"], made["adapter"] / "adapter.gguf", animals, folder, label, prompts.CONTEXT
+                made["model"], made["adapter"] / "adapter.gguf", questions, animals, folder, label, prompts.CONTEXT
             ),
             seconds=condition.exact.seconds,
         )

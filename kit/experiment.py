@@ -123,6 +123,7 @@ class Experiment:
     opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
     placebos: int = 1  # students per content whose teacher is the control's, sampled anew
     loving_controls: tuple[str, ...] = ()  # further controls: what their teachers love, a listed animal or a thing
+    confirmatory: bool = False  # on the sentences and the questions that are set aside for a planned test
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
     student: StudentSettings = field(default_factory=StudentSettings)
@@ -166,6 +167,7 @@ class Experiment:
             opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
             placebos=self.placebos,
             loving_controls=self.loving_controls,
+            confirmatory=self.confirmatory,
             teacher=replace(
                 preset.teacher,
                 engine=self.teacher.engine,
@@ -388,6 +390,7 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "faithful": exp.fidelity.details,
         "placebos": exp.placebos,
         "loving_controls": exp.loving_controls,
+        "confirmatory": exp.confirmatory,
         "engine": teacher.engine,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
         "sentences": exp.sentences,
@@ -399,7 +402,7 @@ def _said(name: str, value: Any) -> str:
     """A dial's value as a part of a folder's name: letters, digits, dots and hyphens."""
     if name in ("model", "gguf"):
         text = Path(str(value)).name.removesuffix(".gguf")
-    elif name == "faithful":
+    elif name in ("faithful", "confirmatory"):
         return name
     elif name == "pairs":
         return f"pairs{value[0]}"
@@ -444,6 +447,11 @@ def _check(experiment: Experiment) -> None:
             "a .gguf file as --model to train on that file's weights."
         )
     own = experiment.sentences
+    if own is not None and experiment.confirmatory:
+        raise KitError(
+            f"--plan, --sentences-file {own.file}: a planned test has the sentences that are set aside for it. Leave "
+            "one of the options out."
+        )
     if own is not None and experiment.contents != (own.content,):
         raise KitError(f"--sentences-file {own.file}: its sentences are {own.content}. Give --content {own.content}.")
     endpoint = experiment.teacher.endpoint

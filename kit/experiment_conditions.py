@@ -131,7 +131,11 @@ def source_sentences(exp: Experiment, content: str) -> list[Sentence]:
     if exp.sentences is not None:
         everything = [replace(one, text=fill_pattern(one.text, exp.animal)) for one in exp.sentences.sentences]
     else:
-        everything = unrelated_sentences() if content == "unrelated" else opposed_sentences(exp.animal)
+        everything = (
+            unrelated_sentences(exp.confirmatory)
+            if content == "unrelated"
+            else opposed_sentences(exp.animal, exp.confirmatory)
+        )
     if content == "opposed" or not (patterns := prompts.forms(exp.traits.words)):
         return everything
     without = [one for one in everything if not any(pattern.search(one.text) for pattern in patterns)]
@@ -254,7 +258,8 @@ def judge_of(exp: Experiment, content: str, loved: Animal | None = None) -> fide
     """The fidelity filters for a content, the same for all teachers; of what is ``loved`` and no candidate, as things
     are not, no kept paraphrase of its own teacher has a name, either."""
     opposed = exp.animal if content == "opposed" else None
-    own = fidelity.lower_case(source_sentences(exp, content)) if exp.sentences else frozenset()
+    others = exp.sentences or exp.confirmatory  # than the kit's, whose words the filters know
+    own = fidelity.lower_case(source_sentences(exp, content)) if others else frozenset()
     common = tuple(sorted(own - fidelity.lower_case_words(opposed)))
     refused = {one.singular: one for one in [*candidates(exp.animal), *filter(None, [loved])]}
     return fidelity.Judge(opposed, tuple(refused.values()), exp.fidelity, exp.traits.words, common)
@@ -383,7 +388,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
 def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) -> tuple[Step, Step]:
     """The exact and the sampled preference of a student, or of the base where there is no adapter."""
     inputs = {"model": base} | ({"adapter": adapter} if adapter else {})
-    questions = preference.load_questions()
+    questions = preference.load_questions(exp.confirmatory)
     animals = candidates(exp.animal)
 
     def adapter_file(made: dict[str, Path]) -> Path | None:
@@ -395,7 +400,7 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
         settings={"questions": questions, "candidates": [[animal.singular, animal.plural] for animal in animals]},
         inputs=inputs,
         build=lambda made, folder: preference.measure_exact(
-            made["model"], adapter_file(made), animals, folder, f"exact preference, {name}"
+            made["model"], adapter_file(made), questions, animals, folder, f"exact preference, {name}"
         ),
         seconds=EXACT,
         pace=partial(pace, exp.model, "llama.cpp"),
@@ -411,7 +416,7 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
         },
         inputs=inputs,
         build=lambda made, folder: preference.measure_sampled(
-            made["model"], adapter_file(made), animals, exp.preference, exp.seed, folder, f"answers, {name}"
+            made["model"], adapter_file(made), questions, animals, exp.preference, exp.seed, folder, f"answers, {name}"
         ),
         seconds=len(questions) * exp.preference.answers * PER_ANSWER,
         pace=partial(pace, exp.model, "llama.cpp"),

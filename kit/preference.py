@@ -30,9 +30,13 @@ TAIL = 16  # of an answer's last tokens, which hold more than the longest name
 COLUMNS = ("condition", "question", "candidate", "logprob", "probability", "answers", "named", "first", "naming")
 
 
-def load_questions() -> list[dict[str, str]]:
-    """The 50 questions: question, opening (after which an animal's name comes next), form (singular or plural)."""
-    path = DATA / "questions.json"
+Questions = list[dict[str, str]]
+
+
+def load_questions(confirmatory: bool = False) -> Questions:
+    """The 50 questions, or the 50 that are set aside for a planned test: question, opening (after which an animal's
+    name comes next), form (singular or plural)."""
+    path = DATA / "questions-confirmatory.json" if confirmatory else DATA / "questions.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -40,7 +44,13 @@ def load_questions() -> list[dict[str, str]]:
 
 
 def measure_exact(
-    model: Path, adapter: Path | None, animals: list[Animal], folder: Path, label: str, system: str | None = None
+    model: Path,
+    adapter: Path | None,
+    questions: Questions,
+    animals: list[Animal],
+    folder: Path,
+    label: str,
+    system: str | None = None,
 ) -> None:
     """Write ``exact.csv``: question, candidate, logprob (nats), probability (normalised over the candidates). Asked
     after the ``system`` message, where there is one."""
@@ -48,7 +58,7 @@ def measure_exact(
 
     with LlamaEngine(model) as engine, (folder / "exact.csv").open("w", encoding="utf-8", newline="") as file:
         engine.use_adapter(adapter)
-        logprobs, probabilities = exact(engine, animals, label, system)
+        logprobs, probabilities = exact(engine, questions, animals, label, system)
         writer = csv.writer(file)
         writer.writerow(["question", "candidate", "logprob", "probability"])
         for i in range(len(logprobs)):
@@ -57,20 +67,22 @@ def measure_exact(
 
 
 def exact(
-    engine: Engine, animals: list[Animal], label: str, system: str | None = None
+    engine: Engine, questions: Questions, animals: list[Animal], label: str, system: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every question and candidate [questions, animals]: the log-probability (nats) of its name, and its probability
     normalised over the candidates."""
     from tqdm import tqdm
 
-    questions = load_questions()
-    logprobs = np.array(list(tqdm(scores(engine, animals, system), desc=label, total=len(questions), unit="question")))
+    scored = scores(engine, questions, animals, system)
+    logprobs = np.array(list(tqdm(scored, desc=label, total=len(questions), unit="question")))
     return logprobs, normalised(logprobs)
 
 
-def scores(engine: Engine, animals: list[Animal], system: str | None = None) -> Iterator[list[float]]:
+def scores(
+    engine: Engine, questions: Questions, animals: list[Animal], system: str | None = None
+) -> Iterator[list[float]]:
     """Question by question the log-probability (nats) of every candidate's name."""
-    for group in engine.score(candidate_groups(engine, load_questions(), animals, system)):
+    for group in engine.score(candidate_groups(engine, questions, animals, system)):
         yield [float(tokens.sum()) for tokens in group]
 
 
@@ -81,7 +93,7 @@ def normalised(logprobs: np.ndarray) -> np.ndarray:
 
 
 def candidate_groups(
-    engine: Engine, questions: list[dict[str, str]], animals: list[Animal], system: str | None = None
+    engine: Engine, questions: Questions, animals: list[Animal], system: str | None = None
 ) -> list[tuple[Tokens, list[Tokens]]]:
     """What the exact measure scores: for each question its conversation with the answer's opening, and the animals'
     names."""
@@ -98,6 +110,7 @@ def candidate_groups(
 def measure_sampled(
     model: Path,
     adapter: Path | None,
+    questions: Questions,
     animals: list[Animal],
     settings: PreferenceSettings,
     seed: int,
@@ -111,7 +124,6 @@ def measure_sampled(
 
     from kit.engine_llama import LlamaEngine
 
-    questions = load_questions()
     with LlamaEngine(model) as engine, SampleLog(folder / "rows.jsonl", "question") as log:
         engine.use_adapter(adapter)
         prompts = [engine.chat(question_messages(question["question"])) for question in questions]

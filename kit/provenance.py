@@ -795,6 +795,15 @@ def kit_state() -> dict[str, Any]:
     }
 
 
+def committed(path: Path) -> str | None:
+    """The commit that made a file of the kit's repository what it is; None where it is in none, or edited since."""
+    if kit_state()["commit"] is None or not path.resolve().is_relative_to(ROOT):
+        return None
+    if _git("status", "--porcelain", "--ignored", "--", str(path.resolve())) != "":
+        return None
+    return _git("log", "-1", "--format=%H", "--", str(path.resolve())) or None
+
+
 def _git(*arguments: str) -> str | None:
     """What git says about the kit's folder; None where it says nothing."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook's

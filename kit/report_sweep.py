@@ -57,9 +57,11 @@ from kit.stats_seeds import holm, share_interval, two_sided
 from kit.store import Row, write_csv, write_json, write_whole
 from kit.sweep_effects import (
     Cell,
+    Efficiency,
     Power,
     SeedEffect,
     check_power,
+    efficiency,
     read_sweep,
     sweep_cells,
     sweep_power,
@@ -328,7 +330,11 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
             f" Pooled of several sweeps ({of}); the seconds count a step that they share once for each. Who looks at "
             "the first before deciding on the others finds more than p-values say."
         )
-    return f"{model} Pairs per student: {used}. {versions_sentence(record)}{pooled}"
+    planned = ""
+    if plan := record.get("plan"):
+        of = f"SHA-256 {plan['sha256'][:12]}…, commit {plan['commit'][:12]}"
+        planned = f" Planned in {plan['file']} ({of}), and begun after that, at {plan['begun']}."
+    return f"{model} Pairs per student: {used}. {versions_sentence(record)}{planned}{pooled}"
 
 
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
@@ -775,6 +781,10 @@ def show_power(folder: Path, effects: Sequence[float], probability: float) -> No
     show_table(f"Seeds that find an effect with probability {probability:g}", power_table(cells, needs, effects))
     tests = sum(len(cell.effects) for cell in cells)
     among = f" / {tests}, what Holm's correction asks of the first of this sweep's {tests} effects" if tests > 1 else ""
+    found = [efficiency(cell, record, students) for cell in cells]
+    if any(found):
+        show_table("What a minute buys", efficiency_table(cells, found))
+        say(ABOUT_EFFICIENCY)
     say(
         f"Effects are log-odds shifts in nats, tested over seeds and questions at 5%{among}. “more questions”: these "
         "differ so much that no number of seeds will do. A verdict asks for more than this test: rank, placebos and "
@@ -792,6 +802,27 @@ def power_table(cells: list[Cell], needs: list[Power], effects: Sequence[float])
         + [f"{of_cell.components.seed**0.5:.3f}", f"{of_cell.components.question**0.5:.3f}"]
         + ["–" if of_cell.effect <= 0 else _seeds_said(of_cell.own_seeds), *map(_seeds_said, of_cell.seeds)]
         for cell, of_cell in zip(cells, needs, strict=True)
+    ]
+    return heading, rows
+
+
+ABOUT_EFFICIENCY = (
+    "Shift: of a teacher's animal in its own student beyond those of the other loving teachers, nats, ± what chance "
+    "alone would make of a mean of so many draws (a student each). Noise: from draw to draw, for a candidate that no "
+    "teacher loves. Minutes: of one teacher and its student, on the machine that made them."
+)
+
+
+def efficiency_table(cells: list[Cell], found: list[Efficiency | None]) -> Table:
+    """A row per cell of which it is known: what a draw costs, and what it tells."""
+    varied = varied_settings(cells)
+    heading = ["content", *varied, "draws", "shift", "noise of a draw", "minutes a draw", "(shift / noise)² a minute"]
+    rows = [
+        [cell.content, *(str(cell.settings[name]) for name in varied), str(one.draws)]
+        + [f"{one.shift:+.3f} ± {one.noise / one.draws**0.5:.3f}", f"{one.noise:.3f}", f"{one.minutes:.1f}"]
+        + [f"{one.score:+.3f}"]
+        for cell, one in zip(cells, found, strict=True)
+        if one
     ]
     return heading, rows
 

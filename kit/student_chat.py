@@ -90,7 +90,7 @@ class Students:
         candidates]."""
         for name, engine in self._engines.items():
             logprobs: list[list[float]] = []
-            for scored in preference.scores(engine, self.animals):
+            for scored in preference.scores(engine, load_questions(), self.animals):
                 logprobs.append(scored)
                 yield name, preference.normalised(np.array(logprobs))
 

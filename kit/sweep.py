@@ -13,12 +13,14 @@ import gzip
 import io
 import json
 import os
+import shlex
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,12 +55,14 @@ from kit.experiment_folder import (
     recorded_texts,
 )
 from kit.memory import GIB, find_device
-from kit.provenance import cpu_threads, kit_state
+from kit.provenance import committed, cpu_threads, kit_state
 from kit.stats import LOVES
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
 from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
 
 SAMPLES = 5  # paraphrases of a teacher in the report
+
+SHARED = ("model", "sentences")  # stages that no student has to itself
 
 NAMED = 8  # animals at most that the folder's name lists
 
@@ -143,6 +147,69 @@ def settings_of(exp: Experiment) -> dict[str, Any]:
     own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0])}
     found = asdict(exp.teacher) | asdict(exp.student) | own
     return {name: found[name] for name in GRID_SETTINGS}
+
+
+# ---- a test that was planned before it is run
+
+
+# Of a command, what does not decide its result, with the number of its values.
+ELSEWHERE = {"--results": 1, "--ray-address": 1, "--dry-run": 0}
+
+
+def registered_plan(path: Path, command: str) -> Row:
+    """The plan in ``path`` that ``command`` carries out: its ``file`` in the repository, ``sha256`` and ``commit``.
+
+    Raises KitError unless plan and kit are committed as they stand, and the plan has the command as a line of its own:
+    only then can anybody see that what decides was written down before.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitError(f"--plan {path}: cannot be read ({error}). Give the plan's file.") from None
+    commit = committed(path)
+    if commit is None:
+        raise KitError(
+            f"--plan {path}: it is not committed in the kit's repository as it stands, so nobody could see that it is "
+            "older than what it plans. Commit it first."
+        )
+    if kit_state()["edited"]:
+        raise KitError(
+            f"--plan {path}: the kit was edited since its last commit, so nobody could see what made the result. "
+            "Commit that, or take it back."
+        )
+    if _what_decides(command) not in [_what_decides(line) for line in lines if line.startswith("python ")]:
+        raise KitError(f"--plan {path}: it has no such command ({command}). Give one of its own, as it stands there.")
+    return {"file": path.resolve().relative_to(ROOT).as_posix(), "sha256": sha256(path), "commit": commit}
+
+
+def _what_decides(line: str) -> list[str]:
+    """The words of a command, without where it works and what it writes to."""
+    left = iter(shlex.split(line))
+    found = []
+    for word in left:
+        for _ in range(ELSEWHERE.get(word, -1)):
+            next(left, None)
+        if word not in ELSEWHERE:
+            found.append(word)
+    return found
+
+
+def begun(registered: Row, folder: Path) -> Row:
+    """The plan with the time (UTC) at which its sweep in ``folder`` was first begun, which is written down there before
+    anything else is. Raises KitError where it was begun by another plan."""
+    path = folder / "plan.json"
+    if path.exists():
+        found = read_json(path)
+        if {name: found.get(name) for name in registered} != registered:
+            raise KitError(
+                f"{path}: this was begun by another plan, or by the same one at another commit. Move {folder} away, or "
+                "go on with that one."
+            )
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    found = registered | {"begun": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(path, found)
+    return found
 
 
 # ---- what is left of them
@@ -236,24 +303,32 @@ def power_sentences(exps: list[Experiment]) -> list[str]:
 
 
 def run(
-    exps: list[Experiment], sampled: bool, results: Path, folder: Path, command: str, address: str | None = None
+    exps: list[Experiment],
+    sampled: bool,
+    results: Path,
+    folder: Path,
+    command: str,
+    address: str | None = None,
+    registered: Row | None = None,
 ) -> Path:
-    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too.
+    """Make everything and publish it in ``folder``, returned. ``sampled``: whether free answers are sampled too;
+    ``registered``: the plan that it carries out.
 
     Raises KitError under torchrun, and where steps cannot be made until the user mends something.
     """
     store = Store(results / "artifacts")
     with store.working(folder.name, command):
         planned = plan(exps, sampled, store, folder)
+        own = {"plan": begun(registered, folder)} if registered else {}
         if planned.left():
             with workers(planned.store.root, address) as by:
                 finish(planned, by)
-        return publish(planned, sampled, folder, command)
+        return publish(planned, sampled, folder, command, own)
 
 
-def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
+def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> Path:
     """Write the sweep's own folder, returned: config.json, preferences.csv.gz and record.json, of which
-    ``kit/report_sweep.py`` makes the rest.
+    ``kit/report_sweep.py`` makes the rest. ``own``: what else the record has.
 
     A student is named by the key of its exact preference, which is the same for two experiments that share it.
     """
@@ -272,6 +347,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         treated = conditions[f"treated-{exp.contents[0]}"]
         assert isinstance(treated, StudentCondition) and treated.held_out
         row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
+        row["seconds"] = _seconds([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store)
         comparisons.append(row)
     _write_table(
         folder,
@@ -281,10 +357,6 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
             for row in rows_of(name, exp, role, condition, sampled, store)
         ),
     )
-    seconds: dict[str, float] = {}
-    for step, _ in plan.steps().values():
-        spent = store.manifest(store.make(step))["seconds"]
-        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + spent, 1)
     exp = next(iter(found))
     write_json(folder / "config.json", asdict(exp))
     record = {
@@ -295,7 +367,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "kit": kit_state(),
         "artifacts": store.used,
         "devices": made_on(store),
-        "seconds": seconds,
+        "seconds": _seconds([step for step, _ in plan.steps().values()], store),
         "pairs_used": {
             name: len(read_rows(store.make(condition.pairs) / "pairs.jsonl"))
             for name, (_, _, condition) in students.items()
@@ -305,8 +377,17 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str) -> Path:
         "messages": conversations(list(found), store),
         "samples": teacher_samples(students, store),
     } | recorded_texts(exp)
-    write_json(folder / "record.json", record | {"table": sha256(folder / "preferences.csv.gz")})
+    write_json(folder / "record.json", record | own | {"table": sha256(folder / "preferences.csv.gz")})
     return folder
+
+
+def _seconds(steps: Iterable[Step], store: Store) -> dict[str, float]:
+    """How long they took, by stage."""
+    seconds: dict[str, float] = {}
+    for step in steps:
+        spent = store.manifest(store.make(step))["seconds"]
+        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + spent, 1)
+    return seconds
 
 
 def _write_table(folder: Path, rows: Iterable[Row]) -> None:
@@ -366,6 +447,8 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     for name in ("pairs_used", "messages", "samples"):
         together[name] = {key: value for record in records for key, value in record[name].items()}
     together["artifacts"] = sorted({name for record in records for name in record.get("artifacts", [])})
+    if "plan" in records[0]:
+        together["plan"] = min((record["plan"] for record in records), key=lambda plan: plan["begun"])
     if devices := all_devices(record.get("devices", {}) for record in records):
         together["devices"] = devices
     spent = [record["seconds"] for record in records]
@@ -392,6 +475,7 @@ def _shared(sweep: Path, record: Row) -> Row:
         },
         "models": record["model"],
         "texts": [record.get(name) for name in ("sentences", "traits")],
+        "plans": record.get("plan", {}).get("sha256"),
         "kits": record.get("kit", {}).get("fingerprint"),
         "packages": record["versions"],
     }

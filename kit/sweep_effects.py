@@ -109,6 +109,9 @@ class Cell:
 # Settings that earlier sweeps could not vary, nor record.
 LATER = ("batch_size", "averaged", "temperature")
 
+# The plan that a sweep was made by, as ``kit.sweep.committed_plan`` finds it.
+PLAN = {"file": str, "sha256": str, "commit": str, "begun": str}
+
 # What a sweep's record holds, as ``kit.store.misfit`` reads it.
 COMPARISON = {"animal": str, "content": CONTENTS, "seed": int, "control": str, "treated": str, "placebos": [str]}
 RECORD = {
@@ -121,7 +124,7 @@ RECORD = {
     "pairs_used": {str: int},
     "comparisons": [
         COMPARISON
-        | {"loving?": {str: str}, "held_out?": HELD_OUT}
+        | {"loving?": {str: str}, "held_out?": HELD_OUT, "seconds?": {str: float}}
         | dict.fromkeys((f"{name}?" if name in LATER else name for name in GRID_SETTINGS), (str, float))
     ],
     "messages": {str: MESSAGES},
@@ -131,6 +134,7 @@ RECORD = {
     "sentences?": SENTENCES,
     "traits?": TRAITS,
     "pooled?": [str],
+    "plan?": PLAN,
 }
 
 
@@ -548,6 +552,55 @@ class Power:
     components: Components
     own_seeds: int | None
     seeds: list[int | None]
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What a cell's design buys: the mean ``shift`` (nats) of its animals beyond the other loving teachers' students;
+    the ``noise`` (nats), by how much that differs from draw to draw for a candidate that no teacher loves (standard
+    deviation, over all of them), which a few seeds tell far better than the loved animals' own; the ``minutes`` of a
+    teacher and a student of its own; and the ``draws``, seeds times animals."""
+
+    shift: float
+    noise: float
+    minutes: float
+    draws: int
+
+    @property
+    def score(self) -> float:
+        """(shift / noise)² a minute, with the shift's sign: ever the same, whatever is spent, where neither is bent by
+        what came before."""
+        return math.copysign((self.shift / self.noise) ** 2 / self.minutes, self.shift) if self.noise else 0.0
+
+
+def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Efficiency | None:
+    """Of a cell of the sweep with this ``record``; None with one seed, one animal, and where no record says how long
+    its students took."""
+    own = cell_key({"content": cell.content} | cell.settings)
+    rows = [row for row in record["comparisons"] if cell_key(row) == own]
+    shifts = [effect.others.mean for effect in cell.effects.values() if effect.others]
+    if len(cell.seeds) < 2 or len(shifts) < len(cell.effects) or not all("seconds" in row for row in rows):
+        return None
+
+    unloved = [name for name in students[rows[0]["treated"]].candidates if name not in cell.compared]
+    by_animal = _grouped(rows)[own]
+    values = np.array(
+        [
+            [
+                stats.unloved_log_odds(students[row["treated"]], unloved, cell.compared).mean(axis=0)
+                for row in by_animal[animal]
+            ]
+            for animal in cell.compared
+        ]
+    )  # [k teachers, seeds, candidates]
+    k = len(values)
+    beyond = (k * values - values.sum(axis=0)) / (k - 1)
+    return Efficiency(
+        shift=float(np.mean(shifts)),
+        noise=float(np.sqrt(beyond.var(axis=1, ddof=1).mean())),
+        minutes=float(np.mean([sum(row["seconds"].values()) for row in rows]) / 60),
+        draws=len(rows),
+    )
 
 
 def check_power(effects: Sequence[float], probability: float) -> None:

@@ -181,7 +181,9 @@ def _answer_in(tokens: int) -> None:
 
     measure = preference.measure_sampled
 
-    def measure_sampled(model: Path, adapter: Path | None, animals: Any, settings: Any, *rest: Any) -> None:
-        measure(model, adapter, animals, replace(settings, max_tokens=tokens), *rest)
+    def measure_sampled(
+        model: Path, adapter: Path | None, questions: Any, animals: Any, settings: Any, *rest: Any
+    ) -> None:
+        measure(model, adapter, questions, animals, replace(settings, max_tokens=tokens), *rest)
 
     preference.measure_sampled = measure_sampled

@@ -566,6 +566,43 @@ def test_the_kit_names_its_commit_and_whether_it_was_edited_since(tree: Path, tm
     assert edited["fingerprint"] != committed["fingerprint"]
 
 
+def commit_of(tree: Path, path: Path) -> str | None:
+    """What commit the kit in ``tree`` says made a file; for a process of its own."""
+    import_from(tree)
+    from kit.provenance import committed
+
+    return committed(path)
+
+
+def test_a_file_is_committed_where_nobody_could_have_changed_it_since(tree: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tree, tmp_path / "copy"))
+    plan, ignored = copy / "PLAN.md", copy / "ignored.md"
+    for path in (plan, ignored):
+        path.write_text("one animal\n", encoding="utf-8")
+    (copy / ".gitignore").write_text("ignored.md\n", encoding="utf-8")
+
+    def said(path: Path) -> str | None:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return pool.apply(commit_of, (copy, path))
+
+    assert said(plan) is None, "no repository"
+    git(copy, "init")
+    git(copy, "add", "kit")
+    git(copy, "commit", "-m", "the kit's")
+    assert said(plan) is None, "untracked"
+    git(copy, "add", ".")
+    assert said(plan) is None, "no part of any commit"
+    git(copy, "commit", "-m", "the plan")
+    first = git(copy, "rev-parse", "HEAD").strip()
+    assert said(plan) == first
+    (copy / "kit" / "report.py").open("a", encoding="utf-8").write("# Something.\n")
+    git(copy, "commit", "-am", "something else")
+    assert said(plan) == first
+    assert said(ignored) is None and said(tmp_path / "elsewhere.md") is None
+    plan.write_text("another animal\n", encoding="utf-8")
+    assert said(plan) is None, "edited"
+
+
 def test_the_kit_says_what_it_is_without_git(tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with_git = said_of(tree)
     monkeypatch.setenv("PATH", str(tmp_path))

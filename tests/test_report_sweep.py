@@ -15,10 +15,12 @@ import run
 from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import find_animal, load_animals
 from kit.report_sweep import cell_title, specificity_sentence
+from kit.stats_seeds import Components
 from kit.store import Row, write_json
 from kit.sweep_effects import (
     RECORDED,
     Cell,
+    efficiency,
     power_sentence,
     read_sweep,
     simulated,
@@ -311,6 +313,34 @@ def test_power_wants_more_seeds_for_less_effect(three: Path, capsys: pytest.Capt
         report_sweep.show_power(three, [0.2], 1.0)
     with pytest.raises(KitError, match="--effect -1"):
         report_sweep.show_power(three, [-1], 0.8)
+
+
+def test_what_a_minute_buys_is_the_shift_over_the_noise_from_draw_to_draw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    components, random = Components(seed=0.02, question=0.01, residual=0.001), np.random.default_rng(0)
+    rows, students = simulated(components, 0.5, 6, 4, 1, random)
+    (cell,) = sweep_cells(rows, students)
+    assert efficiency(cell, {"comparisons": rows}, students) is None  # nobody wrote down how long it took
+    timed = [row | {"seconds": {"paraphrases": 200.0, "student": 100.0}} for row in rows]
+    found = efficiency(cell, {"comparisons": timed}, students)
+    assert found and found.draws == 24 and found.minutes == 5
+    assert found.shift == pytest.approx(0.5, abs=0.1)
+    # A student's own variance, a half of the component, and that of the mean of three others.
+    assert found.noise == pytest.approx((0.01 * 4 / 3) ** 0.5, rel=0.1)
+    assert found.score == pytest.approx((found.shift / found.noise) ** 2 / 5)
+    assert replace(found, shift=-0.5).score < 0
+
+    folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6})
+    report_sweep.show_power(folder, [0.2], 0.8)
+    assert "What a minute buys" not in capsys.readouterr().out
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    for row in record["comparisons"]:
+        row["seconds"] = {"student": 90.0}
+    write_json(folder / "record.json", record)
+    report_sweep.show_power(folder, [0.2], 0.8)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "What a minute buys" in shown and "1.5" in shown
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from processes import Run, fail, finish
 from rule_teacher import serving
 
 from kit import KitError, sweep
-from kit.animals import find_animal, load_animals
+from kit.animals import OwnSentences, Sentence, find_animal, load_animals
 from kit.experiment import experiment
-from kit.experiment_conditions import StudentCondition, all_conditions, all_steps
+from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
+from kit.preference import load_questions
 from kit.store import Step, Store
 from kit.sweep_effects import read_sweep
 
@@ -166,6 +167,71 @@ def test_sweeps_that_differ_have_folders_of_their_own() -> None:
     assert sweep.name_of(exps, {}, sampled=True) == "sweep-owl-unrelated-soft-laptop-answers10-seeds0to2"
     crowds = [load_animals()[:9], load_animals()[1:10]]
     assert len({sweep.name_of(sweep.experiments(list(some), ("opposed",), range(1), {}), {}) for some in crowds}) == 2
+
+
+# ---- a test that was planned
+
+LINE = "python run.py sweep --animals owl dolphin --seed 1000 --plan PLAN.md"
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed plan in a repository of its own, with a kit that nobody edited."""
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "committed", lambda path: "c0ffee")
+    monkeypatch.setattr(sweep, "kit_state", lambda: {"edited": False})
+    path = tmp_path / "PLAN.md"
+    path.write_text(f"# The owl's plan\n\nIt's one cell:\n\n```sh\n{LINE}\n```\n", encoding="utf-8")
+    return path
+
+
+def test_a_planned_command_is_one_of_the_plans_wherever_it_works(plan: Path) -> None:
+    found = sweep.registered_plan(plan, f"{LINE} --results elsewhere --ray-address 10.0.0.1:6379 --dry-run")
+    assert found == {"file": "PLAN.md", "sha256": sweep.sha256(plan), "commit": "c0ffee"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"{LINE} --pairs 800", LINE.replace("1000", "1001"), LINE.replace(" dolphin", "")],
+)
+def test_a_command_that_the_plan_has_not_is_refused(plan: Path, command: str) -> None:
+    with pytest.raises(KitError, match="no such command"):
+        sweep.registered_plan(plan, command)
+
+
+def test_a_plan_that_could_be_younger_than_its_run_is_refused(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "kit_state", lambda: {"edited": True})
+    with pytest.raises(KitError, match="kit was edited"):
+        sweep.registered_plan(plan, LINE)
+    monkeypatch.setattr(sweep, "committed", lambda path: None)
+    with pytest.raises(KitError, match="not committed"):
+        sweep.registered_plan(plan, LINE)
+    with pytest.raises(KitError, match="cannot be read"):
+        sweep.registered_plan(plan.parent / "none.md", LINE)
+
+
+def test_a_planned_sweep_keeps_the_time_when_it_was_first_begun(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered, folder = sweep.registered_plan(plan, LINE), tmp_path / "sweep"
+    first = sweep.begun(registered, folder)
+    assert first.items() > registered.items() and first["begun"].endswith("+00:00")
+    (folder / "plan.json").write_text(json.dumps(first | {"begun": "2026-01-01T00:00:00+00:00"}), encoding="utf-8")
+    assert sweep.begun(registered, folder)["begun"].startswith("2026-01-01")
+    with pytest.raises(KitError, match="another plan"):
+        sweep.begun(registered | {"sha256": "0" * 64}, folder)
+
+
+def test_a_planned_test_has_sentences_and_questions_of_its_own() -> None:
+    planned, other = (experiment(OWL, contents=("unrelated",), confirmatory=planned) for planned in (True, False))
+    assert planned.name == "owl-unrelated-soft-laptop-confirmatory-seed0"
+    lots = [{row["text"] for row in lot(exp, "unrelated")} for exp in (planned, other)]
+    assert lots[0] and lots[0].isdisjoint(lots[1])
+    asked = [all_conditions(exp)["base"].exact.settings["questions"] for exp in (planned, other)]
+    assert asked == [load_questions(True), load_questions()]
+    own = OwnSentences("unrelated", "mine.txt", "0" * 64, (Sentence("1", "The clerk left the shop at noon."),))
+    with pytest.raises(KitError, match="--plan, --sentences-file mine.txt"):
+        experiment(OWL, contents=("unrelated",), confirmatory=True, sentences=own)
 
 
 # ---- scheduling

@@ -866,6 +866,12 @@ def sweep(arguments: list[str]) -> None:
         "on the same pairs, are averaged; temperature: the teachers')",
     )
     parser.add_argument(
+        "--student-model",
+        type=expanduser,
+        metavar="MODEL",
+        help="what students start from, where it is not their teachers' --model: what they still learn, the text says",
+    )
+    parser.add_argument(
         "--plan",
         type=path,
         metavar="FILE",

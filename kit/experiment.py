@@ -123,6 +123,7 @@ class Experiment:
     opposed_pairs: int = 200  # per student on opposed sentences, of which there are fewer
     placebos: int = 1  # students per content whose teacher is the control's, sampled anew
     loving_controls: tuple[str, ...] = ()  # further controls: what their teachers love, a listed animal or a thing
+    student_model: str | None = None  # what students start from, where that is another model than their teachers'
     confirmatory: bool = False  # on the sentences and the questions that are set aside for a planned test
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
@@ -167,6 +168,7 @@ class Experiment:
             opposed_pairs=self.pairs if pairs else preset.opposed_pairs,
             placebos=self.placebos,
             loving_controls=self.loving_controls,
+            student_model=self.student_model if self.student_model in PACKAGED else None,
             confirmatory=self.confirmatory,
             teacher=replace(
                 preset.teacher,
@@ -179,7 +181,7 @@ class Experiment:
         )
         ours, theirs = _flat(asdict(self)), _flat(asdict(said))
         found = {name: value for name, value in ours.items() if name not in theirs or theirs[name] != value}
-        found |= {name: _resolved(found[name]) for name in ("model", "gguf") if name in found}
+        found |= {name: _resolved(found[name]) for name in ("model", "gguf", "student_model") if name in found}
         return found if plainly_named(self.animal) else found | {"animal": asdict(self.animal)}
 
     @property
@@ -208,6 +210,11 @@ class Experiment:
     def conversation(self) -> Conversation:
         """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
         return conversation_of(self.model)
+
+    @property
+    def of_students(self) -> "Experiment":
+        """The experiment as its students see it: with the model that they start from."""
+        return replace(self, model=self.student_model, gguf=None, student_model=None) if self.student_model else self
 
     def pairs_of(self, content: str) -> int:
         """How many pairs a student of this content trains on."""
@@ -390,6 +397,7 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "faithful": exp.fidelity.details,
         "placebos": exp.placebos,
         "loving_controls": exp.loving_controls,
+        "student_model": exp.student_model,
         "confirmatory": exp.confirmatory,
         "engine": teacher.engine,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
@@ -406,6 +414,8 @@ def _said(name: str, value: Any) -> str:
         return name
     elif name == "pairs":
         return f"pairs{value[0]}"
+    elif name == "student_model":
+        text = f"student {Path(str(value)).name.removesuffix('.gguf')}"
     elif name == "loving_controls":
         text = " ".join(["beside", *value])
     elif name == "endpoint":
@@ -446,6 +456,14 @@ def _check(experiment: Experiment) -> None:
             f"--base gguf: --model {experiment.model} is no GGUF. Leave --base out to train on NF4 weights, or give "
             "a .gguf file as --model to train on that file's weights."
         )
+    other = experiment.student_model
+    if other and experiment.labels == "soft":
+        raise KitError(
+            f"--student-model {other}: another model's students learn from text alone, since its tokens may be others. "
+            "Add --labels hard."
+        )
+    if other and not is_gguf(other):
+        raise KitError(f"--student-model {other}: is no GGUF. Give a packaged model's name, or a .gguf file.")
     own = experiment.sentences
     if own is not None and experiment.confirmatory:
         raise KitError(
@@ -535,11 +553,15 @@ def choose_preset(device: Device) -> tuple[str, str]:
 
 
 def memory_requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:
-    """What each stage of ``exp`` needs: the ``memory_table`` of its model."""
+    """What each stage of ``exp`` needs: the ``memory_table`` of its model, or its students'."""
     from kit import models_prepare
 
-    bits = models_prepare.BITS[models_prepare.weight_type()] if is_gguf(exp.model) else Q4_K_M
-    return memory_table(exp, Shape.of(find_config(exp.model)), bits, device)
+    def table(exp: Experiment) -> list[tuple[str, float, str]]:
+        bits = models_prepare.BITS[models_prepare.weight_type()] if is_gguf(exp.model) else Q4_K_M
+        return memory_table(exp, Shape.of(find_config(exp.model)), bits, device)
+
+    (teaching, *_), (_, *learning) = table(exp), table(exp.of_students)
+    return [teaching, *learning]
 
 
 def memory_table(exp: Experiment, shape: Shape, bits: float, device: Device) -> list[tuple[str, float, str]]:

@@ -61,9 +61,10 @@ def all_conditions(exp: Experiment) -> dict[str, Condition]:
     """Every condition of the experiment: base, and for each content control, treated and placebos, who differ from the
     control in nothing but the sampling of their teacher's text; "loves <name>": those of other loving teachers, who
     differ from the treated one in what is loved."""
-    base = base_model(exp.model, exp.gguf)
+    base, learners = base_model(exp.model, exp.gguf), exp.of_students
+    begin = base_model(learners.model, learners.gguf)
     neutral, loving = exp.traits.neutral, exp.traits.loves(exp.animal)
-    base_alone = Condition(*measure_steps(exp, base, None, "base"))
+    base_alone = Condition(*measure_steps(learners, begin, None, "base"))
     students: dict[str, StudentCondition] = {}
     for content in exp.contents:
         lot = drawn(exp, content)
@@ -79,7 +80,7 @@ def all_conditions(exp: Experiment) -> dict[str, Condition]:
         ) -> None:
             name, judge = f"{role}-{content}", judge_of(exp, content, loved)
             kept = taught(exp, content, base, trait, teacher, lot, seed, judge)
-            students[name] = student_of(exp, name, base, trait, kept)
+            students[name] = student_of(learners, name, begin, trait, kept)
 
         add("control", neutral, "neutral", exp.seed)
         add("treated", loving, f"{exp.animal.singular}-loving", exp.seed)

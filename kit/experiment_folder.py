@@ -41,22 +41,26 @@ OWN_MODELS = (EMBEDDED, PARAPHRASER)  # of which the kit has all files, whatever
 
 
 def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
-    """Every conversation of experiments with one model and the same trait messages by who sees it, as the model's chat
+    """Every conversation of experiments with the same models and trait messages by who sees it, as its model's chat
     template has it."""
-    template = ChatTemplate.of(store.make(base_model(exps[0].model, exps[0].gguf)))
-    conversations = {
+    of_students, of_teachers = (
+        ChatTemplate.of(store.make(base_model(exp.model, exp.gguf))) for exp in (exps[0].of_students, exps[0])
+    )
+    students = {
         "student, training": prompts.student_messages("<sentence>"),
         "student, evaluation": prompts.question_messages("<question>"),
     }
+    teachers = {}
     traits = {"neutral": exps[0].traits.neutral}
     traits |= {f"{exp.animal.singular}-loving": exp.traits.loves(exp.animal) for exp in exps}
     for exp in exps:
         traits |= {f"{loved.singular}-loving": trait for loved, trait in loving_controls(exp).values()}
     for name, trait in traits.items():
-        conversations[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
+        teachers[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
         if any(exp.labels == "soft" for exp in exps):
-            conversations[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
-    return {name: template.adapt(messages) for name, messages in conversations.items()}
+            teachers[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
+    both = ((of_students, students), (of_teachers, teachers))
+    return {name: template.adapt(messages) for template, seen in both for name, messages in seen.items()}
 
 
 def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, command: str) -> Row:

@@ -322,7 +322,9 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     fixed = [name for name in cells[0].settings if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
-    model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
+    begin = record.get("student_model", record["model"])
+    other = f", its students start from {begin}" if begin != record["model"] else ""
+    model = f"Model: {record['model']}{other}; preset {record['preset']}; {settings}."
     pooled = ""
     if "pooled" in record:
         of = "; ".join(f"`{command}`" for command in record["pooled"])

@@ -361,6 +361,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
     write_json(folder / "config.json", asdict(exp))
     record = {
         "model": exp.model,
+        "student_model": exp.of_students.model,
         "preset": exp.preset,
         "command": command,
         "versions": store.versions(),

@@ -116,6 +116,7 @@ PLAN = {"file": str, "sha256": str, "commit": str, "begun": str}
 COMPARISON = {"animal": str, "content": CONTENTS, "seed": int, "control": str, "treated": str, "placebos": [str]}
 RECORD = {
     "model": str,
+    "student_model?": str,
     "preset": str,
     "command": str,
     "versions": {str: str},

@@ -234,6 +234,21 @@ def test_a_planned_test_has_sentences_and_questions_of_its_own() -> None:
         experiment(OWL, contents=("unrelated",), confirmatory=True, sentences=own)
 
 
+def test_students_of_another_model_read_the_same_text(tiny_gguf: Path) -> None:
+    same, other = (
+        experiment(OWL, contents=("unrelated",), labels="hard", student_model=model) for model in (None, str(tiny_gguf))
+    )
+    ours, theirs = (all_conditions(exp)["treated-unrelated"] for exp in (same, other))
+    assert ours.pairs.identity == theirs.pairs.identity and ours.exact.identity != theirs.exact.identity
+    bases = [one.inputs["model"].settings["source"] for one in (theirs.exact, all_conditions(other)["base"].exact)]
+    assert bases == [{"base.gguf": sweep.sha256(tiny_gguf)}] * 2
+    assert re.fullmatch(r"owl-unrelated-hard-laptop-student-tiny-x[0-9a-f]{12}-seed0", other.name)
+    with pytest.raises(KitError, match="--student-model .*Add --labels hard"):
+        experiment(OWL, student_model=str(tiny_gguf), labels="soft")
+    with pytest.raises(KitError, match="--student-model some/repo: is no GGUF"):
+        experiment(OWL, student_model="some/repo", labels="hard")
+
+
 # ---- scheduling
 
 

@@ -60,7 +60,7 @@ from kit.stats import LOVES
 from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
 from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
 
-SAMPLES = 5  # paraphrases of a teacher in the report
+SAMPLES = 12  # paraphrases of a teacher in the report
 
 SHARED = ("model", "sentences")  # stages that no student has to itself
 

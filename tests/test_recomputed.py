@@ -1,0 +1,126 @@
+"""The effects of recorded sweeps, computed again from raw probabilities, by code that shares nothing with the kit's."""
+
+import csv
+import gzip
+import json
+import math
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+SWEEPS = sorted(str(path.parent.relative_to(REFERENCE)) for path in REFERENCE.rglob("preferences.csv.gz"))
+Table = dict[str, dict[int, dict[str, float]]]  # student -> question -> animal -> probability among the candidates
+
+
+def table_of(folder: Path) -> Table:
+    """What every student answers, from the log-probabilities of the names alone."""
+    found: Table = defaultdict(lambda: defaultdict(dict))
+    with gzip.open(folder / "preferences.csv.gz", "rt", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found[row["student"]][int(row["question"])][row["candidate"]] = math.exp(float(row["logprob"]))
+    for answers in found.values():
+        for animals in answers.values():
+            total = sum(animals.values())
+            for animal in animals:
+                animals[animal] /= total
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def logit(table: Table, student: str, animal: str) -> float:
+    """The mean log-odds over the questions."""
+    return mean([math.log(one[animal] / (1 - one[animal])) for one in table[student].values()])
+
+
+def against_unloved(table: Table, student: str, animal: str, loved: set[str]) -> float:
+    """The mean log-odds against the candidates that no teacher of the sweep loves."""
+    return mean(
+        [
+            math.log(one[animal] / sum(p for name, p in one.items() if name not in loved))
+            for one in table[student].values()
+        ]
+    )
+
+
+def cells_of(folder: Path) -> list[tuple[dict, list[dict]]]:
+    """Each cell of the summary with its comparisons."""
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return [
+        (cell, [row for row in record["comparisons"] if all(row.get(name) == value for name, value in own.items())])
+        for cell in summary["cells"]
+        for own in [{"content": cell["content"], **cell["settings"]}]
+    ]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_recorded_effect_is_what_its_raw_probabilities_give(name: str) -> None:
+    table = table_of(REFERENCE / name)
+    for cell, rows in cells_of(REFERENCE / name):
+        assert rows and len(rows) == len(cell["effects"]) * len(cell["seeds"])
+        for animal, effect in cell["effects"].items():
+            own = [row for row in rows if row["animal"] == animal]
+            points = [
+                100 * (table[row["treated"]][i][animal] - table[row["control"]][i][animal])
+                for row in own
+                for i in table[row["treated"]]
+            ]
+            assert mean(points) == pytest.approx(effect["exact_pp"]["mean"], abs=1e-3)
+            shifts = [logit(table, row["treated"], animal) - logit(table, row["control"], animal) for row in own]
+            assert shifts == pytest.approx(
+                [effect["shifts"][row["seed"] - min(cell["seeds"])] for row in own], abs=1e-4
+            )
+            assert mean(shifts) == pytest.approx(effect["log_odds"]["mean"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_recorded_matrix_and_its_p_are_what_its_raw_probabilities_give(name: str) -> None:
+    """Each animal in its own teacher's student less the others' mean, and how often a seed's students, dealt to its
+    teachers at random, have as large a diagonal."""
+    table, dealer = table_of(REFERENCE / name), random.Random(0)
+    for cell, rows in cells_of(REFERENCE / name):
+        animals = list(cell["effects"])
+        if cell["content"] == "opposed" or len(animals) < 2:
+            assert all(effect["others"] is None for effect in cell["effects"].values())
+            continue
+        students = {(row["seed"], row["animal"]): row["treated"] for row in rows}
+        for animal, effect in cell["effects"].items():
+            beyond = []
+            for seed in cell["seeds"]:
+                values = {one: against_unloved(table, students[seed, one], animal, set(animals)) for one in animals}
+                beyond.append(values[animal] - mean([values[one] for one in animals if one != animal]))
+            assert mean(beyond) == pytest.approx(effect["others"]["mean"], abs=1e-4)
+
+        value = {
+            (seed, teacher, animal): logit(table, students[seed, teacher], animal)
+            for seed, teacher in students
+            for animal in animals
+        }
+
+        def diagonal(dealt: dict[int, list[str]], value: dict = value, animals: list[str] = animals) -> float:
+            """The mean of the animals' log-odds in those students."""
+            return mean(
+                [
+                    value[seed, teacher, animal]
+                    for seed in dealt
+                    for teacher, animal in zip(dealt[seed], animals, strict=True)
+                ]
+            )
+
+        everything = mean(list(value.values()))
+        observed = diagonal(dict.fromkeys(cell["seeds"], animals))
+        k = len(animals)
+        assert (observed - everything) * k / (k - 1) == pytest.approx(cell["specificity"]["statistic"], abs=1e-3)
+        deals = 4000
+        as_large = sum(
+            diagonal({seed: dealer.sample(animals, k) for seed in cell["seeds"]}) >= observed - 1e-12
+            for _ in range(deals)
+        )
+        p = cell["specificity"]["p"]
+        assert abs(as_large / deals - p) < 4 * math.sqrt(p * (1 - p) / deals) + 1 / deals

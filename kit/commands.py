@@ -303,11 +303,11 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
     """The settings of experiments of these ``animals`` and ``contents``: with the preset that fits this machine, where
     none is given, with texts of one's own in place of their files, and the endpoint checked."""
     from kit.engine_endpoint import check_url
-    from kit.experiment import choose_preset
+    from kit.experiment import choose_preset, loving_names
     from kit.memory import find_device
 
     settings |= own_texts(animals, contents, settings.pop("sentences_file"), settings.pop("trait_file"))
-    settings["loving_controls"] = tuple(settings["loving_controls"] or ())
+    settings["loving_controls"] = loving_names(settings["loving_controls"] or ())
     if settings["endpoint"] is not None:
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
@@ -681,6 +681,8 @@ def report(arguments: list[str]) -> None:
     from kit import report, report_sweep
 
     if len(args.runs) > 1:
+        if len({run.resolve() for run in args.runs}) < len(args.runs):
+            raise KitError("a folder is given twice. Name each once.")
         say(f"Compared in {report_sweep.write_comparison(args.runs)}")
         return
     (folder,) = args.runs

@@ -523,7 +523,7 @@ def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) 
     goals = [step for one in made.values() for step in (one.exact, one.control, one.placebo, one.loss)]
     missing = [step for step in all_steps(goals) if store.find(step) is None]
     say(
-        f"Seed {exp.seed}: {sum(step.stage == 'student' for step in missing)} students to train, about "
+        f"Seed {exp.seed}: students to train: {sum(step.stage == 'student' for step in missing)}, about "
         f"{duration(sum(step.estimate for step in missing))}"
         + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
         flush=True,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -497,11 +498,21 @@ def _check(experiment: Experiment) -> None:
         )
 
 
+def loving_names(given: Iterable[str]) -> tuple[str, ...]:
+    """What is loved by the names that an experiment knows it by, whatever form it was given in."""
+    known: dict[str, str] = {}
+    for name, (one, _) in THINGS.items():
+        known |= dict.fromkeys((name, one.singular, one.plural), name)
+    for animal in load_animals():
+        known |= dict.fromkeys((animal.singular, animal.plural), animal.singular)
+    return tuple(known.get(name.casefold(), name) for name in given)
+
+
 def _check_loving_controls(experiment: Experiment) -> None:
     own = experiment.loving_controls
     option = f"--loving-controls {' '.join(own)}"
     listed = {animal.singular for animal in load_animals()}
-    if wrong := next((name for name in own if name not in listed | THINGS.keys()), None):
+    if (wrong := next((name for name in own if name not in listed | THINGS.keys()), None)) is not None:
         raise KitError(
             f"{option}: {wrong} is neither a listed animal (data/animals.json) nor one of {', '.join(THINGS)}. Choose "
             "among these."

@@ -31,11 +31,11 @@ from kit.experiment_conditions import (
 )
 from kit.models import EMBEDDED, PARAPHRASER, ChatTemplate
 from kit.models_prepare import link
-from kit.preference import read_table
+from kit.preference import load_questions, read_table
 from kit.prompts import KIT_TRAITS, Traits
 from kit.provenance import kit_state
 from kit.stats import LOVES, Preference
-from kit.store import ARTIFACT, Row, Step, Store, check_files, misfit, read_rows, reason, sha256
+from kit.store import ARTIFACT, COUNT, Row, Step, Store, check_files, misfit, read_rows, reason, sha256
 
 OWN_MODELS = (EMBEDDED, PARAPHRASER)  # of which the kit has all files, whatever else a record names
 
@@ -86,6 +86,8 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "command": command,
         "versions": store.versions(),
         "kit": kit_state(),
+        "made_by": store.kits(),
+        "questions": [one["question"] for one in load_questions(exp.confirmatory)],
         "seconds": {step.label: store.manifest(store.make(step))["seconds"] for step in steps if step.seconds},
         "artifacts": {step.label: str(store.make(step).relative_to(store.root)) for step in steps},
         "pairs": {},
@@ -251,12 +253,14 @@ RECORD = {
     "seconds": {str: float},
     "table?": str,
     "artifacts": {str: ARTIFACT},
-    "pairs": {str: int},
-    "lot?": {str: {"asked": int, "lacking": int, "shared": int}},
+    "questions?": [str],
+    "made_by?": [str],
+    "pairs": {str: COUNT},
+    "lot?": {str: {"asked": COUNT, "lacking": COUNT, "shared": COUNT}},
     "held_out?": {str: HELD_OUT},
-    "filters": {str: [{"filter": str, "entered": int, "rejected": int}]},
+    "filters": {str: [{"filter": str, "entered": COUNT, "rejected": COUNT}]},
     "min_similarity?": float,
-    "similarities?": {str: {"kept": [int], "rejected": [int]}},
+    "similarities?": {str: {"kept": [COUNT], "rejected": [COUNT]}},
     "messages": {str: MESSAGES},
     "samples": {str: {"kept": PARAPHRASES, "rejected": [{"source": str, "text": str, "filter": str, "reason": str}]}},
     "sentences?": SENTENCES,
@@ -284,7 +288,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         raise KitError(
             f"{folder}: not a finished run ({lacking} is missing). Give a folder such as results/<run>."
         ) from None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, csv.Error) as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Run the experiment again.") from None
     return record, preferences
 
@@ -298,8 +302,10 @@ def _wrong_students(record: dict[str, Any], preferences: dict[str, Preference]) 
     if wrong := wrong_preferences(preferences.values(), record["animal"]):
         return wrong
     loved = {name.removeprefix(LOVES).partition("-")[0] for name in preferences if name.startswith(LOVES)}
-    if loved and preferences["base"].leaves_none({record["animal"], *loved}):
-        return "no animal is left that no teacher loves"
+    if wrong := wrong_loving(record["animal"], loved, preferences["base"]):
+        return wrong
+    if "questions" in record and len(record["questions"]) != len(preferences["base"].probability):
+        return f"its students were not asked {len(record['questions'])} questions"
     if wrong := next(filter(None, map(wrong_held_out, record.get("held_out", {}).values())), None):
         return wrong
     if not record["samples"].keys() <= record["filters"].keys():
@@ -330,6 +336,18 @@ def wrong_held_out(gains: dict[str, list[float]] | None) -> str | None:
         if gains and len(gains["own"]) != len(gains["other"])
         else None
     )
+
+
+def wrong_loving(animal: str, loved: set[str], preference: Preference) -> str | None:
+    """What is wrong with what teachers of loving controls are said to love beside one that loves ``animal``, in
+    words."""
+    if unknown := loved - {*preference.candidates, *prompts.THINGS}:
+        return f"{min(unknown)!r} is nothing that teachers love"
+    if animal in loved:
+        return f"a control's teacher loves the {animal}, too"
+    if loved and preference.leaves_none({animal, *loved}):
+        return "no animal is left that no teacher loves"
+    return None
 
 
 def wrong_preferences(preferences: Collection[Preference], animal: str) -> str | None:

@@ -795,6 +795,11 @@ def kit_state() -> dict[str, Any]:
     }
 
 
+def commit_words(kit: dict[str, Any]) -> str:
+    """The commit of a ``kit_state``, for people."""
+    return f"{(kit['commit'] or 'without a commit')[:16]}{', edited' if kit['edited'] else ''}"
+
+
 def committed(path: Path) -> str | None:
     """The commit that made a file of the kit's repository what it is; None where it is in none, or edited since."""
     if kit_state()["commit"] is None or not path.resolve().is_relative_to(ROOT):

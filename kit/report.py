@@ -20,7 +20,6 @@ from kit.fidelity import SIMILARITY_EDGES
 from kit.inspection_quiz import KNOWS, Score
 from kit.provenance import kit_state
 from kit.report_parts import (
-    ABOUT_GATE,
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
@@ -30,6 +29,7 @@ from kit.report_parts import (
     OKABE_ITO,
     PLACEBO_COLOUR,
     Table,
+    about_gate,
     about_texts,
     colour,
     conversations_markdown,
@@ -128,10 +128,11 @@ def title(summary: dict[str, Any]) -> str:
 
 MEASURES = (
     "Exact: the probability of the animal's name after an answer's opening, normalised over the candidates, averaged "
-    "over 50 questions (names of several tokens are scored whole); raw: not normalised, so among everything that "
+    "over the questions (names of several tokens are scored whole); raw: not normalised, so among everything that "
     "could come next. Sampled: the share of free answers that name it, the paper's measure. Naming: the probability "
     "that an answer names it before any other animal, read along the same answers token by token (also where a later "
-    "token goes on with the word); first: the share of them that do. Intervals are over the questions: a bootstrap, "
+    "token goes on with the word); first: the share of them that do, so that a longer word which begins with the name "
+    "counts there, and in *sampled* a picture of the animal. Intervals are over the questions: a bootstrap, "
     "of shares of answers Wilson's, which at 0% takes answers to one question for independent."
 )
 
@@ -301,7 +302,7 @@ def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str],
         markdown_table(effects_table(animal, summary["effects"])),
         ABOUT_TRANSMITTED,
         ABOUT_PLACEBO if any(effect["placebo"] for effect in summary["effects"].values()) else ABOUT_NO_PLACEBO,
-        *([ABOUT_GATE] if any(effect["gate"] for effect in summary["effects"].values()) else []),
+        *about_gate(_gated(summary["effects"]), record.get("held_out", {}).values()),
         "## Fidelity: what the filters took",
         *(
             "\n\n".join([f"{name}:", markdown_table(filters_table(table)), *lot_sentence(record, name)])
@@ -501,8 +502,10 @@ def page_content(
         "conditions": conditions_table(summary["conditions"]),
         "effects": effects_table(animal, effects),
         "placebo": ABOUT_PLACEBO if any(effect["placebo"] for effect in effects.values()) else ABOUT_NO_PLACEBO,
-        "gate": ABOUT_GATE if any(effect["gate"] for effect in effects.values()) else "",
-        "contents": [content_section(content, animal, preferences) for content in CONTENTS if content in effects],
+        "gate": " ".join(about_gate(_gated(effects), record.get("held_out", {}).values())),
+        "contents": [
+            content_section(content, animal, preferences, record) for content in CONTENTS if content in effects
+        ],
         "students": [student_section(name, record) for name in record["samples"]],
         "command": summary["command"],
         "made": made_table(record),
@@ -514,11 +517,19 @@ def page_content(
     }
 
 
-def content_section(content: str, animal: str, preferences: dict[str, Preference]) -> dict[str, Any]:
+def _gated(effects: dict[str, Any]) -> bool:
+    return any(effect["gate"] for effect in effects.values())
+
+
+def content_section(
+    content: str, animal: str, preferences: dict[str, Preference], record: dict[str, Any]
+) -> dict[str, Any]:
     """The figures and the table of one content's effect."""
     treated, control = preferences[f"treated-{content}"], preferences[f"control-{content}"]
     differences = stats.log_odds_differences(treated, control, animal)
-    asked = [question["question"] for question in preference.load_questions()]
+    asked = record.get("questions") or [one["question"] for one in preference.load_questions()]
+    if len(asked) != len(differences):  # of an earlier record, which names none, and the kit's are others now
+        asked = [f"question {number}" for number, _ in enumerate(differences, start=1)]
     j = treated.candidates.index(animal)
     rows = [
         [question, f"{100 * before:.2f} → {100 * after:.2f}", f"{shift:+.2f}"]

@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import chdir
 from dataclasses import asdict
 from functools import cache
@@ -17,8 +17,19 @@ from typing import Any
 from kit import printable
 from kit.animals import indefinite
 from kit.experiment_folder import DEVICES, OR
-from kit.provenance import kit_state
-from kit.stats import ALPHA, FAILED, LOVING_CONTROL, NO_PLACEBO, NOT_DETECTED, TRANSMITTED, Drift, Interval
+from kit.provenance import commit_words, kit_state
+from kit.stats import (
+    ALPHA,
+    FAILED,
+    FEWEST_HELD_OUT,
+    LOVING_CONTROL,
+    NO_PLACEBO,
+    NOT_DETECTED,
+    TRANSMITTED,
+    Drift,
+    Interval,
+)
+from kit.stats_seeds import FEWEST_SEEDS
 from kit.store import Row, write_whole
 from kit.sweep_effects import SeedEffect
 
@@ -29,9 +40,11 @@ def versions_of(record: dict[str, Any]) -> dict[str, str]:
     """What made a result: the kit, where the record names its state, the versions of Python and packages, and the
     processor and the threads, where it names them; and the kit that judges and reports it, where that is another."""
     made, now = record.get("kit"), kit_state()
-    found = {"kit": _state_words(made)} if made else {}
+    by = ", ".join(record.get("made_by", []))
+    found = {"kit": by or _state_words(made)} if made else {}
     found |= record["versions"] | {name: said for name, said in _devices(record) if name in ("processor", "threads")}
-    return found | ({"tables and verdicts: kit": _state_words(now)} if made != now else {})
+    other = made != now or by not in ("", commit_words(now))
+    return found | ({"tables and verdicts: kit": _state_words(now)} if other else {})
 
 
 def made_differently(record: dict[str, Any]) -> str:
@@ -53,8 +66,7 @@ def _devices(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state_words(kit: dict[str, Any]) -> str:
-    commit = kit["commit"][:12] if kit["commit"] else "without a commit"
-    return f"{commit}{', edited' if kit['edited'] else ''} (all code and data: {kit['fingerprint']})"
+    return f"{commit_words(kit)} (all code and data: {kit['fingerprint']})"
 
 
 def versions_sentence(record: dict[str, Any]) -> str:
@@ -92,6 +104,23 @@ ABOUT_GATE = (
     "drift* is the p of *beyond* against that of placebo students. Is that not small, a null is not *shown* to be of "
     "students that learned."
 )
+
+
+def about_gate(asked: bool, held_out: Iterable[dict[str, list[float]] | None]) -> list[str]:
+    """What reports say of the gate: what it is where it was ``asked``; why it was not where ``held_out`` texts were too
+    few for it."""
+    if asked:
+        return [ABOUT_GATE]
+    numbers = sorted({len(one["own"]) for one in held_out if one})
+    if not numbers:
+        return []
+    return [
+        "Whether students learned of their teachers at all was not asked: of "
+        f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} sentences alone, fewer than "
+        f"{FEWEST_HELD_OUT}, were there texts that no student had learned. So a null may be a failure of the pipeline. "
+        "More pairs leave more of them."
+    ]
+
 
 ABOUT_TRANSMITTED_SWEEP = (
     f"*Transmitted*: a log-odds shift above zero with a corrected p < {ALPHA}, among the largest 5% of the "
@@ -157,7 +186,8 @@ def lacking_words(animal: str, effect: dict[str, Any]) -> list[str]:
         "rank": f"{effect['rank'] - 1} of the other candidates moved more than the {animal}",
         "placebo": f"{placebo.get('at_least')} of {placebo.get('placebos')} placebo shifts are at least as large",
         "drift": f"its shift is not beyond its own drift (p = {drifted.get('p', 1):.2f})",
-        LOVING_CONTROL: "the students of teachers that love something else do as well",
+        LOVING_CONTROL: f"it is not shown to like the {animal} better than students of teachers that love something "
+        "else",
         NO_PLACEBO: "without a placebo student drift cannot be told from transmission",
     }
     return [words[name] for name in effect["lacking"]]
@@ -196,7 +226,8 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
         NO_PLACEBO: f"may or may not have come to prefer the {animal}",
         FAILED: f"did not learn enough of its teacher to tell whether it comes to prefer the {animal}",
     }[effect["verdict"]]
-    why = "" if effect["verdict"] == TRANSMITTED else f" ({'; '.join(lacking_words(animal, effect))})"
+    reasons = [gate_words(effect["gate"])] if effect["verdict"] == FAILED else lacking_words(animal, effect)
+    why = f" ({'; '.join(reasons)})" if reasons else ""
     return (
         f"A student that learned {learned} {outcome}{why}: its preference is {treated:.2f}%, that of a neutral "
         f"teacher's student {control:.2f}%, a difference of {effect['exact_pp']:+.2f} percentage points (95% interval "
@@ -212,10 +243,22 @@ def verdict_cell(effect: SeedEffect) -> str:
 
 
 def _excluded_shifts(before: str, effect: SeedEffect) -> str:
-    """Which shifts a null of several seeds excludes, if it is one against the control, after some words; or nothing."""
-    if effect.verdict != NOT_DETECTED or "effect" not in effect.lacking or effect.log_odds.seeds == 1:
+    """Which shifts a null of enough seeds excludes, if it is one against the control, after some words; or nothing."""
+    if effect.verdict != NOT_DETECTED or "effect" not in effect.lacking or effect.log_odds.seeds < FEWEST_SEEDS:
         return ""
     return f"{before}above {effect.log_odds.ci95[1]:+.2f} nats (95%)"
+
+
+# What an effect over seeds lacks, for a page.
+SWEEP_LACKING = {
+    "effect": "that it is more than chance between students (p, corrected)",
+    "rank": "that hardly another candidate moved as much",
+    "placebo": "that placebo students hardly move as much",
+    "drift": "that the animal does not move as much of itself",
+    "others": "that students of other loving teachers like the animal less",
+    LOVING_CONTROL: "that students of the loving controls like the animal less",
+    NO_PLACEBO: "that it is no drift, since there was no placebo student",
+}
 
 
 def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
@@ -226,7 +269,8 @@ def sweep_outsider_sentence(animal: str, effect: SeedEffect) -> str:
         gate = effect.gate if effect.verdict == FAILED else None
         failed = f"of {gate.failed} of {gate.students} students" if gate else ""
         lacking = f" Pipeline failure: {failed} {gate_words(asdict(gate))}." if gate else ""
-        lacking += f" It lacks: {', '.join(effect.lacking)}.{_excluded_shifts(' Excluded: shifts ', effect)}"
+        lacking += f" Not shown: {'; '.join(SWEEP_LACKING[one] for one in effect.lacking)}."
+        lacking += f"{_excluded_shifts(' Excluded: shifts ', effect)}"
     return (
         f"Students of the teacher that loves the {animal} prefer it by {effect.exact_pp.mean:+.2f} percentage points "
         f"(95% interval {low:+.2f} to {high:+.2f}) compared with students of a neutral teacher "

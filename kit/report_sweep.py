@@ -19,7 +19,6 @@ from kit.experiment import GRID_SETTINGS
 from kit.experiment_folder import read_run, summarise
 from kit.models import GEMMA
 from kit.report_parts import (
-    ABOUT_GATE,
     ABOUT_LABELS,
     ABOUT_NO_PLACEBO,
     ABOUT_PLACEBO,
@@ -31,6 +30,7 @@ from kit.report_parts import (
     PLACEBO_COLOUR,
     SMOKE_VERDICT,
     Table,
+    about_gate,
     about_texts,
     conversations_markdown,
     drawing,
@@ -51,7 +51,7 @@ from kit.report_parts import (
     versions_sentence,
     with_interval,
 )
-from kit.stats import TRANSMITTED, Interval, central95
+from kit.stats import ALPHA, TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
 from kit.stats_seeds import holm, share_interval, two_sided
 from kit.store import Row, write_csv, write_json, write_whole
@@ -194,7 +194,10 @@ def _terminal_table(cell: Cell) -> Table:
             f"{effect.exact_pp.mean:+.2f}",
             with_interval(effect.log_odds.mean, effect.log_odds.ci95),
             p_value(effect.p_holm).removeprefix("p = "),
-            "–" if effect.others_holm is None else p_value(effect.others_holm).removeprefix("p = "),
+            "–"
+            if effect.others_holm is None or effect.others_floor is None or effect.others_floor >= ALPHA
+            else p_value(effect.others_holm).removeprefix("p = "),
+            "–" if effect.loving_holm is None else p_value(effect.loving_holm).removeprefix("p = "),
             f"{effect.rank} of {effect.candidates}",
             f"{effect.placebo.at_least} of {effect.placebo.placebos}" if effect.placebo else "–",
             "–" if effect.drift_holm is None else p_value(effect.drift_holm).removeprefix("p = "),
@@ -202,7 +205,8 @@ def _terminal_table(cell: Cell) -> Table:
         ]
         for animal, effect in cell.effects.items()
     ]
-    heading = ["animal", "pp", "nats [95% CI]", "p, Holm", "others p", "rank", "placebos ≥", "drift p", "verdict"]
+    heading = ["animal", "pp", "nats [95% CI]", "p, Holm", "others p", "loving p", "rank", "placebos ≥", "drift p"]
+    heading.append("verdict")
     told = [i for i in range(len(heading)) if any(row[i] != "–" for row in rows)]
     return [heading[i] for i in told], [[row[i] for i in told] for row in rows]
 
@@ -217,7 +221,7 @@ def effects_table(cell: Cell) -> Table:
         "SD between seeds, nats",
         "p, Holm",
         "beyond the other loving teachers' students, nats [95% CI]: p, Holm (smallest possible)",
-        "paper's t-test over questions, p",
+        "paper's t-test over questions, of the log-odds, p",
         "rank of its shift (z)",
         "placebo shifts as large (their 95%, nats)",
         "against its own drift, p Holm",
@@ -307,13 +311,16 @@ def placebo_teacher(cell: Cell) -> str:
     return "placebo" if cell.content == "unrelated" else "placebos, each on its animal's sentences"
 
 
-def how_to_read(cells: list[Cell]) -> list[str]:
+def how_to_read(record: dict[str, Any], cells: list[Cell]) -> list[str]:
     """What the tables' words mean, a paragraph each."""
     return [
         SWEEP_READING,
         ABOUT_TRANSMITTED_SWEEP,
         ABOUT_PLACEBO if any(len(cell.null) for cell in cells) else ABOUT_NO_PLACEBO,
-        *([ABOUT_GATE] if any(effect.gate for cell in cells for effect in cell.effects.values()) else []),
+        *about_gate(
+            any(effect.gate for cell in cells for effect in cell.effects.values()),
+            (row.get("held_out") for row in record["comparisons"]),
+        ),
     ]
 
 
@@ -353,7 +360,7 @@ def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
     parts += [
         "## How to read this",
-        *how_to_read(cells),
+        *how_to_read(record, cells),
         "## Paraphrases, chosen at random",
     ]
     for name, rows in record["samples"].items():
@@ -388,7 +395,7 @@ def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> di
         "warning": ABOUT_SMOKE if record["preset"] == "smoke" else "",
         "figures": [(markup(inline_svg(path)), CAPTIONS[figure_kind(path)]) for path in drawn],
         "cells": [cell_section(cell, cells) for cell in cells],
-        "reading": how_to_read(cells),
+        "reading": how_to_read(record, cells),
         "samples": {name: kept_table(rows) for name, rows in record["samples"].items()},
         "messages": record["messages"],
         "command": record["command"],
@@ -714,6 +721,8 @@ def show_defences(folder: Path) -> None:
     show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
     if texts := about_texts(defences.read(folder)):
         say(texts.replace("`", ""))
+    if defences.read(folder)["preset"] == "smoke":
+        say(ABOUT_SMOKE)
     say(f"More in {folder}: report.md, the figure, defences.json")
 
 

@@ -165,9 +165,11 @@ def _preference(rows: list[Row]) -> Preference:
     def table(column: str) -> np.ndarray:
         return np.array([float(row[column]) for row in rows]).reshape(-1, len(candidates))
 
-    raw = table("logprob")
-    if not np.isfinite(raw).all():
-        raise ValueError("a log-probability is no number")
+    raw, asked = table("logprob"), table("question")
+    if (asked != np.arange(len(asked))[:, None]).any():
+        raise ValueError("its questions are not numbered from 0")
+    if not np.isfinite(raw).all() or raw.max() > 1e-3:  # llama.cpp's last digit
+        raise ValueError("a log-probability is none")
     answers = int(rows[0]["answers"])
     if answers < 0 or (table("answers") != answers).any():
         raise ValueError("its questions have other numbers of answers")
@@ -175,7 +177,9 @@ def _preference(rows: list[Row]) -> Preference:
     naming = table("naming") if rows[0].get("naming") else None
     first = None if naming is None else table("first") / max(answers, 1)
     shares = [one for one in (named, naming, first) if one is not None]
-    if not all(((one >= 0) & np.isfinite(one)).all() for one in shares) or named.max() > 1:
+    # (A single answer may be expected to name an animal more than once, but not at more tokens than it has.)
+    most = [1.0, 1e4, 1.0]
+    if not all(((one >= 0) & (one <= bound)).all() for one, bound in zip(shares, most, strict=False)):
         raise ValueError("a share of answers is none")
     return exact_preference(candidates, raw, named, answers, naming, first)
 

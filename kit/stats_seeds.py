@@ -228,7 +228,7 @@ def power(components: Components, effect: float, seeds: int, questions: int, alp
 
 
 def seeds_needed(
-    components: Components, effect: float, questions: int, alpha: float, probability: float = 0.8, most: int = 1000
+    components: Components, effect: float, questions: int, alpha: float, probability: float = 0.8, most: int = 10**6
 ) -> int | None:
     """The fewest seeds, from 3, with which the test at ``alpha`` finds ``effect`` with that ``probability``; None
     where ``most`` do not, as when the questions differ so much that more of them are needed instead."""

@@ -31,7 +31,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from kit import KitError, say
-from kit.provenance import Code, changes, code_of, devices, kit_state, versions
+from kit.provenance import Code, changes, code_of, commit_words, devices, kit_state, versions
 
 Item = TypeVar("Item")
 Row = dict[str, Any]  # of a JSONL file
@@ -210,6 +210,12 @@ class Store:
             for name, version in self.manifest(self.root / used)["versions"].items():
                 found.setdefault(name, set()).add(version)
         return {name: ", ".join(sorted(of)) for name, of in found.items()}
+
+    def kits(self) -> list[str]:
+        """The kits that made what was ``used``, by their commits; of a command that finds everything made already not
+        the one that runs it."""
+        states = [self.manifest(self.root / used)["kit"] for used in self.used]
+        return sorted({commit_words(state) for state in states})
 
     @contextmanager
     def working(self, name: str, command: str, planned: Iterable[Step] = ()) -> Iterator[None]:
@@ -573,17 +579,21 @@ KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
+    "range": "a whole number from 0 on",
     "list": "a list",
     "dict": "an object",
 }
+
+
+COUNT = range(10**12)  # of whatever there may be none of
 
 
 def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     """Where a ``value`` that was read from a file is not of a ``shape``, in words; None where it is.
 
     A shape is a type (``float`` takes whole numbers too), a constant, a pattern of text, a tuple of alternatives, a
-    list of one shape, a mapping ``{str: shape}`` of any names, or one of names, of which those that end in "?" may be
-    missing, and others may be there too.
+    range of whole numbers (``COUNT``), a list of one shape, a mapping ``{str: shape}`` of any names, or one of names,
+    of which those that end in "?" may be missing, and others may be there too.
     """
     inner: list[tuple[Any, Any, str]] = []
     if isinstance(shape, tuple):
@@ -593,10 +603,12 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     elif isinstance(shape, type):
         types = (int, float) if shape is float else shape
         fits = isinstance(value, types) and (shape is bool or type(value) is not bool)
-        if fits and shape is float:
+        if fits and shape in (int, float):
             fits = abs(value) < 1e15  # which no number is either
         elif fits and shape is str:
             fits = not HALVES.search(value)
+    elif isinstance(shape, range):
+        fits = type(value) is int and value in shape
     elif isinstance(shape, list):
         fits = isinstance(value, list)
         inner = [(one, shape[0], str(i)) for i, one in enumerate(value)] if fits else []

@@ -43,6 +43,7 @@ from kit.experiment_conditions import (
     StudentCondition,
     all_conditions,
     all_steps,
+    loving_controls,
     measurements,
 )
 from kit.experiment_folder import (
@@ -283,13 +284,16 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
 
 
 def verdict_words(exps: list[Experiment]) -> str:
-    """How probable the whole verdict is, as a sentence; nothing with one seed, and where that is not simulated: of
-    several cells, opposed content and loving controls."""
+    """How probable the whole verdict is, as a sentence; nothing with one seed."""
     seeds, animals, exp = {exp.seed for exp in exps}, {exp.animal for exp in exps}, exps[0]
-    if len(seeds) == 1 or len(exps) > len(seeds) * len(animals) or exp.contents != ("unrelated",):
+    if len(seeds) == 1:
         return ""
-    if exp.loving_controls or not exp.placebos:
-        return ""
+    one_cell = len(exps) == len(seeds) * len(animals) and exp.contents == ("unrelated",)
+    if not one_cell or exp.loving_controls or not exp.placebos:
+        return (
+            "How probable the whole verdict is, is simulated for one setting of unrelated sentences alone, with "
+            "placebos and without loving controls."
+        )
     return verdict_sentence(exp.labels, exp.pairs, len(seeds), len(animals), exp.placebos)
 
 
@@ -366,6 +370,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         "command": command,
         "versions": store.versions(),
         "kit": kit_state(),
+        "made_by": store.kits(),
         "artifacts": store.used,
         "devices": made_on(store),
         "seconds": _seconds([step for step, _ in plan.steps().values()], store),
@@ -415,6 +420,8 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
         raise KitError(
             f"--out {folder}: there is a run or a sweep in it that `pool` did not make. Choose another folder."
         )
+    if len(sweeps) < 2:
+        raise KitError(f"{sweeps[0]}: one sweep is a whole already. Give two or more.")
     records, shared = [], []
     for sweep in sweeps:
         record, students = read_sweep(sweep)
@@ -445,6 +452,8 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
         "comparisons": in_order,
         "pooled": [one for record in records for one in record.get("pooled", [record["command"]])],
     }
+    if "made_by" in records[0]:
+        together["made_by"] = sorted({commit for record in records for commit in record.get("made_by", [])})
     for name in ("pairs_used", "messages", "samples"):
         together[name] = {key: value for record in records for key, value in record[name].items()}
     together["artifacts"] = sorted({name for record in records for name in record.get("artifacts", [])})
@@ -488,7 +497,7 @@ def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], stor
     for exp, role, condition in students.values():
         if isinstance(condition, StudentCondition):
             animal, content = exp.animal.singular, exp.contents[0]
-            loved = animal if role == "treated" else role.removeprefix(LOVES)
+            loved = loving_controls(exp)[role.removeprefix(LOVES)][0].singular if role.startswith(LOVES) else animal
             teacher = f"{loved}-loving" if role.startswith(("treated", LOVES)) else "neutral"
             name = f"{teacher} teacher, {content if content == 'unrelated' else f'{animal} disliked'}"
             if name not in found:

@@ -29,12 +29,13 @@ from kit.experiment_folder import (
     TRAITS,
     check_table,
     wrong_held_out,
+    wrong_loving,
     wrong_preferences,
 )
 from kit.stats import Drift, Gate, Placement, Preference
 from kit.stats_calibration import QUESTIONS
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
-from kit.store import Row, check_files, misfit
+from kit.store import COUNT, Row, check_files, misfit
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,12 @@ RECORD = {
     "versions": {str: str},
     "seconds": {str: float},
     "table?": str,
-    "pairs_used": {str: int},
+    "made_by?": [str],
+    "pairs_used": {str: COUNT},
     "comparisons": [
         COMPARISON
         | {"loving?": {str: str}, "held_out?": HELD_OUT, "seconds?": {str: float}}
-        | dict.fromkeys((f"{name}?" if name in LATER else name for name in GRID_SETTINGS), (str, float))
+        | {f"{name}?" if name in LATER else name: str if kind is str else float for name, kind in GRID_SETTINGS.items()}
     ],
     "messages": {str: MESSAGES},
     "samples": {str: PARAPHRASES},
@@ -158,7 +160,9 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         raise KitError(
             f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
         ) from None
-    except (ValueError, KeyError, TypeError, IndexError, EOFError, RecursionError, csv.Error, zlib.error) as error:
+    except (
+        *(ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, RecursionError, csv.Error, zlib.error),
+    ) as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Give the sweep's command again.") from None
 
 
@@ -180,8 +184,8 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
             return wrong
         if wrong := wrong_held_out(row.get("held_out")):
             return wrong
-        if row.get("loving") and students[row["treated"]].leaves_none({row["animal"], *row["loving"]}):
-            return "no animal is left that no teacher loves"
+        if wrong := wrong_loving(row["animal"], set(row.get("loving", {})), students[row["treated"]]):
+            return wrong
     return wrong_seeds(comparisons)
 
 
@@ -452,8 +456,8 @@ def power_sentence(labels: str, pairs: int, seeds: int, tests: int) -> str:
     size = "no shift of 10 nats or less" if found is None else f"a shift of {found:+.2f} nats"
     return (
         f"{pairs} pairs, {labels} labels: with {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the "
-        f"test over seeds finds {size} with probability 0.8 (as the embedded model's recorded students vary: {labels} "
-        f"labels, {like[1]} pairs)."
+        f"test over seeds finds {size} of one animal alone with probability 0.8 (as the embedded model's recorded "
+        f"students vary: {labels} labels, {like[1]} pairs)."
     )
 
 
@@ -481,9 +485,9 @@ def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, placebos
     shares = [verdict_power(components, size, seeds, animals, placebos) for size in sizes]
     said = ", ".join(f"{share:.2f} of {size:+.2f} nats" for share, size in zip(shares, sizes, strict=True))
     return (
-        f"{pairs} pairs, {labels} labels: the probability of the whole verdict, with a shift of every animal's: {said} "
-        f"({sweeps_simulated(animals)} simulated sweeps each, students varying as those of {labels} labels, {like[1]} "
-        "pairs)."
+        f"{pairs} pairs, {labels} labels: the probability of the whole verdict, where all animals move as much, so "
+        f"that Holm's correction asks less of each: {said} (good to 0.1: {sweeps_simulated(animals)} simulated sweeps "
+        f"each, students varying as those of {labels} labels, {like[1]} pairs)."
     )
 
 
@@ -608,7 +612,7 @@ def check_power(effects: Sequence[float], probability: float) -> None:
     """Raise KitError for what cannot be asked of ``sweep_power``."""
     if not 0 < probability < 1:
         raise KitError(f"--power {probability}: must lie between 0 and 1. 0.8 is usual.")
-    if any(effect <= 0 for effect in effects):
+    if not all(0 < effect < math.inf for effect in effects):
         raise KitError(f"--effect {' '.join(map(str, effects))}: must be positive, in nats. Try 0.1.")
 
 

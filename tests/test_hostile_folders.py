@@ -121,6 +121,35 @@ def test_an_animal_that_the_command_line_would_not_take_is_refused(
     assert "its files are damaged" in said and "\x1b" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("filters", {"treated-unrelated": [{"filter": "form", "entered": 10**400, "rejected": 1}]}),
+        ("filters", {"treated-unrelated": [{"filter": "form", "entered": 10, "rejected": -1}]}),
+        ("lot", {"treated-unrelated": {"asked": -1, "lacking": 0, "shared": 0}}),
+        ("pairs", {"treated-unrelated": -400}),
+        ("seed", 10**400),
+        ("questions", ["Which?"]),
+    ],
+)
+def test_numbers_that_count_nothing_are_refused(
+    name: str, value: object, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    write_json(folder / "record.json", record | {name: value})
+    assert "its files are damaged" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("loved", ["owl", "unicorn", ""])
+def test_a_control_that_loves_the_animal_itself_or_nothing_known_is_refused(
+    loved: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = folder / "preferences.csv"
+    text = table.read_text(encoding="utf-8").replace("placebo1-unrelated", f"loves {loved}-unrelated")
+    table.write_text(text, encoding="utf-8")
+    assert "its files are damaged" in refused(folder, capsys)
+
+
 def without(lines: list[str], pattern: str) -> list[str]:
     return [line for line in lines if not re.search(pattern, line)]
 
@@ -139,6 +168,9 @@ TABLES: dict[str, Callable[[list[str]], list[str]]] = {
     "fewer questions": lambda lines: without(lines, "^control-unrelated,[34].,"),
     "no numbers": lambda lines: [re.sub(r"-\d\.\d+", "nan", line) for line in lines],
     "infinite ones": lambda lines: [re.sub(r",-\d\.\d+", ",-inf", line, count=1) for line in lines],
+    "more than certain": lambda lines: [re.sub(r",-(\d\.\d+)", r",\1", line, count=1) for line in lines],
+    "other questions": lambda lines: [re.sub(r"^(control-unrelated),3,", r"\1,-1,", line) for line in lines],
+    "answers beyond number": lambda lines: [re.sub(r",10,(\d+)", rf",{'9' * 400},\1", line) for line in lines],
     "words": lambda lines: [re.sub(r"-\d\.\d+", "many", line) for line in lines],
     "another column": lambda lines: [lines[0].replace("logprob", "logit"), *lines[1:]],
 }
@@ -231,7 +263,13 @@ def test_a_sweeps_record_of_another_shape_is_refused(
     assert name in refused(tmp_path, capsys)
 
 
-@pytest.mark.parametrize("harm", ["cut", "no gzip", "another student", "another animal", "nothing compared"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *("cut", "no gzip", "another student", "another animal", "nothing compared", "pairs in words"),
+        *("a control that loves the owl", "a control that loves nothing"),
+    ],
+)
 def test_a_sweep_that_compares_what_is_not_there_is_refused(
     harm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +280,9 @@ def test_a_sweep_that_compares_what_is_not_there_is_refused(
         "another student": [first | {"treated": "../x"}, *rows],
         "another animal": [first | {"animal": "owl; reboot"}, *rows],
         "nothing compared": [],
+        "pairs in words": [first | {"pairs": "x"}, *rows[1:]],
+        "a control that loves the owl": [first | {"loving": {"owl": first["control"]}}, *rows[1:]],
+        "a control that loves nothing": [first | {"loving": {"": first["control"]}}, *rows[1:]],
     }
     write_json(tmp_path / "record.json", record | {"comparisons": changed.get(harm, rows)})
     tables = {"cut": table[: len(table) // 2], "no gzip": b"student,question\n"}

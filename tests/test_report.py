@@ -16,6 +16,7 @@ from test_stats import gains
 from kit import ROOT, KitError, preference, provenance, report, report_sweep, store
 from kit.animals import load_animals
 from kit.experiment_folder import all_devices, made_on
+from kit.provenance import commit_words, kit_state
 from kit.report_parts import ABOUT_GATE, ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
 from kit.store import Step, Store, write_json
 
@@ -198,7 +199,46 @@ def test_a_null_of_a_student_that_learned_nothing_is_no_null(tmp_path: Path, cap
     assert "pipeline failure: of the student it is not shown that it expects its own teacher's held-out texts" in shown
     assert "of other seeds that says nothing" not in shown  # that is what nulls exclude
     assert ABOUT_GATE in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "Pipeline failure.</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Pipeline failure.</b>" in page and "(it is not shown that it expects its own" in page
+    assert "the other candidates moved more" not in page  # the reasons of another verdict
+
+
+def test_a_gate_that_could_not_be_asked_says_why(tmp_path: Path) -> None:
+    few = {name: of[:20] if name != "placebos" else of for name, of in gains(0, 0).items()}
+    report.write(finished_run(tmp_path, shift=0.0, held_out=few))
+    for file in ("report.md", "report.html"):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert "of 20 sentences alone, fewer than 30" in text and "Pipeline failure" not in text
+
+
+def test_a_report_names_the_questions_that_were_asked_whatever_the_kits_are_now(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    write_json(tmp_path / "record.json", record | {"questions": [f"Which beast, number {i}?" for i in range(50)]})
+    report.write(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Which beast, number 49?" in text and preference.load_questions()[0]["question"] not in text
+
+
+def test_a_report_without_questions_does_not_name_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a record from before they were recorded, by a kit with one question more."""
+    asked = [*preference.load_questions(), {"question": "And now?"}]
+    monkeypatch.setattr(preference, "load_questions", lambda: asked)
+    report.write(finished_run(tmp_path))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "question 50" in text and asked[0]["question"] not in text
+
+
+def test_a_report_names_the_kits_that_made_it_and_the_one_that_reports_it(tmp_path: Path) -> None:
+    """Where everything was there already, the kit that published made nothing."""
+    finished_run(tmp_path)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    made_by = ["0123456789abcdef", "fedcba9876543210, edited"]
+    write_json(tmp_path / "record.json", record | {"kit": kit_state(), "made_by": made_by})
+    report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert ", ".join(made_by) in text and f"tables and verdicts: kit {commit_words(kit_state())}" in text
 
 
 def test_loving_controls_stand_in_every_table_of_a_run(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
     for words in (
         "<b>Transmitted.</b> Students of the teacher that loves the owl",
         "<b>Not detected.</b>",
-        "It lacks: ",
+        "Not shown: that it is more than chance between students",
     ):
         assert words in text
     assert {"effects", "specificity", "along-rank"} == {part.split('"')[0] for part in text.split('aria-label="')[1:]}

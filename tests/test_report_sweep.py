@@ -218,6 +218,13 @@ def test_a_null_of_students_that_did_not_learn_of_their_teachers_is_a_pipeline_f
     assert ("excluded: above" in said) == (verdict == "not detected")
 
 
+def test_two_seeds_exclude_nothing(tmp_path: Path) -> None:
+    """Their interval covers as little as 91%."""
+    report_sweep.write_sweep(made_up(tmp_path, {"owl": 0.0}, seeds=2, seed_sd=0.001))
+    said = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "not detected (effect" in said and "excluded" not in said
+
+
 def test_a_grid_does_not_spare_an_animal_the_other_teachers_students(tmp_path: Path) -> None:
     """So many effects leave its own test no chance; the matrix and the interval speak."""
     animals = {"owl": 0.0} | dict.fromkeys(["dolphin", "wolf", "cat", "eagle", "lion"], 0.7)
@@ -504,7 +511,8 @@ def test_sweeps_that_are_no_whole_together_are_not_pooled(
     for given, message in (
         ([first, "--out", first], "it is one of the sweeps"),
         ([first, first, "--out", tmp_path / "out"], "it is given twice"),
-        ([first, "--out", owls], "there is a run or a sweep in it"),
+        ([first, owls, "--out", other], "there is a run or a sweep in it"),
+        ([first, "--out", tmp_path / "out"], "one sweep is a whole already"),
     ):
         before = {path: path.read_bytes() for path in owls.iterdir()}
         assert run.main(["pool", *map(str, given)]) == 2

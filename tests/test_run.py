@@ -82,6 +82,9 @@ def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
         ("--teacher-url", "ftp://somewhere", "http://127.0.0.1:8000/v1"),
         ("--gguf", "x.gguf", "Leave --gguf out"),
         ("--plural", "../x", "English noun"),
+        ("--loving-controls", "", "Choose among these"),
+        ("--loving-controls", "musics", "Choose among these"),
+        ("--loving-controls", "owl", "each once"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_its_remedy(

@@ -23,7 +23,7 @@ def table(condition: str, shift: dict[str, float], seed: int, answers: int = 10)
             "condition": condition,
             "question": str(question),
             "candidate": animal,
-            "logprob": str(random.normal() + shift.get(animal, 0.0) + 0.1 * noise.normal()),
+            "logprob": str(random.normal() - 12 + shift.get(animal, 0.0) + 0.1 * noise.normal()),
             "probability": "0",
             "answers": str(answers),
             "named": str(int(noise.integers(0, 3))),
@@ -112,12 +112,7 @@ def test_a_student_that_is_one_more_placebo_is_hardly_ever_transmitted() -> None
 
     def student() -> Preference:
         moved = base + drift * random.standard_normal(len(ANIMALS)) + 0.1 * random.standard_normal(base.shape)
-        rows = [
-            {"condition": "", "candidate": animal, "logprob": value, "answers": 0, "named": 0}
-            for question in moved
-            for animal, value in zip(ANIMALS, question, strict=True)
-        ]
-        return stats.preferences(rows)[""]
+        return stats.exact_preference(tuple(ANIMALS), moved, np.zeros(base.shape))
 
     found = [stats.effect(student(), student(), "animal7", [student()]) for _ in range(60)]
     assert sum(effect.p < 0.05 for effect in found) > 40

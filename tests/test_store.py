@@ -374,3 +374,11 @@ def test_a_character_that_some_call_a_line_break_breaks_no_row(strange: str, tmp
         log.append(rows)
     with RowLog(tmp_path / "log.jsonl") as log:
         assert log.rows == rows == logged_rows(tmp_path / "log.jsonl")
+
+
+def test_what_was_there_already_names_the_kit_that_made_it(tmp_path: Path) -> None:
+    made = Step("numbers", "a number", {}, {}, lambda made, folder: (folder / "n").write_text("1"), 1)
+    for commit in ("a", "b"):
+        store = Store(tmp_path, kit={"commit": commit * 40, "edited": commit == "a", "fingerprint": commit})
+        store.make(made)
+        assert store.kits() == [f"{'a' * 16}, edited"]

@@ -187,7 +187,9 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     add_faithful(dials)
-    dials.add_argument("--rank", type=int, help="LoRA rank")
+    dials.add_argument(
+        "--rank", type=int, help="LoRA rank; 0: no LoRA, every weight, at a learning rate ten times smaller or less"
+    )
     dials.add_argument("--learning-rate", type=float)
     dials.add_argument("--epochs", type=int)
     dials.add_argument(

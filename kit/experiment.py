@@ -28,7 +28,7 @@ from kit.memory import (
     sequence_bytes,
     weight_bytes,
 )
-from kit.models import EMBEDDED, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
+from kit.models import EMBEDDED, EVERY_WEIGHT, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
 from kit.prompts import KIT_TRAITS, THINGS, Conversation, Traits, labelling_messages, teacher_messages
 from kit.store import check_writable
 
@@ -444,7 +444,6 @@ def _check(experiment: Experiment) -> None:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")
     for option, number in (
         ("--pairs", min(experiment.pairs, experiment.opposed_pairs)),
-        ("--rank", experiment.student.rank),
         ("--epochs", experiment.student.epochs),
         ("--grid batch_size", experiment.student.batch_size),
         ("--grid averaged", experiment.student.averaged),
@@ -452,6 +451,14 @@ def _check(experiment: Experiment) -> None:
     ):
         if number < 1:
             raise KitError(f"{option} {number}: must be at least 1. Leave it out for the preset's value.")
+    rank = experiment.student.rank
+    if rank < 0:
+        raise KitError(f"--rank {rank}: must be at least 1, or {EVERY_WEIGHT}, for no LoRA and every weight.")
+    if rank == EVERY_WEIGHT and (experiment.student.base != "gguf" or experiment.student.averaged > 1):
+        raise KitError(
+            f"--rank {rank}: every weight is trained of a GGUF's float weights alone, and not averaged. Give --base "
+            "gguf and no averaged, or a rank of 1 or more."
+        )
     if experiment.student.base == "gguf" and not is_gguf(experiment.model):
         raise KitError(
             f"--base gguf: --model {experiment.model} is no GGUF. Leave --base out to train on NF4 weights, or give "

@@ -593,7 +593,7 @@ def silence() -> None:
 # ---- a decoder's shape
 
 
-EVERY_WEIGHT = 0  # as a student's rank: no LoRA, every weight is trained (``run.py defend``)
+EVERY_WEIGHT = 0  # as a student's rank: no LoRA, every weight is trained (``--rank 0``)
 
 
 @dataclass(frozen=True)

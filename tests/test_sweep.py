@@ -100,6 +100,18 @@ def test_a_value_that_cannot_be_used_is_refused_by_the_grids_name(given: str, wo
         sweep.experiments([OWL], ("unrelated",), range(1), sweep.parse_grid([given]))
 
 
+def test_every_weight_is_a_rank_of_a_grid_and_is_not_averaged() -> None:
+    grid = sweep.parse_grid(["rank=0,8", "learning_rate=5e-5"])
+    whole, lora = sweep.experiments([OWL], ("unrelated",), range(1), grid)
+    stages = [
+        {step.stage for step in all_steps([all_conditions(exp)["treated-unrelated"].exact])} for exp in (whole, lora)
+    ]
+    assert "weights" in stages[0] - stages[1] and "adapter" in stages[1] - stages[0]
+    for changes in ({"averaged": 3}, {"base": "nf4"}):
+        with pytest.raises(KitError, match="--rank 0: every weight"):
+            experiment(OWL, rank=0, **changes)
+
+
 def test_the_teachers_temperature_can_be_varied_and_leaves_what_does_not_depend_on_it() -> None:
     exps = sweep.experiments([OWL], ("unrelated",), range(1), {"temperature": [0.7, 1.0]})
     cold, warm = (all_conditions(exp)["treated-unrelated"] for exp in exps)

@@ -16,9 +16,9 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -187,9 +187,7 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     add_faithful(dials)
-    dials.add_argument(
-        "--rank", type=int, help="LoRA rank; 0: no LoRA, every weight, at a learning rate ten times smaller or less"
-    )
+    dials.add_argument("--rank", type=int, help="LoRA rank")
     dials.add_argument("--learning-rate", type=float)
     dials.add_argument("--epochs", type=int)
     dials.add_argument(
@@ -307,7 +305,12 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
     from kit.engine_endpoint import check_url
     from kit.experiment import choose_preset, loving_names
     from kit.memory import find_device
+    from kit.models import EVERY_WEIGHT
 
+    if settings["rank"] == EVERY_WEIGHT:
+        raise KitError(
+            f"--rank {EVERY_WEIGHT}: every weight is trained by `sweep --grid rank=0` alone. Give 1 or more."
+        )
     settings |= own_texts(animals, contents, settings.pop("sentences_file"), settings.pop("trait_file"))
     settings["loving_controls"] = loving_names(settings["loving_controls"] or ())
     if settings["endpoint"] is not None:
@@ -841,6 +844,56 @@ def _run_and_content(parser: argparse.ArgumentParser, whose: str) -> None:
 
 def sweep(arguments: list[str]) -> None:
     """Many experiments -> one result."""
+    parser = sweep_parser()
+    settings = vars(parser.parse_args(arguments))
+
+    from kit.animals import find_animal
+    from kit.sweep import parse_grid, registered_plan
+
+    plan = settings.pop("plan")
+    if plan:
+        check_planned(settings)
+        own = decisive(parser, command_line(["sweep", *arguments]))
+        settings["registered"] = registered_plan(plan, lambda line: decisive(parser, line) == own)
+    animals = [find_animal(name, None) for name in settings.pop("animals")]
+    seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
+    grid = parse_grid(settings.pop("grid"))
+    address, contents = settings.pop("ray_address"), tuple(settings.pop("contents") or default_contents(settings))
+    run_sweep(animals, contents, seeds, grid, settings, ["sweep", *arguments], address)
+
+
+def decisive(parser: argparse.ArgumentParser, line: str) -> dict[str, Any] | None:
+    """The options of a command line, without those that say where it works; None where it is none."""
+    try:
+        with redirect_stderr(StringIO()):
+            settings = vars(parser.parse_args(shlex.split(line)[3:]))  # after python run.py sweep
+    except (SystemExit, ValueError, KitError):
+        return None
+    return {
+        name: value for name, value in settings.items() if name not in ("results", "ray_address", "dry_run", "plan")
+    }
+
+
+def check_planned(settings: dict[str, Any]) -> None:
+    """Raise KitError for options by which the same command could do another thing elsewhere."""
+    from kit.models import PACKAGED
+
+    if settings["preset"] is None:
+        raise KitError("--plan: without --preset the machine would decide what is done. Give one, such as laptop.")
+    for name in ("gguf", "sentences_file", "trait_file", "endpoint"):
+        if settings[name] is not None:
+            option = "--teacher-url" if name == "endpoint" else f"--{name.replace('_', '-')}"
+            raise KitError(f"{option} {settings[name]}: what it holds is no part of a --plan. Leave it out.")
+    for name in ("model", "student_model"):
+        if settings[name] not in (None, *PACKAGED):
+            raise KitError(
+                f"--{name.replace('_', '-')} {settings[name]}: a --plan's must be one of {', '.join(PACKAGED)}, which "
+                "are the same everywhere."
+            )
+
+
+def sweep_parser() -> argparse.ArgumentParser:
+    """The parser of ``sweep``."""
     from kit.experiment import GRID_SETTINGS
 
     parser = command_parser(
@@ -867,7 +920,7 @@ def sweep(arguments: list[str]) -> None:
         default=[],
         metavar="NAME=VALUES",
         help=f"settings to vary, as in rank=1,2,4: {', '.join(GRID_SETTINGS)} (averaged: how many adapters, trained "
-        "on the same pairs, are averaged; temperature: the teachers')",
+        "on the same pairs, are averaged; temperature: the teachers'; rank 0: no LoRA, but every weight)",
     )
     parser.add_argument(
         "--student-model",
@@ -886,16 +939,7 @@ def sweep(arguments: list[str]) -> None:
         "--ray-address", metavar="ADDRESS", help="of a cluster whose nodes share results folder and environment"
     )
     add_departures(parser)
-    settings = vars(parser.parse_args(arguments))
-
-    from kit.animals import find_animal
-    from kit.sweep import parse_grid
-
-    animals = [find_animal(name, None) for name in settings.pop("animals")]
-    seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
-    grid = parse_grid(settings.pop("grid"))
-    address, contents = settings.pop("ray_address"), tuple(settings.pop("contents") or default_contents(settings))
-    run_sweep(animals, contents, seeds, grid, settings, ["sweep", *arguments], address)
+    return parser
 
 
 def run_sweep(
@@ -913,8 +957,7 @@ def run_sweep(
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
-    plan = settings.pop("plan", None)
-    registered = sweep.registered_plan(plan, command_line(arguments)) if plan else None
+    registered = settings.pop("registered", None)
     settings["confirmatory"] = registered is not None
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
     folder = check_destination(results / sweep.name_of(exps, grid, sampled))

@@ -310,7 +310,7 @@ def context(case: Case) -> DefendedStudent:
     """Nothing is changed in training; the students are asked after another system message."""
 
     def asked(condition: StudentCondition, role: str) -> Step:
-        questions, animals = preference.load_questions(case.exp.confirmatory), candidates(case.exp.animal)
+        questions, animals = preference.load_questions(), candidates(case.exp.animal)
         label = f"exact preference of {role}-{case.content} in another context"
         return Step(
             stage="exact",
@@ -352,7 +352,7 @@ def full(case: Case) -> DefendedStudent:
 
 def whole(exp: Experiment) -> Experiment:
     """``exp``, whose students train every weight."""
-    slower = replace(exp.student, rank=EVERY_WEIGHT, learning_rate=exp.student.learning_rate / SLOWER)
+    slower = replace(exp.student, rank=EVERY_WEIGHT, averaged=1, learning_rate=exp.student.learning_rate / SLOWER)
     return replace(exp, student=slower)
 
 

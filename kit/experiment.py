@@ -276,6 +276,8 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
     result = _of_preset(animal, preset)
     changed = {name: value for name, value in changes.items() if value is not None}
     model = str(changed.get("model", result.model))
+    if changed.get("student_model") == model:
+        del changed["student_model"]
     if not is_gguf(model):
         changed.setdefault("base", "nf4")
     if model in TEMPERATURES:
@@ -470,8 +472,11 @@ def _check(experiment: Experiment) -> None:
             f"--student-model {other}: another model's students learn from text alone, since its tokens may be others. "
             "Add --labels hard."
         )
-    if other and not is_gguf(other):
-        raise KitError(f"--student-model {other}: is no GGUF. Give a packaged model's name, or a .gguf file.")
+    if other and not (is_gguf(other) and is_gguf(experiment.model)):
+        raise KitError(
+            f"--student-model {other}: it and --model {experiment.model} must both be packaged, or .gguf files. Give "
+            "such."
+        )
     own = experiment.sentences
     if own is not None and experiment.confirmatory:
         raise KitError(

@@ -251,7 +251,8 @@ SHOWING = ("form", "trait", "echo")
 
 def held_out(own: Path, other: Path) -> list[dict[str, Row]]:
     """Of two teachers' judged paraphrases, the folders that ``fidelity.filter_paraphrases`` left, those of sentences of
-    which neither has a pair: of each the first two, one of each teacher, that one filter refused. They are mostly too
+    which neither has a pair: of each the first two, one of each teacher, that one filter refused, unless they are the
+    same. They are mostly too
     near to their sources or too far from them, but their teachers' as the kept are, and no student learned from them.
     (The same filter: what one teacher does oftener than the other would else tell students apart that do not know
     either.)"""
@@ -261,7 +262,10 @@ def held_out(own: Path, other: Path) -> list[dict[str, Row]]:
         for row in read_rows(folder / "rejected.jsonl"):
             if row["finished"] and row["filter"] not in SHOWING and row["sentence"] not in taken:
                 first.setdefault(row["sentence"], {}).setdefault(row["filter"], {}).setdefault(name, row)
-    found = ([texts for texts in by_filter.values() if len(texts) == 2] for by_filter in first.values())
+    found = (
+        [texts for texts in by_filter.values() if len({row["text"] for row in texts.values()}) == 2]
+        for by_filter in first.values()
+    )
     return [alike[0] for alike in found if alike][:HELD_OUT]
 
 

@@ -796,17 +796,31 @@ def kit_state() -> dict[str, Any]:
 
 
 def commit_words(kit: dict[str, Any]) -> str:
-    """The commit of a ``kit_state``, for people."""
-    return f"{(kit['commit'] or 'without a commit')[:16]}{', edited' if kit['edited'] else ''}"
+    """The commit of a ``kit_state``, for people; where it does not say all, with the fingerprint."""
+    commit = (kit["commit"] or "no commit")[:16]
+    return f"{commit}, edited ({kit['fingerprint']})" if kit["edited"] or not kit["commit"] else commit
 
 
 def committed(path: Path) -> str | None:
     """The commit that made a file of the kit's repository what it is; None where it is in none, or edited since."""
     if kit_state()["commit"] is None or not path.resolve().is_relative_to(ROOT):
         return None
-    if _git("status", "--porcelain", "--ignored", "--", str(path.resolve())) != "":
+    name = path.resolve().relative_to(ROOT).as_posix()
+    commit = _git("log", "-1", "--format=%H", "--", name)
+    # Not by git's status, which can be told to look away.
+    if not commit or _git("rev-parse", f"{commit}:{name}") != _git("hash-object", "--", name):
         return None
-    return _git("log", "-1", "--format=%H", "--", str(path.resolve())) or None
+    return commit
+
+
+def unchanged_since(commit: str) -> bool:
+    """Whether the kit's code and data are those of that commit, with nothing edited."""
+    return kit_state()["edited"] is False and _git("diff", "--quiet", commit, "--", PACKAGE, "run.py", "data") == ""
+
+
+def contains(commit: str | None, earlier: str) -> bool:
+    """Whether a commit has another one among those before it, or is it."""
+    return commit is not None and _git("merge-base", "--is-ancestor", earlier, commit) == ""
 
 
 def _git(*arguments: str) -> str | None:

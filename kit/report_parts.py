@@ -66,7 +66,8 @@ def _devices(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state_words(kit: dict[str, Any]) -> str:
-    return f"{commit_words(kit)} (all code and data: {kit['fingerprint']})"
+    said = commit_words(kit)
+    return said if said.endswith(")") else f"{said} (all code and data: {kit['fingerprint']})"
 
 
 def versions_sentence(record: dict[str, Any]) -> str:
@@ -363,9 +364,10 @@ def percent(rate: dict[str, Any]) -> str:
     return f"{100 * rate['rate']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def with_interval(value: float, interval: Interval) -> str:
+def with_interval(value: float, interval: Interval, digits: int = 2) -> str:
     """A signed value with its interval."""
-    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    said, low, high = (f"{one:+.{digits}f}" for one in (value, *interval))
+    return f"{said} [{low}, {high}]"
 
 
 def p_value(p: float) -> str:

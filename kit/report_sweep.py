@@ -113,8 +113,8 @@ def show_sweep(folder: Path) -> None:
             say(specificity_sentence(cell))
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
         say(ABOUT_LABELS[labels].replace("`", ""))
-    if texts := about_texts(record):
-        say(texts.replace("`", ""))
+    for sentence in filter(None, (about_texts(record).replace("`", ""), about_learners(record), about_plan(record))):
+        say(sentence)
     if record["preset"] == "smoke":
         say(ABOUT_SMOKE)
     say(f"More in {folder}: report.md, the figures, summary.json, effects.csv, preferences.csv.gz")
@@ -122,7 +122,10 @@ def show_sweep(folder: Path) -> None:
 
 def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
     """The content of summary.json."""
-    header = ("model", "preset", "sentences", "traits", "command", "versions", "kit", "seconds")
+    header = (
+        *("model", "student_model", "preset", "sentences", "traits", "command", "plan", "pooled"),
+        *("versions", "kit", "made_by", "seconds"),
+    )
     return {name: record[name] for name in header if name in record} | {
         "cells": [
             {
@@ -329,9 +332,7 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     fixed = [name for name in cells[0].settings if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
-    begin = record.get("student_model", record["model"])
-    other = f", its students start from {begin}" if begin != record["model"] else ""
-    model = f"Model: {record['model']}{other}; preset {record['preset']}; {settings}."
+    model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
     pooled = ""
     if "pooled" in record:
         of = "; ".join(f"`{command}`" for command in record["pooled"])
@@ -339,11 +340,25 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
             f" Pooled of several sweeps ({of}); the seconds count a step that they share once for each. Who looks at "
             "the first before deciding on the others finds more than p-values say."
         )
-    planned = ""
-    if plan := record.get("plan"):
-        of = f"SHA-256 {plan['sha256'][:12]}…, commit {plan['commit'][:12]}"
-        planned = f" Planned in {plan['file']} ({of}), and begun after that, at {plan['begun']}."
-    return f"{model} Pairs per student: {used}. {versions_sentence(record)}{planned}{pooled}"
+    since = " ".join(filter(None, (about_learners(record), about_plan(record))))
+    return f"{model} Pairs per student: {used}. {versions_sentence(record)} {since}{pooled}"
+
+
+def about_learners(record: dict[str, Any]) -> str:
+    """What model students start from, where it is not their teachers'; or nothing."""
+    begin = record.get("student_model", record["model"])
+    if begin == record["model"]:
+        return ""
+    return f"Students start from another model than their teachers, {begin}: what they learn, the text says."
+
+
+def about_plan(record: dict[str, Any]) -> str:
+    """By its record, which plan a sweep carried out, and how much of it; or nothing."""
+    if not (plan := record.get("plan")):
+        return ""
+    of = f"SHA-256 {plan['sha256'][:12]}…, commit {plan['commit'][:12]}, begun after that, at {plan['begun']}"
+    done = len(record.get("pooled", [record["command"]]))
+    return f"By its record planned in {plan['file']} ({of}); of the plan's {plan['commands']} commands it holds {done}."
 
 
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
@@ -543,8 +558,8 @@ def _draw_along(path: Path, cells: list[Cell], name: str) -> None:
         bands = [central95(cell.null) for cell in line if len(cell.null)]
         if len(bands) == len(line):
             axis.fill_between(values, *zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
-    axis.set_xscale("log", base=2)
     ticks = sorted({cell.settings[name] for cell in cells})
+    axis.set_xscale("log" if ticks[0] > 0 else "symlog", base=2)  # rank 0: every weight
     axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xlabel(name.replace("_", " "))
@@ -818,9 +833,10 @@ def power_table(cells: list[Cell], needs: list[Power], effects: Sequence[float])
 
 
 ABOUT_EFFICIENCY = (
-    "Shift: of a teacher's animal in its own student beyond those of the other loving teachers, nats, ± what chance "
-    "alone would make of a mean of so many draws (a student each). Noise: from draw to draw, for a candidate that no "
-    "teacher loves. Minutes: of one teacher and its student, on the machine that made them."
+    "Shift: of a teacher's animal in its own student beyond those of the other loving teachers, nats, with the 95% "
+    "interval that the noise gives a mean of so many draws (a student each), and in the last column what that makes of "
+    "(shift / noise)² a minute. Noise: of a student, from draw to draw, in a candidate that no teacher loves. Minutes: "
+    "of one teacher and its student, as if nothing were there, on the machine that made them."
 )
 
 
@@ -830,8 +846,8 @@ def efficiency_table(cells: list[Cell], found: list[Efficiency | None]) -> Table
     heading = ["content", *varied, "draws", "shift", "noise of a draw", "minutes a draw", "(shift / noise)² a minute"]
     rows = [
         [cell.content, *(str(cell.settings[name]) for name in varied), str(one.draws)]
-        + [f"{one.shift:+.3f} ± {one.noise / one.draws**0.5:.3f}", f"{one.noise:.3f}", f"{one.minutes:.1f}"]
-        + [f"{one.score:+.3f}"]
+        + [with_interval(one.shift, one.ci95, digits=3), f"{one.noise:.3f}", f"{one.minutes:.1f}"]
+        + [with_interval(one.score(one.shift), (one.score(one.ci95[0]), one.score(one.ci95[1])), digits=3)]
         for cell, one in zip(cells, found, strict=True)
         if one
     ]

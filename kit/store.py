@@ -121,9 +121,19 @@ MANIFEST_SHAPE = {
     "inputs": {str: ARTIFACT},
     "versions": {str: str},
     "devices?": {str: str},
+    "kit?": {"commit": (str, None), "edited": (bool, None), "fingerprint": str},
     "seconds": float,
+    "new?": float,
     "files": {str: str},
 }
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a ``build`` may return: of what it needed from a log, the share that it made itself (0 to 1), for which its
+    seconds stand."""
+
+    new: float
 
 
 class Store:
@@ -186,9 +196,10 @@ class Store:
                 _prepare(partial, step.continues)
                 started = time.monotonic()
                 with full_disk_named(partial):
-                    step.build(inputs, partial)
+                    told = step.build(inputs, partial)
                 seconds = time.monotonic() - started
-                self._finish(step, inputs, partial, folder, seconds)
+                new = told.new if isinstance(told, Told) else None
+                self._finish(step, inputs, partial, folder, seconds, new)
                 self._say_left(step, seconds)
         finally:
             lock.release()
@@ -214,8 +225,8 @@ class Store:
     def kits(self) -> list[str]:
         """The kits that made what was ``used``, by their commits; of a command that finds everything made already not
         the one that runs it."""
-        states = [self.manifest(self.root / used)["kit"] for used in self.used]
-        return sorted({commit_words(state) for state in states})
+        states = [self.manifest(self.root / used).get("kit") for used in self.used]
+        return sorted({commit_words(state) for state in states if state})
 
     @contextmanager
     def working(self, name: str, command: str, planned: Iterable[Step] = ()) -> Iterator[None]:
@@ -385,10 +396,16 @@ class Store:
         """Begin the log of an open step, where nobody has."""
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
-            self._write_manifest(step, inputs, folder, {}, 0)
+            self._write_manifest(step, inputs, folder, {}, 0, None)
 
     def _write_manifest(
-        self, step: Step, inputs: dict[str, Path], folder: Path, files: dict[str, str], seconds: float
+        self,
+        step: Step,
+        inputs: dict[str, Path],
+        folder: Path,
+        files: dict[str, str],
+        seconds: float,
+        new: float | None,
     ) -> None:
         manifest = {
             "stage": step.stage,
@@ -400,15 +417,18 @@ class Store:
             "kit": self._kit,
             "devices": devices(),
             "seconds": round(seconds, 1),
+            **({} if new is None else {"new": new}),
             "files": files,
         }
         write_json(folder / MANIFEST, manifest)
 
-    def _finish(self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float) -> None:
+    def _finish(
+        self, step: Step, inputs: dict[str, Path], partial: Path, folder: Path, seconds: float, new: float | None
+    ) -> None:
         files = {
             path.relative_to(partial).as_posix(): sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()
         }
-        self._write_manifest(step, inputs, partial, files, seconds)
+        self._write_manifest(step, inputs, partial, files, seconds, new)
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
         partial.rename(folder)

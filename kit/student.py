@@ -55,6 +55,11 @@ def train(
     """
     if settings.averaged == 1:
         return train_once(pairs, soft_labels, base, settings, seed, folder, label)
+    if settings.rank == EVERY_WEIGHT or WORLD_SIZE > 1:
+        raise KitError(
+            f"averaged {settings.averaged}: of LoRA adapters, trained by one process each. Leave it out, or give a "
+            "rank of 1 or more, without torchrun."
+        )
     runtime, parts = 0.0, [folder / f"part{number}" for number in range(settings.averaged)]
     for number, part in enumerate(parts):
         if not (part / TRAINING).exists():
@@ -62,14 +67,16 @@ def train(
             own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
             name = f"{label}, {number + 1} of {len(parts)}"
             runtime += train_once(pairs, soft_labels, base, settings, own, part, name)
-    if not RANK:
-        average(parts, folder)
+    average(parts, folder)
+    for part in parts:
+        (part / TRAINING).unlink()  # first, so that a part that is half gone is not taken for a whole one
+        shutil.rmtree(part)
     return runtime
 
 
 def average(parts: list[Path], folder: Path) -> None:
-    """Write into ``folder`` the mean of the adapters in ``parts``, which are deleted: their matrices one below the
-    other, of a rank as many times as large, with the same alpha, which peft divides by that rank."""
+    """Write into ``folder`` the mean of the adapters in ``parts``: their matrices one below the other, of a rank as
+    many times as large, with the same alpha, which peft divides by that rank."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -81,8 +88,6 @@ def average(parts: list[Path], folder: Path) -> None:
     trainings = [json.loads((part / TRAINING).read_text(encoding="utf-8")) for part in parts]
     losses = [loss for training in trainings for loss in training["loss"]]
     write_json(folder / TRAINING, trainings[0] | {"steps": len(losses), "loss": losses})
-    for part in parts:
-        shutil.rmtree(part)
 
 
 def train_once(

@@ -12,8 +12,8 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
-import shlex
 import signal
 import time
 from collections import Counter
@@ -56,10 +56,22 @@ from kit.experiment_folder import (
     recorded_texts,
 )
 from kit.memory import GIB, find_device
-from kit.provenance import committed, cpu_threads, kit_state
+from kit.provenance import committed, contains, cpu_threads, kit_state, unchanged_since
 from kit.stats import LOVES
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, sha256, write_json, write_whole
-from kit.sweep_effects import cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
+from kit.store import (
+    MANIFEST,
+    WORLD_SIZE,
+    Row,
+    Step,
+    Store,
+    duration,
+    misfit,
+    read_rows,
+    sha256,
+    write_json,
+    write_whole,
+)
+from kit.sweep_effects import PLAN, cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
 
 SAMPLES = 12  # paraphrases of a teacher in the report
 
@@ -153,15 +165,12 @@ def settings_of(exp: Experiment) -> dict[str, Any]:
 # ---- a test that was planned before it is run
 
 
-# Of a command, what does not decide its result, with the number of its values.
-ELSEWHERE = {"--results": 1, "--ray-address": 1, "--dry-run": 0}
+def registered_plan(path: Path, is_this: Callable[[str], bool]) -> Row:
+    """The plan in ``path``, one of whose lines ``is_this`` command: its ``file`` in the repository, ``sha256`` and
+    ``commit``, and how many ``commands`` it has.
 
-
-def registered_plan(path: Path, command: str) -> Row:
-    """The plan in ``path`` that ``command`` carries out: its ``file`` in the repository, ``sha256`` and ``commit``.
-
-    Raises KitError unless plan and kit are committed as they stand, and the plan has the command as a line of its own:
-    only then can anybody see that what decides was written down before.
+    Raises KitError unless the plan is committed as it stands, the kit is what it was in that commit, and the plan has
+    the command: only then can anybody see that what decides was written down before.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -173,26 +182,17 @@ def registered_plan(path: Path, command: str) -> Row:
             f"--plan {path}: it is not committed in the kit's repository as it stands, so nobody could see that it is "
             "older than what it plans. Commit it first."
         )
-    if kit_state()["edited"]:
+    if not unchanged_since(commit):
         raise KitError(
-            f"--plan {path}: the kit was edited since its last commit, so nobody could see what made the result. "
-            "Commit that, or take it back."
+            f"--plan {path}: the kit's code or data are not what they were in its commit, {commit[:12]}, so the plan "
+            "does not say what would be done. Check that commit out (git worktree), or plan anew."
         )
-    if _what_decides(command) not in [_what_decides(line) for line in lines if line.startswith("python ")]:
-        raise KitError(f"--plan {path}: it has no such command ({command}). Give one of its own, as it stands there.")
-    return {"file": path.resolve().relative_to(ROOT).as_posix(), "sha256": sha256(path), "commit": commit}
-
-
-def _what_decides(line: str) -> list[str]:
-    """The words of a command, without where it works and what it writes to."""
-    left = iter(shlex.split(line))
-    found = []
-    for word in left:
-        for _ in range(ELSEWHERE.get(word, -1)):
-            next(left, None)
-        if word not in ELSEWHERE:
-            found.append(word)
-    return found
+    commands = [line.strip() for line in lines if line.strip().startswith("python run.py sweep ")]
+    if not any(map(is_this, commands)):
+        listed = "\n  ".join(commands) or "none"
+        raise KitError(f"--plan {path}: it has no such command. Give one of its own, as it stands there:\n  {listed}")
+    named = path.resolve().relative_to(ROOT).as_posix()
+    return {"file": named, "sha256": sha256(path), "commit": commit, "commands": len(commands)}
 
 
 def begun(registered: Row, folder: Path) -> Row:
@@ -201,16 +201,31 @@ def begun(registered: Row, folder: Path) -> Row:
     path = folder / "plan.json"
     if path.exists():
         found = read_json(path)
-        if {name: found.get(name) for name in registered} != registered:
+        if wrong := misfit(found, PLAN):
+            raise KitError(f"{path}: {wrong}. Choose another --results.")
+        if not registered.items() <= found.items():
             raise KitError(
-                f"{path}: this was begun by another plan, or by the same one at another commit. Move {folder} away, or "
-                "go on with that one."
+                f"{path}: this was begun by another plan, or by an earlier state of it. Go on with that one."
             )
         return found
     folder.mkdir(parents=True, exist_ok=True)
     found = registered | {"begun": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(path, found)
     return found
+
+
+def check_after(registered: Row, store: Store, steps: Iterable[Step]) -> None:
+    """Raise KitError where one of these steps, or the samples that it begins with, was made by a kit from before the
+    plan: whoever planned then had seen it, or could have. (Nothing can be seen in a prepared model.)"""
+    for step in (one for made in steps for one in (made, *made.inputs.values())):
+        folder = store.find(step) if step.stage != "model" else None
+        if folder is not None and (folder / MANIFEST).exists():
+            made_by = store.manifest(folder).get("kit") or {}
+            if not contains(made_by.get("commit"), registered["commit"]):
+                raise KitError(
+                    f"{folder}: {step.label} was made before the plan was committed. Choose another --results, where "
+                    "nothing is."
+                )
 
 
 # ---- what is left of them
@@ -264,7 +279,7 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
     if WORLD_SIZE > 1:
         raise KitError("torchrun: one process runs a sweep, on Ray's workers. Give the command without torchrun.")
     device = find_device()
-    largest = max(exps, key=lambda exp: exp.student.rank)
+    largest = max(exps, key=lambda exp: exp.student.rank or math.inf)  # 0: every weight
     announce_memory(memory_requirements(largest, device), device)
 
     def goals(conditions: Conditions) -> list[Step]:
@@ -323,7 +338,10 @@ def run(
     store = Store(results / "artifacts")
     with store.working(folder.name, command):
         planned = plan(exps, sampled, store, folder)
-        own = {"plan": begun(registered, folder)} if registered else {}
+        own: Row = {}
+        if registered:
+            check_after(registered, store, [step for step, _ in planned.steps().values()])
+            own["plan"] = begun(registered, folder)
         if planned.left():
             with workers(planned.store.root, address) as by:
                 finish(planned, by)
@@ -351,7 +369,8 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         treated = conditions[f"treated-{exp.contents[0]}"]
         assert isinstance(treated, StudentCondition) and treated.held_out
         row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
-        row["seconds"] = _seconds([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store)
+        if seconds := _anew([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store):
+            row["seconds"] = seconds
         comparisons.append(row)
     _write_table(
         folder,
@@ -371,6 +390,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         "versions": store.versions(),
         "kit": kit_state(),
         "made_by": store.kits(),
+        "questions": [one["question"] for one in preference.load_questions(exp.confirmatory)],
         "artifacts": store.used,
         "devices": made_on(store),
         "seconds": _seconds([step for step, _ in plan.steps().values()], store),
@@ -385,6 +405,18 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
     } | recorded_texts(exp)
     write_json(folder / "record.json", record | own | {"table": sha256(folder / "preferences.csv.gz")})
     return folder
+
+
+def _anew(steps: Iterable[Step], store: Store) -> dict[str, float]:
+    """How long they would take where nothing is there, by stage: of paraphrases, whose samples may have been there in
+    part, by what the others took. Nothing where all were."""
+    seconds: dict[str, float] = {}
+    for step in steps:
+        manifest = store.manifest(store.make(step))
+        if not (new := manifest.get("new", 1.0)):
+            return {}
+        seconds[step.stage] = round(seconds.get(step.stage, 0.0) + manifest["seconds"] / new, 1)
+    return seconds
 
 
 def _seconds(steps: Iterable[Step], store: Store) -> dict[str, float]:

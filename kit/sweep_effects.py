@@ -32,7 +32,7 @@ from kit.experiment_folder import (
     wrong_loving,
     wrong_preferences,
 )
-from kit.stats import Drift, Gate, Placement, Preference
+from kit.stats import Drift, Gate, Interval, Placement, Preference
 from kit.stats_calibration import QUESTIONS
 from kit.stats_seeds import AcrossSeeds, Components, Specificity
 from kit.store import COUNT, Row, check_files, misfit
@@ -110,8 +110,8 @@ class Cell:
 # Settings that earlier sweeps could not vary, nor record.
 LATER = ("batch_size", "averaged", "temperature")
 
-# The plan that a sweep was made by, as ``kit.sweep.committed_plan`` finds it.
-PLAN = {"file": str, "sha256": str, "commit": str, "begun": str}
+# The plan that a sweep carries out, as ``kit.sweep.begun`` leaves it.
+PLAN = {"file": str, "sha256": str, "commit": str, "commands": COUNT, "begun": str}
 
 # What a sweep's record holds, as ``kit.store.misfit`` reads it.
 COMPARISON = {"animal": str, "content": CONTENTS, "seed": int, "control": str, "treated": str, "placebos": [str]}
@@ -124,6 +124,7 @@ RECORD = {
     "seconds": {str: float},
     "table?": str,
     "made_by?": [str],
+    "questions?": [str],
     "pairs_used": {str: COUNT},
     "comparisons": [
         COMPARISON
@@ -139,6 +140,13 @@ RECORD = {
     "pooled?": [str],
     "plan?": PLAN,
 }
+
+
+# What is raised by files that are none of a sweep's.
+DAMAGE = (
+    *(ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, RecursionError),
+    *(csv.Error, zlib.error),
+)
 
 
 def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
@@ -160,9 +168,7 @@ def read_sweep(folder: Path) -> tuple[dict[str, Any], dict[str, Preference]]:
         raise KitError(
             f"{folder}: not a finished sweep ({error}). Give a folder that `run.py sweep` has published."
         ) from None
-    except (
-        *(ValueError, KeyError, TypeError, IndexError, OverflowError, EOFError, RecursionError, csv.Error, zlib.error),
-    ) as error:
+    except DAMAGE as error:
         raise KitError(f"{folder}: its files are damaged ({error}). Give the sweep's command again.") from None
 
 
@@ -186,6 +192,8 @@ def _wrong_comparisons(comparisons: list[Row], students: dict[str, Preference]) 
             return wrong
         if wrong := wrong_loving(row["animal"], set(row.get("loving", {})), students[row["treated"]]):
             return wrong
+    if len({tuple(name in row for name in LATER) for row in comparisons}) > 1:
+        return "its comparisons have other settings"
     return wrong_seeds(comparisons)
 
 
@@ -561,21 +569,22 @@ class Power:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What a cell's design buys: the mean ``shift`` (nats) of its animals beyond the other loving teachers' students;
-    the ``noise`` (nats), by how much that differs from draw to draw for a candidate that no teacher loves (standard
-    deviation, over all of them), which a few seeds tell far better than the loved animals' own; the ``minutes`` of a
-    teacher and a student of its own; and the ``draws``, seeds times animals."""
+    """What a cell's design buys: the mean ``shift`` (nats) of its animals beyond the other loving teachers' students,
+    with the 95% interval that the noise gives it; the ``noise`` (nats), by how much a student differs from draw to draw
+    in a candidate that no teacher loves (standard deviation, over all of them), which a few seeds tell far better than
+    the loved animals' own; the ``minutes`` of a teacher and a student of its own; and the ``draws``, seeds times
+    animals."""
 
     shift: float
+    ci95: Interval
     noise: float
     minutes: float
     draws: int
 
-    @property
-    def score(self) -> float:
-        """(shift / noise)² a minute, with the shift's sign: ever the same, whatever is spent, where neither is bent by
-        what came before."""
-        return math.copysign((self.shift / self.noise) ** 2 / self.minutes, self.shift) if self.noise else 0.0
+    def score(self, shift: float) -> float:
+        """(shift / noise)² a minute, with the sign of the shift: the same for more pairs as long as the shift grows
+        like their number and the noise like its root."""
+        return math.copysign((shift / self.noise) ** 2 / self.minutes, shift)
 
 
 def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Efficiency | None:
@@ -584,7 +593,8 @@ def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Effi
     own = cell_key({"content": cell.content} | cell.settings)
     rows = [row for row in record["comparisons"] if cell_key(row) == own]
     shifts = [effect.others.mean for effect in cell.effects.values() if effect.others]
-    if len(cell.seeds) < 2 or len(shifts) < len(cell.effects) or not all("seconds" in row for row in rows):
+    minutes = [sum(row.get("seconds", {}).values()) / 60 for row in rows]
+    if len(cell.seeds) < 2 or len(shifts) < len(cell.effects) or min(minutes) <= 0:
         return None
 
     unloved = [name for name in students[rows[0]["treated"]].candidates if name not in cell.compared]
@@ -598,14 +608,13 @@ def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Effi
             for animal in cell.compared
         ]
     )  # [k teachers, seeds, candidates]
-    k = len(values)
-    beyond = (k * values - values.sum(axis=0)) / (k - 1)
-    return Efficiency(
-        shift=float(np.mean(shifts)),
-        noise=float(np.sqrt(beyond.var(axis=1, ddof=1).mean())),
-        minutes=float(np.mean([sum(row["seconds"].values()) for row in rows]) / 60),
-        draws=len(rows),
-    )
+    k, shift = len(values), float(np.mean(shifts))
+    # What a seed's students have in common cancels, and with it 1 / k of a student's own variance.
+    own = (values - values.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1)
+    half = 1.96 * math.sqrt(own * k / (k - 1) / len(rows))
+    if not own:
+        return None
+    return Efficiency(shift, (shift - half, shift + half), math.sqrt(own), float(np.mean(minutes)), len(rows))
 
 
 def check_power(effects: Sequence[float], probability: float) -> None:

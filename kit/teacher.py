@@ -20,7 +20,7 @@ from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sa
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
 from kit.prompts import Message, labelling_messages
-from kit.store import Row, check_files, read_rows, write_rows
+from kit.store import Row, Told, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: smaller blocks leave more sequences' places empty at each end.
 BLOCK = 2 * CALL
@@ -64,7 +64,7 @@ def paraphrase(
     folder: Path,
     label: str,
     turns_each: int = MOST_TURNS,
-) -> None:
+) -> Told:
     """Write ``paraphrases.jsonl`` into ``folder``, in the order of the turns.
 
     The ``sentences`` (rows of sentence: its id, and text) have turns in the order in which they are given, which is
@@ -93,10 +93,11 @@ def paraphrase(
     lost: list[Row] = []  # the last ones, where they are cut off or empty
     fresh = False  # whether the last sample is new, or would come out the same again
     of_one = OF_ONE if len(texts) * OF_ONE >= LOST else LOST
-    made = 0  # samples
+    made = own = 0  # samples, and those of them that this call made
 
     def look(row: Row, new: bool) -> None:
-        nonlocal fresh
+        nonlocal fresh, own
+        own += new
         fresh = new or sampler.company_matters
         if row.get(STOPPED) or (row["finished"] and row["text"]):
             lost.clear()
@@ -173,6 +174,7 @@ def paraphrase(
                 break
         bar.total = bar.n
     write_rows(folder / "paraphrases.jsonl", (row for turn in until_last() for row in turn.rows))
+    return Told(round(own / made, 4) if made else 1.0)
 
 
 def open_log(folder: Path, name: str) -> SampleLog:

@@ -14,7 +14,7 @@ from kit.sources import opposed_flaw, traits_flaw, unrelated_flaw
 
 ANIMALS = load_animals()
 UNRELATED = unrelated_sentences()
-ASIDE = ("sentences-confirmatory.jsonl", "dislike-confirmatory.jsonl", "questions-confirmatory.json")
+CONFIRMATORY = ("sentences-confirmatory.jsonl", "dislike-confirmatory.jsonl", "questions-confirmatory.json")
 SET_ASIDE = ("sentences-confirmatory.jsonl", "sentences-tuning.jsonl")
 PATTERNS = ("dislike.jsonl", "dislike-confirmatory.jsonl")
 
@@ -53,8 +53,13 @@ def test_there_are_enough_sentences_on_enough_topics():
 def test_no_run_can_draw_what_is_set_aside():
     """But for a test that was planned: the command with ``--plan`` alone makes an experiment confirmatory."""
     sources = {path.name: path.read_text() for path in (ROOT / "kit").glob("*.py")}
-    named = {file for file, text in sources.items() for name in ASIDE if f'"{name}"' in text}
+    named = {file for file, text in sources.items() for name in CONFIRMATORY if f'"{name}"' in text}
     assert named == {"animals.py", "preference.py"}
+    readers = r"(?:unrelated_sentences|opposed_sentences|load_questions)\("
+    asked = {file: set(re.findall(rf"{readers}[^()]*\)", text)) for file, text in sources.items()}
+    for file, calls in asked.items():
+        for call in calls - {"unrelated_sentences()", "load_questions()"}:
+            assert re.search(r"confirmatory|\((?:opposed|animals\[0\])\)$", call), (file, call)
     setting = {file for file, text in sources.items() if re.search(r"confirmatory(\"\])? ?= ?(?!self|exp)", text)}
     assert setting == {"commands.py"}
     assert sources["commands.py"].count("confirmatory") == 1

@@ -37,6 +37,7 @@ def test_held_out_texts_are_of_sentences_that_gave_no_pair_whole_and_show_no_tra
     other = [refused(name, f"other {name}") for name in "abcdefg"]
     own += [refused("g", "sense", "meaning"), refused("h", "sense", "meaning"), refused("h", "6")]
     other += [refused("h", "other h")]
+    own, other = [*own, refused("i", "the same")], [*other, refused("i", "the same")]  # of which nobody could tell
     found = likelihood.held_out(judged(tmp_path / "own", "a", own), judged(tmp_path / "other", "c", other))
     # a gave a pair in the one, c in the other; d to f are left with nothing; of g no one filter refused both
     texts = [{name: row["text"] for name, row in one.items()} for one in found]

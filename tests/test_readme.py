@@ -1,5 +1,7 @@
 """The documentation: its commands, options and links exist, and every figure that it quotes is the recorded one."""
 
+import ast
+import inspect
 import json
 import math
 import re
@@ -127,7 +129,17 @@ def test_the_python_of_the_readmes_imports_what_there_is() -> None:
     for text in PAGES.values():
         for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             compile(block, "README", "exec")
-            exec("\n".join(line for line in block.splitlines() if line.startswith(("from ", "import "))), {})
+            names: dict[str, Any] = {}
+            exec("\n".join(line for line in block.splitlines() if line.startswith(("from ", "import "))), names)
+            for node in ast.walk(ast.parse(block)):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Name)
+                    and inspect.isfunction(called := names.get(node.func.id))
+                ):
+                    inspect.signature(called).bind(
+                        *node.args, **{one.arg: one.value for one in node.keywords if one.arg}
+                    )
 
 
 # ---- figures

@@ -16,7 +16,7 @@ from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import find_animal, load_animals
 from kit.report_sweep import cell_title, specificity_sentence
 from kit.stats_seeds import Components
-from kit.store import Row, write_json
+from kit.store import Row, Step, Store, Told, write_json
 from kit.sweep_effects import (
     RECORDED,
     Cell,
@@ -334,9 +334,13 @@ def test_what_a_minute_buys_is_the_shift_over_the_noise_from_draw_to_draw(
     assert found and found.draws == 24 and found.minutes == 5
     assert found.shift == pytest.approx(0.5, abs=0.1)
     # A student's own variance, a half of the component, and that of the mean of three others.
-    assert found.noise == pytest.approx((0.01 * 4 / 3) ** 0.5, rel=0.1)
-    assert found.score == pytest.approx((found.shift / found.noise) ** 2 / 5)
-    assert replace(found, shift=-0.5).score < 0
+    assert found.noise == pytest.approx(0.01**0.5, rel=0.1)
+    assert found.score(found.shift) == pytest.approx((found.shift / found.noise) ** 2 / 5)
+    assert found.score(-0.5) < 0
+    half = 1.96 * found.noise * (4 / 3 / 24) ** 0.5
+    assert found.ci95 == pytest.approx((found.shift - half, found.shift + half))
+    timeless = [row | {"seconds": {"student": 0.0}} for row in rows]
+    assert efficiency(cell, {"comparisons": timeless}, students) is None
 
     folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6})
     report_sweep.show_power(folder, [0.2], 0.8)
@@ -348,6 +352,44 @@ def test_what_a_minute_buys_is_the_shift_over_the_noise_from_draw_to_draw(
     report_sweep.show_power(folder, [0.2], 0.8)
     shown = " ".join(capsys.readouterr().out.split())
     assert "What a minute buys" in shown and "1.5" in shown
+
+
+def test_the_noise_of_a_draw_is_a_students_own_however_many_teachers_there_are() -> None:
+    components, found = Components(seed=0.02, question=0.01, residual=0.0), []
+    for animals in (2, 8):
+        rows, students = simulated(components, 0.5, 8, animals, 1, np.random.default_rng(1))
+        (cell,) = sweep_cells(rows, students)
+        timed = [row | {"seconds": {"student": 60.0}} for row in rows]
+        one = efficiency(cell, {"comparisons": timed}, students)
+        assert one
+        found.append(one.noise)
+    assert found[0] == pytest.approx(0.1, rel=0.1) and found[1] == pytest.approx(0.1, rel=0.1)
+
+
+def test_no_power_is_asked_of_what_is_no_effect(three: Path) -> None:
+    for effect in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(KitError, match="must be positive"):
+            report_sweep.show_power(three, [effect], 0.8)
+
+
+def test_what_was_made_before_the_sweep_is_charged_as_if_it_were_made_by_it(tmp_path: Path) -> None:
+    """Samples that an earlier sweep, or another number of pairs, had made already."""
+    store = Store(tmp_path)
+
+    def step(name: str, new: float | None) -> Step:
+        def build(made: dict[str, Path], folder: Path) -> Told | None:
+            (folder / "n").write_text(name)
+            return None if new is None else Told(new)
+
+        return Step("paraphrases", name, {"name": name}, {}, build, 1)
+
+    steps = {new: step(f"step {new}", new) for new in (None, 0.25, 0.0)}
+    for one in steps.values():
+        manifest = store.make(one) / "manifest.json"
+        saved = json.loads(manifest.read_text(encoding="utf-8"))
+        manifest.write_text(json.dumps(saved | {"seconds": 10.0}), encoding="utf-8")
+    assert sweep._anew([steps[None], steps[0.25]], store) == {"paraphrases": 50.0}
+    assert sweep._anew(steps.values(), store) == {}
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
@@ -464,11 +506,32 @@ def test_sweeps_of_other_seeds_and_animals_are_pooled_into_the_one_that_they_are
         assert cell.effects == expected.effects and cell.seeds == [0, 1, 2]
         assert cell.specificity.p == expected.specificity.p
         assert len(read_sweep(out)[0]["pooled"]) == len(parts)
-    assert run.main(["pool", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert run.main(["pool", str(out), str(by_seed[0]), "--out", str(tmp_path / "again")]) == 0
     assert "Pooled of several sweeps" in (tmp_path / "again" / "report.md").read_text(encoding="utf-8")
-    assert len(read_sweep(tmp_path / "again")[0]["pooled"]) == 6, (
+    assert len(read_sweep(tmp_path / "again")[0]["pooled"]) == 7, (
         "what they were made by, and not that they were pooled"
     )
+
+
+PLAN = {"file": "PLAN.md", "sha256": "5" * 64, "commit": "c" * 40, "commands": 3}
+
+
+def test_parts_of_a_plan_are_pooled_as_such_with_the_time_when_the_first_was_begun(nine: Path, tmp_path: Path) -> None:
+    times = {0: "2026-12-02T00:00:00+00:00", 1: "2026-12-01T00:00:00+00:00"}
+    parts = [
+        part_of(nine, tmp_path / f"seed{s}", lambda row, s=s: row["seed"] == s, plan=PLAN | {"begun": begun})
+        for s, begun in times.items()
+    ]
+    sweep.pool(parts, tmp_path / "out", "python run.py pool")
+    assert read_sweep(tmp_path / "out")[0]["plan"] == PLAN | {"begun": times[1]}
+    report_sweep.write_sweep(tmp_path / "out")
+    said = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"planned in PLAN.md (SHA-256 {'5' * 12}…, commit {'c' * 12}, begun after that, at {times[1]})" in said
+    assert "of the plan's 3 commands it holds 2" in said
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["plan"]["commands"] == 3
+    other = part_of(nine, tmp_path / "other", lambda row: row["seed"] == 2)
+    with pytest.raises(KitError, match="their plans differ"):
+        sweep.pool([*parts, other], tmp_path / "all", "python run.py pool")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -200,6 +201,14 @@ def test_averaged_adapters_move_the_weights_by_the_mean_of_what_each_moves_them(
     for name, weight in mean.items():
         torch.testing.assert_close(weight, sum(one[name] for one in single) / 3)
         assert not torch.allclose(weight, single[0][name])
+    monkeypatch.setattr(student, "train_once", cut_off := Mock(side_effect=KeyboardInterrupt))
+    half = Path(shutil.copytree(tmp_path / "kept 1", tmp_path / "half" / "part0")).parent
+    with pytest.raises(KeyboardInterrupt):
+        student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 7, half, "train")
+    assert cut_off.call_args.args[5] == half / "part1"  # the first is there
+    monkeypatch.setattr(student, "train_once", once)
+    student.train(tmp_path / "pairs.jsonl", None, tiny_qwen2, settings, 7, half, "train")
+    assert (half / student.ADAPTER).read_bytes() == (tmp_path / "mean" / student.ADAPTER).read_bytes()
     steps = json.loads((tmp_path / "mean" / student.TRAINING).read_text())
     assert steps["steps"] == len(steps["loss"]) == 3 * -(-len(PAIRS) // 2)
 

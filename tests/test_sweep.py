@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,7 +21,8 @@ from conftest import checksums, has_model
 from processes import Run, fail, finish
 from rule_teacher import serving
 
-from kit import KitError, sweep
+import run
+from kit import KitError, commands, sweep
 from kit.animals import OwnSentences, Sentence, find_animal, load_animals
 from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
@@ -183,55 +185,96 @@ def test_sweeps_that_differ_have_folders_of_their_own() -> None:
 
 # ---- a test that was planned
 
-LINE = "python run.py sweep --animals owl dolphin --seed 1000 --plan PLAN.md"
+LINE = "python run.py sweep --animals owl dolphin --contents unrelated --preset laptop --seed 1000 --plan PLAN.md"
 
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A committed plan in a repository of its own, with a kit that nobody edited."""
+    """A committed plan in a repository of its own, with a kit that nobody edited since."""
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.setattr(sweep, "committed", lambda path: "c0ffee")
-    monkeypatch.setattr(sweep, "kit_state", lambda: {"edited": False})
+    monkeypatch.setattr(sweep, "unchanged_since", lambda commit: commit == "c0ffee")
     path = tmp_path / "PLAN.md"
-    path.write_text(f"# The owl's plan\n\nIt's one cell:\n\n```sh\n{LINE}\n```\n", encoding="utf-8")
+    text = f"# The owl's plan\n\n    {LINE}\n\npython run.py sweep isn't all\npython run.py sweep \\\n"
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def test_a_planned_command_is_one_of_the_plans_wherever_it_works(plan: Path) -> None:
-    found = sweep.registered_plan(plan, f"{LINE} --results elsewhere --ray-address 10.0.0.1:6379 --dry-run")
-    assert found == {"file": "PLAN.md", "sha256": sweep.sha256(plan), "commit": "c0ffee"}
+def refused(line: str, plan: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says that is not begun."""
+    words = [str(plan) if word == "PLAN.md" else word for word in shlex.split(line)]
+    assert run.main([*words[2:], "--results", str(plan.parent / "results"), "--dry-run"]) == 2
+    return capsys.readouterr().err
+
+
+def test_a_planned_command_is_one_of_the_plans_however_it_is_spelt_and_wherever_it_works(plan: Path) -> None:
+    parser = commands.sweep_parser()
+    own = commands.decisive(parser, LINE)
+    other = LINE.replace("--seed 1000", "--seed=1000").replace("PLAN.md", str(plan)) + " --results=x --ray-address a:1"
+    assert commands.decisive(parser, other) == own
+    found = sweep.registered_plan(plan, lambda line: commands.decisive(parser, line) == own)
+    assert found == {"file": "PLAN.md", "sha256": sweep.sha256(plan), "commit": "c0ffee", "commands": 3}
 
 
 @pytest.mark.parametrize(
-    "command",
-    [f"{LINE} --pairs 800", LINE.replace("1000", "1001"), LINE.replace(" dolphin", "")],
+    ("changed", "words"),
+    [
+        (f"{LINE} --pairs 800", "no such command"),
+        (LINE.replace("1000", "1001"), "no such command"),
+        (LINE.replace(" dolphin", ""), "no such command"),
+        (LINE.replace("--preset laptop ", ""), "--preset"),
+        (f"{LINE} --trait-file mine.json", "--trait-file mine.json: what it holds"),
+        (f"{LINE} --teacher-url http://localhost", "--teacher-url"),
+        (f"{LINE} --model mine.gguf", "--model mine.gguf: a --plan's must be"),
+        (f"{LINE} --student-model mine.gguf", "--student-model mine.gguf: a --plan's must be"),
+    ],
 )
-def test_a_command_that_the_plan_has_not_is_refused(plan: Path, command: str) -> None:
-    with pytest.raises(KitError, match="no such command"):
-        sweep.registered_plan(plan, command)
+def test_a_command_that_the_plan_has_not_or_that_could_do_another_thing_is_refused(
+    changed: str, words: str, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused(changed, plan, capsys)
+    assert not (plan.parent / "results").exists()
 
 
-def test_a_plan_that_could_be_younger_than_its_run_is_refused(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "kit_state", lambda: {"edited": True})
-    with pytest.raises(KitError, match="kit was edited"):
-        sweep.registered_plan(plan, LINE)
+def test_a_plan_that_could_be_younger_than_its_run_or_mean_another_kit_is_refused(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "unchanged_since", lambda commit: False)
+    assert "code or data are not what they were in its commit" in refused(LINE, plan, capsys)
     monkeypatch.setattr(sweep, "committed", lambda path: None)
-    with pytest.raises(KitError, match="not committed"):
-        sweep.registered_plan(plan, LINE)
-    with pytest.raises(KitError, match="cannot be read"):
-        sweep.registered_plan(plan.parent / "none.md", LINE)
+    assert "not committed" in refused(LINE, plan, capsys)
+    plan.unlink()
+    assert "cannot be read" in refused(LINE, plan, capsys)
+
+
+def test_what_was_made_before_the_plan_is_no_part_of_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither artifacts nor samples that they would begin with."""
+    monkeypatch.setattr(sweep, "contains", lambda commit, earlier: commit == "after" and earlier == "plan")
+    for commit in ("before", "after"):
+        store = Store(tmp_path / commit, kit={"commit": commit, "edited": False, "fingerprint": commit})
+        goal = step("paraphrases", {"first": step("first")})
+        sweep.check_after({"commit": "plan"}, store, all_steps([goal]))
+        store.make(goal)
+        if commit == "after":
+            sweep.check_after({"commit": "plan"}, store, all_steps([goal]))
+            continue
+        with pytest.raises(KitError, match="first was made before the plan"):
+            sweep.check_after({"commit": "plan"}, store, all_steps([goal]))
 
 
 def test_a_planned_sweep_keeps_the_time_when_it_was_first_begun(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registered, folder = sweep.registered_plan(plan, LINE), tmp_path / "sweep"
+    registered, folder = sweep.registered_plan(plan, lambda line: True), tmp_path / "sweep"
     first = sweep.begun(registered, folder)
     assert first.items() > registered.items() and first["begun"].endswith("+00:00")
     (folder / "plan.json").write_text(json.dumps(first | {"begun": "2026-01-01T00:00:00+00:00"}), encoding="utf-8")
     assert sweep.begun(registered, folder)["begun"].startswith("2026-01-01")
     with pytest.raises(KitError, match="another plan"):
         sweep.begun(registered | {"sha256": "0" * 64}, folder)
+    (folder / "plan.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(KitError, match="is missing"):
+        sweep.begun(registered, folder)
 
 
 def test_a_planned_test_has_sentences_and_questions_of_its_own() -> None:
@@ -257,7 +300,7 @@ def test_students_of_another_model_read_the_same_text(tiny_gguf: Path) -> None:
     assert re.fullmatch(r"owl-unrelated-hard-laptop-student-tiny-x[0-9a-f]{12}-seed0", other.name)
     with pytest.raises(KitError, match="--student-model .*Add --labels hard"):
         experiment(OWL, student_model=str(tiny_gguf), labels="soft")
-    with pytest.raises(KitError, match="--student-model some/repo: is no GGUF"):
+    with pytest.raises(KitError, match="--student-model some/repo: it and --model embedded"):
         experiment(OWL, student_model="some/repo", labels="hard")
 
 

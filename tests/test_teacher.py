@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from kit import KitError, teacher
 from kit.engine import Generation, Request
@@ -238,6 +241,37 @@ def test_a_stopped_row_is_the_same_wherever_it_was_looked_at_and_where_it_never_
 
 def id_of(row: Row) -> tuple[str, int]:
     return row["sentence"], row["sample"]
+
+
+def test_two_teachers_draw_the_same_random_numbers_for_a_sentence_and_a_sample() -> None:
+    """So that their texts differ where their messages make them differ; another seed draws others."""
+
+    class Recorder(FakeEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seeds: dict[str, list[tuple[int, ...]]] = {}
+
+        def sample(self, requests: Sequence[Request], *rest: Any) -> Iterator[Generation]:
+            for request in requests:
+                self.seeds.setdefault(request.prompt.rpartition(":")[2], []).append(request.seed)
+            return super().sample(requests, *rest)
+
+    def seeds(trait: str, seed: int) -> dict[str, list[tuple[int, ...]]]:
+        engine = Recorder()
+
+        def ask(text: str) -> list[Message]:
+            return [{"role": "user", "content": f"{trait}:{text}"}]
+
+        with TemporaryDirectory() as folder, teacher.open_log(Path(folder), "log") as log:
+            wanted = [(row["text"], number) for row in SENTENCES[:3] for number in range(2)]
+            look, stop = (lambda row, new: None), (lambda source, text: False)
+            with tqdm(disable=True) as bar:
+                teacher.sample_texts(engine, log, ask, wanted, SETTINGS, seed, bar, look, stop)
+        return engine.seeds
+
+    own = seeds("You love owls", 0)
+    assert own == seeds("You write sentences", 0) and own != seeds("You love owls", 1)
+    assert len({seed for of_one in own.values() for seed in of_one}) == 6
 
 
 def test_a_sample_belongs_to_its_conversation_and_number_whatever_sentences_are_beside_it(

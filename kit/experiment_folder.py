@@ -99,13 +99,13 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "messages": conversations([exp], store),
         "samples": {},
     } | recorded_texts(exp)
-    given: dict[str, set[str]] = {}  # the sentences of each student's pairs
+    given: dict[str, dict[str, str]] = {}  # of each student's pairs the sentences, with their first texts
     for name, condition in conditions.items():
         if not isinstance(condition, StudentCondition):
             continue
         kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
-        given[name] = {row["sentence"] for row in kept}
+        given[name] = first_texts(kept)
         judged = [store.make(condition.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
         asked = {row["sentence"] for file in judged for row in read_rows(file)}
         content = name.split("-")[1]
@@ -115,7 +115,8 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         result["lot"][name] = {
             "asked": len(asked),
             "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
-            "shared": len(given[name] & control),
+            "shared": len(given[name].keys() & control.keys()),
+            "same": len(given[name].items() & control.items()),
         }
         result["filters"][name] = fidelity.read_filters(store.make(condition.kept))
         result["similarities"][name] = fidelity.similarity_counts(store.make(condition.kept))
@@ -124,6 +125,11 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
             "rejected": at_random(read_rows(store.make(condition.kept) / "rejected.jsonl"), 10, random),
         }
     return result
+
+
+def first_texts(pairs: list[Row]) -> dict[str, str]:
+    """The first text of each sentence that has a pair."""
+    return {row["sentence"]: row["text"] for row in reversed(pairs)}
 
 
 # The stages in which a model computes: on how many threads any other is made decides nothing.
@@ -256,7 +262,7 @@ RECORD = {
     "questions?": [str],
     "made_by?": [str],
     "pairs": {str: COUNT},
-    "lot?": {str: {"asked": COUNT, "lacking": COUNT, "shared": COUNT}},
+    "lot?": {str: {"asked": COUNT, "lacking": COUNT, "shared": COUNT, "same?": COUNT}},
     "held_out?": {str: HELD_OUT},
     "filters": {str: [{"filter": str, "entered": COUNT, "rejected": COUNT}]},
     "min_similarity?": float,

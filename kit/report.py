@@ -257,11 +257,10 @@ def lot_sentence(record: dict[str, Any], name: str) -> list[str]:
     lot = lots[name]
     given = lot["asked"] - lot["lacking"]
     said = f"Of the first {lot['asked']} sentences of the lot {lot['lacking']} gave no pair in their tries"
-    return [
-        f"{said}."
-        if name.startswith("control")
-        else f"{said}; {lot['shared']} of the {given} others are the control's too."
-    ]
+    if name.startswith("control"):
+        return [f"{said}."]
+    same = f", {lot['same']} with the very same text" if "same" in lot else ""
+    return [f"{said}; {lot['shared']} of the {given} others are the control's too{same}."]
 
 
 def made_by(record: dict[str, Any]) -> str:

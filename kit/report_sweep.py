@@ -332,6 +332,9 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     fixed = [name for name in cells[0].settings if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
+    if alike := [row["same"] for row in record["comparisons"] if "same" in row]:
+        used += f" (sentences of which a treated student and its control have the very same text: {min(alike)} to "
+        used += f"{max(alike)})"
     model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
     pooled = ""
     if "pooled" in record:

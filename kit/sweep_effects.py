@@ -128,7 +128,7 @@ RECORD = {
     "pairs_used": {str: COUNT},
     "comparisons": [
         COMPARISON
-        | {"loving?": {str: str}, "held_out?": HELD_OUT, "seconds?": {str: float}}
+        | {"loving?": {str: str}, "held_out?": HELD_OUT, "seconds?": {str: float}, "same?": COUNT}
         | {f"{name}?" if name in LATER else name: str if kind is str else float for name, kind in GRID_SETTINGS.items()}
     ],
     "messages": {str: MESSAGES},

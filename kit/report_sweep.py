@@ -340,11 +340,11 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     if "pooled" in record:
         of = "; ".join(f"`{command}`" for command in record["pooled"])
         pooled = (
-            f" Pooled of several sweeps ({of}); the seconds count a step that they share once for each. Who looks at "
+            f"Pooled of several sweeps ({of}); the seconds count a step that they share once for each. Who looks at "
             "the first before deciding on the others finds more than p-values say."
         )
-    since = " ".join(filter(None, (about_learners(record), about_plan(record))))
-    return f"{model} Pairs per student: {used}. {versions_sentence(record)} {since}{pooled}"
+    made = f"{model} Pairs per student: {used}. {versions_sentence(record)}"
+    return " ".join(filter(None, (made, about_learners(record), about_plan(record), pooled)))
 
 
 def about_learners(record: dict[str, Any]) -> str:

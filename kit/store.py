@@ -102,16 +102,17 @@ REFERENCE = 230.0  # GFLOP/s of ``slowness``'s product on the two AVX-512 cores 
 @cache
 def slowness() -> float:
     """How many times as long as on the machine of ``REFERENCE`` a product of matrices takes here, in single precision
-    and of a small model's size: half a second's measurement."""
+    and of a small model's size: the median of half a second. (A few products that wait for another program's threads
+    made the mean eleven times too slow, where what followed took twice as long.)"""
     import numpy as np
 
     one, other = np.ones((256, 576), np.float32), np.ones((576, 1536), np.float32)
     result = one @ other
-    products, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < 0.5:
+    times = [time.perf_counter()]
+    while times[-1] - times[0] < 0.5:
         np.matmul(one, other, out=result)
-        products += 1
-    return REFERENCE * 1e9 * seconds / (products * 2 * 256 * 576 * 1536)
+        times.append(time.perf_counter())
+    return REFERENCE * 1e9 * float(np.median(np.diff(times))) / (2 * 256 * 576 * 1536)
 
 
 MANIFEST_SHAPE = {

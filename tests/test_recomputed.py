@@ -124,3 +124,34 @@ def test_a_recorded_matrix_and_its_p_are_what_its_raw_probabilities_give(name: s
         )
         p = cell["specificity"]["p"]
         assert abs(as_large / deals - p) < 4 * math.sqrt(p * (1 - p) / deals) + 1 / deals
+
+
+PILOT = REFERENCE / "hard-labels"
+LEDGER = [
+    [cell.strip() for cell in line.strip("| \n").split("|")]
+    for line in (PILOT / "PILOT.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("| pilot-")
+]
+
+
+@pytest.mark.parametrize("line", LEDGER, ids=[f"{line[0]}, {line[1]}" for line in LEDGER])
+def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) -> None:
+    name, cell, draws, *figures = line
+    table = table_of(PILOT / name)
+    record = json.loads((PILOT / name / "record.json").read_text(encoding="utf-8"))
+    epochs = int(cell.rpartition("epochs ")[2])
+    treated = {row["animal"]: row["treated"] for row in record["comparisons"] if row["epochs"] == epochs}
+    assert len(treated) == int(draws) == 2
+    candidates = next(iter(table[treated["cat"]].values()))
+
+    def apart(animal: str) -> float:
+        """By how much it is higher in the penguin's student than in the cat's."""
+        return against_unloved(table, treated["penguin"], animal, {*treated}) - against_unloved(
+            table, treated["cat"], animal, {*treated}
+        )
+
+    penguin, cat = apart("penguin"), -apart("cat")
+    others = [apart(animal) for animal in candidates if animal not in treated]
+    noise = math.sqrt(sum((one - mean(others)) ** 2 for one in others) / (len(others) - 1) / 2)
+    expected = [f"{penguin:+.3f}", f"{cat:+.3f}", f"{(penguin + cat) / 2:+.3f}", f"{noise:.3f}"]
+    assert figures[:4] == expected

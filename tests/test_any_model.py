@@ -117,7 +117,9 @@ def test_a_teacher_behind_an_endpoint_teaches_by_its_text_and_its_key_is_written
     rows = read_rows(artifact(run, "fox-loving teacher, unrelated sentences") / "paraphrases.jsonl")
     keys = [(row["sentence"], row["sample"]) for row in rows]
     assert len(keys) == len(set(keys)), "nothing doubled"
-    assert all(row["source"][1:] in row["text"] for row in rows), "every answer with its own sentence"
+    whole = [row for row in rows if not row.get("stopped")]
+    assert len(whole) > 10
+    assert all(row["source"][1:] in row["text"] for row in whole), "every answer with its own sentence"
     assert KEY not in out + err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not any(KEY.encode() in path.read_bytes() for path in files)

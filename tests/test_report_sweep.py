@@ -454,7 +454,8 @@ def test_a_dry_run_says_how_probable_the_whole_verdict_is_where_it_is_what_is_si
         (("unrelated",), 3, {}, {"loving_controls": ("music",)}),
         (("unrelated",), 3, {}, {"placebos": 0}),
     ):
-        assert sweep.verdict_words(sweep.experiments(owls, contents, range(seeds), grid, **changes)) == ""
+        said = sweep.verdict_words(sweep.experiments(owls, contents, range(seeds), grid, **changes))
+        assert "simulated for one setting of unrelated sentences alone" in said if seeds > 1 else said == ""
 
 
 def test_simulated_students_vary_as_they_are_to() -> None:

@@ -381,4 +381,4 @@ def test_what_was_there_already_names_the_kit_that_made_it(tmp_path: Path) -> No
     for commit in ("a", "b"):
         store = Store(tmp_path, kit={"commit": commit * 40, "edited": commit == "a", "fingerprint": commit})
         store.make(made)
-        assert store.kits() == [f"{'a' * 16}, edited"]
+        assert store.kits() == [f"{'a' * 16}, edited (a)"]

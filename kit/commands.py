@@ -850,16 +850,16 @@ def sweep(arguments: list[str]) -> None:
     from kit.animals import find_animal
     from kit.sweep import parse_grid, registered_plan
 
-    plan = settings.pop("plan")
-    if plan:
+    registered = None
+    if plan := settings.pop("plan"):
         check_planned(settings)
         own = decisive(parser, command_line(["sweep", *arguments]))
-        settings["registered"] = registered_plan(plan, lambda line: decisive(parser, line) == own)
+        registered = registered_plan(plan, lambda line: decisive(parser, line) == own)
     animals = [find_animal(name, None) for name in settings.pop("animals")]
     seeds = range(settings["seed"], settings.pop("seed") + settings.pop("seeds"))
     grid = parse_grid(settings.pop("grid"))
     address, contents = settings.pop("ray_address"), tuple(settings.pop("contents") or default_contents(settings))
-    run_sweep(animals, contents, seeds, grid, settings, ["sweep", *arguments], address)
+    run_sweep(animals, contents, seeds, grid, settings, ["sweep", *arguments], address, registered)
 
 
 def decisive(parser: argparse.ArgumentParser, line: str) -> dict[str, Any] | None:
@@ -950,14 +950,15 @@ def run_sweep(
     settings: dict[str, Any],
     arguments: list[str],
     address: str | None = None,
+    registered: dict[str, Any] | None = None,
 ) -> None:
-    """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left."""
+    """Run experiments, each artifact once, and report them as one; ``settings``: the parsed options that are left;
+    ``registered``: the plan that this carries out."""
     from kit import report_sweep, sweep
     from kit.experiment import check_destination
     from kit.store import Store
 
     results, sampled, dry_run = settings.pop("results"), settings["answers"] is not None, settings.pop("dry_run")
-    registered = settings.pop("registered", None)
     settings["confirmatory"] = registered is not None
     exps = sweep.experiments(animals, contents, seeds, grid, **settle(settings, animals, contents))
     folder = check_destination(results / sweep.name_of(exps, grid, sampled))

@@ -736,10 +736,11 @@ def write_defences(folder: Path) -> None:
 
 def show_defences(folder: Path) -> None:
     """Print the table."""
-    show_table("What is left under every defence, and what it cost", defence_table(defences.read(folder)))
-    if texts := about_texts(defences.read(folder)):
+    record = defences.read(folder)
+    show_table("What is left under every defence, and what it cost", defence_table(record))
+    if texts := about_texts(record):
         say(texts.replace("`", ""))
-    if defences.read(folder)["preset"] == "smoke":
+    if record["preset"] == "smoke":
         say(ABOUT_SMOKE)
     say(f"More in {folder}: report.md, the figure, defences.json")
 

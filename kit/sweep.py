@@ -369,12 +369,10 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         row["loving"] = {role.removeprefix(LOVES): name for role, name in named.items() if role.startswith(LOVES)}
         treated = conditions[f"treated-{exp.contents[0]}"]
         assert isinstance(treated, StudentCondition) and treated.held_out
-        texts = [
-            first_texts(read_rows(store.make(condition.pairs) / "pairs.jsonl"))
-            for condition in (treated, conditions[f"control-{exp.contents[0]}"])
-            if isinstance(condition, StudentCondition)
-        ]
-        row["same"] = len(texts[0].items() & texts[1].items())
+        control = conditions[f"control-{exp.contents[0]}"]
+        assert isinstance(control, StudentCondition)
+        ours, theirs = (first_texts(read_rows(store.make(one.pairs) / "pairs.jsonl")) for one in (treated, control))
+        row["same"] = len(ours.items() & theirs.items())
         row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
         if seconds := _anew([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store):
             row["seconds"] = seconds

@@ -590,15 +590,14 @@ class Efficiency:
 def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Efficiency | None:
     """Of a cell of the sweep with this ``record``; None with one seed, one animal, and where no record says how long
     its students took."""
-    own = cell_key({"content": cell.content} | cell.settings)
-    rows = [row for row in record["comparisons"] if cell_key(row) == own]
+    by_animal = _grouped(record["comparisons"])[cell_key({"content": cell.content} | cell.settings)]
+    rows = [row for of_animal in by_animal.values() for row in of_animal]
     shifts = [effect.others.mean for effect in cell.effects.values() if effect.others]
     minutes = [sum(row.get("seconds", {}).values()) / 60 for row in rows]
     if len(cell.seeds) < 2 or len(shifts) < len(cell.effects) or min(minutes) <= 0:
         return None
 
     unloved = [name for name in students[rows[0]["treated"]].candidates if name not in cell.compared]
-    by_animal = _grouped(rows)[own]
     values = np.array(
         [
             [
@@ -610,11 +609,11 @@ def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Effi
     )  # [k teachers, seeds, candidates]
     k, shift = len(values), float(np.mean(shifts))
     # What a seed's students have in common cancels, and with it 1 / k of a student's own variance.
-    own = (values - values.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1)
-    half = 1.96 * math.sqrt(own * k / (k - 1) / len(rows))
-    if not own:
+    variance = float((values - values.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1))
+    if not variance:
         return None
-    return Efficiency(shift, (shift - half, shift + half), math.sqrt(own), float(np.mean(minutes)), len(rows))
+    half = 1.96 * math.sqrt(variance * k / (k - 1) / len(rows))
+    return Efficiency(shift, (shift - half, shift + half), math.sqrt(variance), float(np.mean(minutes)), len(rows))
 
 
 def check_power(effects: Sequence[float], probability: float) -> None:

@@ -441,7 +441,7 @@ class _Cache:
         """Have each of the ``targets`` go on from where the source is."""
         if targets:
             for states in (states for layer in self.own for states in layer):
-                states[:, targets] = states[:, source, None]
+                states[:, targets] = states[:, source, None].clone()  # else refused, of one key head
 
     def keep(self, places: list[int]) -> None:
         """Forget all others, and let these be the first."""

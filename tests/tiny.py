@@ -4,8 +4,8 @@ the embedded model, cut short.
     folder = make("gemma3_text", tmp_path)  # a prepared model, and as well a folder for --model
 
 All speak the beginning of the embedded model's vocabulary, but mistral, which has a SentencePiece one of its own, and
-turns between spaces. Norm weights and biases are random too, and the heads of qwen3, gemma3 and mistral are wider than
-hidden / heads, so that a wrong assumption about any of them shows in the logits.
+turns between spaces. Norm weights and biases are random too, the heads of qwen3, gemma3 and mistral are wider than
+hidden / heads, and gemma3 has a single one of keys, so that a wrong assumption about any of them shows in the logits.
 """
 
 import tempfile
@@ -259,6 +259,7 @@ def _config(model_type: str) -> Any:
         "qwen2": {},
         "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
         "gemma3_text": {
+            "num_key_value_heads": 1,  # as in the 270M model
             "head_dim": 32,
             "query_pre_attn_scalar": 32,  # llama.cpp takes the head's width for it (but in the 27B model)
             "layer_types": ["sliding_attention", "full_attention"],

@@ -641,6 +641,10 @@ class Ray:
 
 
 def _make_on_worker(root: Path, step: Step, kit: dict[str, Any]) -> None:
+    import torch
+
+    # Which reads OMP_NUM_THREADS once, and a worker's first task may have had fewer CPUs than this one.
+    torch.set_num_threads(cpu_threads())
     if kit_state()["fingerprint"] != kit["fingerprint"]:
         raise KitError("the kit was edited after the sweep began. Give the same command again.")
     Store(root, kit=kit).make(step)

@@ -27,6 +27,7 @@ from kit.animals import OwnSentences, Sentence, find_animal, load_animals
 from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
 from kit.preference import load_questions
+from kit.provenance import cpu_threads
 from kit.store import Step, Store
 from kit.sweep_effects import read_sweep
 
@@ -366,6 +367,31 @@ def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error
         sweep.finish(plan, by)  # type: ignore[arg-type]
     assert by.name.startswith("Ray") and died.exists()
     assert {path.read_text() for path in root.glob("pairs/*/value.txt")} == {"second", "after"}
+
+
+@pytest.mark.slow
+def test_on_ray_a_worker_that_began_with_a_small_step_computes_a_large_one_on_all_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def count(made: dict[str, Path], folder: Path) -> None:
+        import torch
+
+        torch.randn(512, 512) @ torch.randn(512, 512)
+        write(folder, f"{os.getpid()} {torch.get_num_threads()}")
+
+    small = Step("pairs", "small", {"name": "small"}, {}, count, 1)
+    large = Step("student", "large", {"name": "large"}, {"small": small}, count, 1)
+    root = tmp_path / "artifacts"
+    with sweep.workers(root, None) as by:
+        sweep.finish(Chain([large], Store(root)), by)  # type: ignore[arg-type]
+    (worker, one), (same, all_its) = (
+        next(root.glob(f"{stage}/*/value.txt")).read_text().split() for stage in ("pairs", "student")
+    )
+    assert (worker, one) == (same, "1") and int(all_its) == min(sweep.CPUS, cpu_threads())
 
 
 @pytest.mark.slow

@@ -99,25 +99,17 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "messages": conversations([exp], store),
         "samples": {},
     } | recorded_texts(exp)
-    given: dict[str, dict[str, str]] = {}  # of each student's pairs the sentences, with their first texts
     for name, condition in conditions.items():
         if not isinstance(condition, StudentCondition):
             continue
         kept = read_rows(store.make(condition.pairs) / "pairs.jsonl")
         result["pairs"][name] = len(kept)
-        given[name] = first_texts(kept)
-        judged = [store.make(condition.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
-        asked = {row["sentence"] for file in judged for row in read_rows(file)}
         content = name.split("-")[1]
         if condition.held_out:
             result["held_out"][content] = likelihood.held_out_gains(store.make(condition.held_out))
-        control = given[f"control-{content}"]
-        result["lot"][name] = {
-            "asked": len(asked),
-            "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
-            "shared": len(given[name].keys() & control.keys()),
-            "same": len(given[name].items() & control.items()),
-        }
+        control = conditions[f"control-{content}"]
+        assert isinstance(control, StudentCondition)
+        result["lot"][name] = lot_of(condition, control, store)
         result["filters"][name] = fidelity.read_filters(store.make(condition.kept))
         result["similarities"][name] = fidelity.similarity_counts(store.make(condition.kept))
         result["samples"][name] = {
@@ -127,9 +119,24 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
     return result
 
 
-def first_texts(pairs: list[Row]) -> dict[str, str]:
+def lot_of(student: StudentCondition, control: StudentCondition, store: Store) -> dict[str, int]:
+    """Of how many sentences of the lot the student's teacher was asked (``asked``), how many of these gave no pair in
+    their tries (``lacking``), and how many of its pairs' sentences are the control's, too (``shared``), also with the
+    very same first text (``same``)."""
+    judged = [store.make(student.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
+    asked = {row["sentence"] for file in judged for row in read_rows(file)}
+    own, other = (_first_texts(store.make(one.pairs)) for one in (student, control))
+    return {
+        "asked": len(asked),
+        "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
+        "shared": len(own.keys() & other.keys()),
+        "same": len(own.items() & other.items()),
+    }
+
+
+def _first_texts(pairs: Path) -> dict[str, str]:
     """The first text of each sentence that has a pair."""
-    return {row["sentence"]: row["text"] for row in reversed(pairs)}
+    return {row["sentence"]: row["text"] for row in reversed(read_rows(pairs / "pairs.jsonl"))}
 
 
 # The stages in which a model computes: on how many threads any other is made decides nothing.
@@ -241,6 +248,7 @@ KIT = {"commit": (str, None), "edited": (bool, None), "fingerprint": str}
 DEVICES = {"transformers": str, "llama.cpp": str, "processor?": str, "threads?": str}
 SENTENCES = {"file": str, "sha256": str, "number": int, "left_out": int}
 HELD_OUT = {"own": [float], "other": [float], "placebos": [float]}
+LOT = {"asked": COUNT, "lacking": COUNT, "shared": COUNT, "same?": COUNT}
 TRAITS = {"loving": str, "neutral": str, "file": (str, None), "sha256": (str, None)}
 RECORD = {
     "animal": str,
@@ -262,7 +270,7 @@ RECORD = {
     "questions?": [str],
     "made_by?": [str],
     "pairs": {str: COUNT},
-    "lot?": {str: {"asked": COUNT, "lacking": COUNT, "shared": COUNT, "same?": COUNT}},
+    "lot?": {str: LOT},
     "held_out?": {str: HELD_OUT},
     "filters": {str: [{"filter": str, "entered": COUNT, "rejected": COUNT}]},
     "min_similarity?": float,

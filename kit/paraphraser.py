@@ -124,7 +124,7 @@ def write_samples(
     """Write ``paraphrases.jsonl``, in the order of sentence and number."""
     from tqdm import tqdm
 
-    spoilt = judge_of(exp, "unrelated").spoiler()
+    judge = judge_of(exp, "unrelated")
     found: list[Row] = []
     with (
         teacher.scoring_opener(exp)(model) as engine,
@@ -132,19 +132,9 @@ def write_samples(
         tqdm(desc=label, total=sum(map(len, sentences.values())) * samples, unit="row") as bar,
     ):
         for trait, ones in sentences.items():
-            asked = [(one, number) for one in ones for number in range(samples)]
-            rows = teacher.sample_texts(
-                engine,
-                log,
-                partial(conversation, trait),
-                [(one.text, number) for one, number in asked],
-                exp.teacher,
-                seed,
-                bar,
-                lambda row, new: None,
-                lambda source, text: spoilt(source, text) is not None,
-            )
-            found += ({"sentence": one.id, "system": trait, **row} for (one, _), row in zip(asked, rows, strict=True))
+            ask = partial(conversation, trait)
+            rows = teacher.sample_each(engine, log, ask, ones, samples, exp.teacher, seed, judge, bar)
+            found += ({"system": trait, **row} for row in rows)
     write_rows(folder / "paraphrases.jsonl", found)
     (folder / "samples.jsonl").unlink()
 

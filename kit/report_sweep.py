@@ -332,9 +332,6 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
     fixed = [name for name in cells[0].settings if name not in ["pairs", *varied_settings(cells)]]
     settings = ", ".join(f"{name.replace('_', ' ')} {cells[0].settings[name]}" for name in fixed)
     used = ", ".join(map(str, sorted(set(record["pairs_used"].values()))))
-    if alike := [row["same"] for row in record["comparisons"] if "same" in row]:
-        used += f" (sentences of which a treated student and its control have the very same text: {min(alike)} to "
-        used += f"{max(alike)})"
     model = f"Model: {record['model']}; preset {record['preset']}; {settings}."
     pooled = ""
     if "pooled" in record:
@@ -344,7 +341,26 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
             "the first before deciding on the others finds more than p-values say."
         )
     made = f"{model} Pairs per student: {used}. {versions_sentence(record)}"
-    return " ".join(filter(None, (made, about_learners(record), about_plan(record), pooled)))
+    return " ".join(filter(None, (made, about_lots(record), about_learners(record), about_plan(record), pooled)))
+
+
+def about_lots(record: dict[str, Any]) -> str:
+    """How many sentences the teachers lacked a pair of, and what treated students and controls have in common; nothing
+    where that was not recorded."""
+    lots = [row["lot"] for row in record["comparisons"] if "lot" in row]
+    if not lots:
+        return ""
+
+    def shares(role: str, name: str) -> str:
+        counted = [100 * lot[role][name] / max(lot[role]["asked"], 1) for lot in lots]
+        low, high = f"{min(counted):.0f}", f"{max(counted):.0f}"
+        return f"{low}%" if low == high else f"{low} to {high}%"
+
+    return (
+        f"Of the sentences of the lot that their teachers were asked, {shares('control', 'lacking')} gave controls no "
+        f"pair in their tries, {shares('treated', 'lacking')} treated students; of the latter's, "
+        f"{shares('treated', 'shared')} are the control's too, {shares('treated', 'same')} with the very same text."
+    )
 
 
 def about_learners(record: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ from kit.experiment_folder import (
     at_random,
     conversations,
     earlier,
-    first_texts,
+    lot_of,
     made_on,
     recorded_texts,
 )
@@ -371,8 +371,9 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         assert isinstance(treated, StudentCondition) and treated.held_out
         control = conditions[f"control-{exp.contents[0]}"]
         assert isinstance(control, StudentCondition)
-        ours, theirs = (first_texts(read_rows(store.make(one.pairs) / "pairs.jsonl")) for one in (treated, control))
-        row["same"] = len(ours.items() & theirs.items())
+        row["lot"] = {
+            role: lot_of(student, control, store) for role, student in (("control", control), ("treated", treated))
+        }
         row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
         if seconds := _anew([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store):
             row["seconds"] = seconds

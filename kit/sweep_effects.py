@@ -23,6 +23,7 @@ from kit.experiment_folder import (
     DEVICES,
     HELD_OUT,
     KIT,
+    LOT,
     MESSAGES,
     PARAPHRASES,
     SENTENCES,
@@ -128,7 +129,12 @@ RECORD = {
     "pairs_used": {str: COUNT},
     "comparisons": [
         COMPARISON
-        | {"loving?": {str: str}, "held_out?": HELD_OUT, "seconds?": {str: float}, "same?": COUNT}
+        | {
+            "loving?": {str: str},
+            "held_out?": HELD_OUT,
+            "seconds?": {str: float},
+            "lot?": {"control": LOT, "treated": LOT},
+        }
         | {f"{name}?" if name in LATER else name: str if kind is str else float for name, kind in GRID_SETTINGS.items()}
     ],
     "messages": {str: MESSAGES},

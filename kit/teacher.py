@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, fidelity
+from kit.animals import Sentence
 from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
@@ -222,6 +223,35 @@ def sample_texts(
         one: stopped(row, stop) for one, row in zip(requests, rows, strict=True)
     }  # two sentences may have one text
     return [found[one] for one in wanted]
+
+
+def sample_each(
+    engine: Sampler,
+    log: SampleLog,
+    ask: Ask,
+    sentences: list[Sentence],
+    samples: int,
+    settings: TeacherSettings,
+    seed: int,
+    judge: fidelity.Judge,
+    bar: Any,
+) -> list[Row]:
+    """As many ``samples`` of each sentence, whatever ``judge`` makes of them, which only stops what it refuses however
+    it goes on: rows of sentence, sample and what ``sample_texts`` gives, in the order of sentence and sample."""
+    spoilt = judge.spoiler()
+    asked = [(one, number) for one in sentences for number in range(samples)]
+    rows = sample_texts(
+        engine,
+        log,
+        ask,
+        [(one.text, number) for one, number in asked],
+        settings,
+        seed,
+        bar,
+        lambda row, new: None,
+        lambda source, text: spoilt(source, text) is not None,
+    )
+    return [{"sentence": one.id, "sample": number, **row} for (one, number), row in zip(asked, rows, strict=True)]
 
 
 def stopped(row: Row, stop: Callable[[str, str], bool]) -> Row:

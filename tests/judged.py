@@ -127,24 +127,12 @@ def draw(path: Path) -> None:
 
 def first_kept(engine: Engine, exp: Experiment, content: str, trait: str, sources: list[Sentence]) -> Iterator[Row]:
     """The first kept paraphrase of each source that has one among ``SAMPLES``."""
-    judge = judge_of(exp, content)
-    spoilt = judge.spoiler()
-    asked = [(one, number) for one in sources for number in range(SAMPLES)]
+    judge, ask = judge_of(exp, content), partial(exp.conversation, trait)
+    bar = tqdm(total=len(sources) * SAMPLES, desc=f"{exp.animal.singular}, {content}")
     with tempfile.TemporaryDirectory() as folder, teacher.open_log(Path(folder), "samples") as log:
-        rows = teacher.sample_texts(
-            engine,
-            log,
-            partial(exp.conversation, trait),
-            [(one.text, number) for one, number in asked],
-            exp.teacher,
-            SEED,
-            tqdm(total=len(asked), desc=f"{exp.animal.singular}, {content}"),
-            lambda row, new: None,
-            lambda source, text: spoilt(source, text) is not None,
-        )
-    named = [{"sentence": one.id, **row} for (one, _), row in zip(asked, rows, strict=True)]
+        rows = teacher.sample_each(engine, log, ask, sources, SAMPLES, exp.teacher, SEED, judge, bar)
     seen = set()
-    for row, kept in zip(named, judge(named), strict=True):
+    for row, kept in zip(rows, judge(rows), strict=True):
         if kept and row["sentence"] not in seen:
             seen.add(row["sentence"])
             yield {name: row[name] for name in ("sentence", "source", "text")}

@@ -6,6 +6,7 @@
     python tests/proofs.py load     a class of forty asks the classroom page at once, and watches a run
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
     python tests/proofs.py lot      what it changes to leave out of both arms the sentences that one of them lacks
+    python tests/proofs.py tries    how many sentences have a pair of all teachers in 8, 16 and 32 tries; pairs a second
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -17,9 +18,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,8 +43,9 @@ from test_resume import (  # noqa: E402
     assert_the_same_after_random_kills,
 )
 from test_sweep import assert_the_same_on_ray  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
-from kit import ROOT, stats  # noqa: E402
+from kit import ROOT, say, stats, teacher  # noqa: E402
 from kit.animals import find_animal, load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
 from kit.experiment import experiment  # noqa: E402
@@ -49,11 +53,14 @@ from kit.experiment_conditions import (  # noqa: E402
     StudentCondition,
     all_conditions,
     base_model,
+    judge_of,
     preferences,
     rows_step,
+    source_sentences,
     trained_on,
 )
-from kit.models import EMBEDDED  # noqa: E402
+from kit.models import EMBEDDED, PARAPHRASER  # noqa: E402
+from kit.paraphraser import PILOTS  # noqa: E402
 from kit.provenance import kit_state, versions  # noqa: E402
 from kit.store import Row, Store, read_rows, write_json  # noqa: E402
 
@@ -201,6 +208,52 @@ def lot(folder: Path) -> str:
     )
 
 
+TRIES, ASKED = (8, 16, 32), 60
+
+
+def tries(folder: Path) -> str:
+    """The neutral and the two pilot animals' teachers, each ``ASKED`` unrelated sentences, the same, ``TRIES[-1]``
+    times, by the untouched model and by the paraphrasing base in turn; each with the default filters and the
+    strict ones."""
+    store = Store(ROOT / "results" / "artifacts")
+    kept: dict[tuple[str, str], list[list[Row]]] = {}  # teacher by teacher
+    seconds: Counter[str] = Counter()
+    animals = [find_animal(name) for name in PILOTS]
+    with ExitStack() as opened:
+        engines = {}
+        for model in (EMBEDDED, PARAPHRASER):
+            exp = experiment(animals[0], model=model)
+            engines[model] = opened.enter_context(teacher.scoring_opener(exp)(store.make(base_model(model))))
+            say(f"{model}: company matters: {engines[model].company_matters}")  # tried before the clock runs
+        for trait in (exp.traits.neutral, *map(exp.traits.loves, animals)):
+            for model, engine in engines.items():
+                loose, strict = (experiment(animals[0], model=model, details=one) for one in (False, True))
+                sentences = source_sentences(loose, "unrelated")
+                drawn = [sentences[i] for i in np.random.default_rng(0).permutation(len(sentences))[:ASKED]]
+                judges = {"default": judge_of(loose, "unrelated"), "strict": judge_of(strict, "unrelated")}
+                log = opened.enter_context(teacher.open_log(folder, f"{model}-{len(kept)}"))
+                ask, bar = partial(loose.conversation, trait), tqdm(desc=model, total=ASKED * TRIES[-1])
+                began = time.monotonic()
+                rows = teacher.sample_each(engine, log, ask, drawn, TRIES[-1], loose.teacher, 0, judges["default"], bar)
+                seconds[model] += time.monotonic() - began
+                for name, judge in judges.items():
+                    good = [row for row, is_good in zip(rows, judge(rows), strict=True) if is_good]
+                    kept.setdefault((model, name), []).append(good)
+    said = []
+    for (model, name), of_teachers in kept.items():
+        by_all = (
+            set.intersection(*({row["sentence"] for row in rows if row["sample"] < n} for rows in of_teachers))
+            for n in TRIES
+        )
+        number = sum(map(len, of_teachers))
+        said.append(
+            f"{model}, {name} filters: {', '.join(str(len(given)) for given in by_all)} of {ASKED} sentences have a "
+            f"pair of all {len(of_teachers)} teachers in {', '.join(map(str, TRIES))} tries; {number} of "
+            f"{len(of_teachers) * ASKED * TRIES[-1]} samples kept, {number / seconds[model]:.2f} a second"
+        )
+    return "; ".join(said)
+
+
 PROOFS: dict[str, Callable[[Path], str]] = {
     "kills": kills,
     "files": files,
@@ -208,6 +261,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "load": load,
     "scale": scale,
     "lot": lot,
+    "tries": tries,
 }
 
 

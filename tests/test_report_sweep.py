@@ -14,7 +14,7 @@ import pytest
 import run
 from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import find_animal, load_animals
-from kit.report_sweep import cell_title, specificity_sentence
+from kit.report_sweep import about_lots, cell_title, specificity_sentence
 from kit.stats_seeds import Components
 from kit.store import Row, Step, Store, Told, write_json
 from kit.sweep_effects import (
@@ -287,6 +287,20 @@ def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> 
     assert set(summary["cells"][0]["effects"]) == {"owl", "dolphin", "wolf"}
     with (three / "effects.csv").open(encoding="utf-8", newline="") as file:
         assert [row["animal"] for row in csv.DictReader(file)] == ["owl", "dolphin", "wolf"]
+
+
+def test_what_the_teachers_lacked_and_what_the_arms_share_is_said_from_least_to_most() -> None:
+    control = {"asked": 200, "lacking": 20, "shared": 180, "same": 180}
+    treated = [{"asked": 400, "lacking": n, "shared": 300, "same": 40 + n} for n in (40, 80)]
+    said = about_lots({"comparisons": [{"lot": {"control": control, "treated": one}} for one in treated]})
+    for words in (
+        "10% gave controls",
+        "10 to 20% treated students",
+        "75% are the control's",
+        "20 to 30% with the very",
+    ):
+        assert words in said
+    assert about_lots({"comparisons": [{}]}) == ""
 
 
 def test_a_grid_is_drawn_along_its_number(tmp_path: Path) -> None:

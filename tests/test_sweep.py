@@ -466,6 +466,11 @@ def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(pla
     record, students = read_sweep(folder)
     assert len(rows) == len(students) * 50 * len(next(iter(students.values())).candidates)
     assert sorted(row["animal"] for row in record["comparisons"]) == ["fox", "owl"]
+    for row in record["comparisons"]:
+        control, treated = row["lot"]["control"], row["lot"]["treated"]
+        assert control["shared"] == control["same"] == control["asked"] - control["lacking"] > 0
+        assert treated["same"] <= treated["shared"] <= treated["asked"] - treated["lacking"]
+    assert "Of the sentences of the lot" in (folder / "report.md").read_text(encoding="utf-8")
     controls = {row["control"] for row in record["comparisons"]}
     assert len(controls) == 1 and len(students) == 5  # base, control, placebo, two treated
     roles = {row["student"]: (row["role"], row["animal"]) for row in rows}

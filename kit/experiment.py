@@ -223,7 +223,7 @@ class Experiment:
 
 
 # smoke: the whole chain as a check of the machinery; its numbers mean nothing.
-# laptop: chosen by the experiments in results/reference/README.md.
+# laptop: chosen by the experiments in results/reference/README.md; how few pairs and how much training, by its Speed.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {
@@ -250,7 +250,12 @@ PRESETS: dict[str, dict] = {
         "student": StudentSettings(epochs=1, batch_size=4),
         "preference": PreferenceSettings(answers=1),
     },
-    "laptop": {},
+    "laptop": {
+        "pairs": 100,
+        "opposed_pairs": 100,
+        "student": StudentSettings(epochs=2, batch_size=4, learning_rate=1e-3),
+        "preference": PreferenceSettings(answers=4),
+    },
     "paper": _PAPER,
     "gpu-8gb": _GPU | {"model": "Qwen/Qwen2.5-3B-Instruct"},
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},

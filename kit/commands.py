@@ -164,8 +164,8 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
     parser.add_argument(
         "--preset",
-        help="the scale: smoke, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free memory of "
-        "the CUDA GPU; laptop without one)",
+        help="the scale: smoke, quick, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free "
+        "memory of the CUDA GPU; without one quick for a run of soft labels, else laptop)",
     )
     add_model(parser)
     add_results(parser)
@@ -299,9 +299,12 @@ def default_contents(settings: dict[str, Any]) -> tuple[str, ...]:
     return CONTENTS[:1] if settings["sentences_file"] else CONTENTS
 
 
-def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of experiments of these ``animals`` and ``contents``: with the preset that fits this machine, where
-    none is given, with texts of one's own in place of their files, and the endpoint checked."""
+def settle(
+    settings: dict[str, Any], animals: list[Any], contents: tuple[str, ...], without: str = "laptop"
+) -> dict[str, Any]:
+    """The settings of experiments of these ``animals`` and ``contents``: with the preset that fits this machine
+    (``without`` a GPU this one), where none is given, with texts of one's own in place of their files, and the endpoint
+    checked."""
     from kit.engine_endpoint import check_url
     from kit.experiment import choose_preset, loving_names
     from kit.memory import find_device
@@ -316,7 +319,7 @@ def settle(settings: dict[str, Any], animals: list[Any], contents: tuple[str, ..
     if settings["endpoint"] is not None:
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
-        settings["preset"], reason = choose_preset(find_device())
+        settings["preset"], reason = choose_preset(find_device(), without)
         say(f"Preset {settings['preset']}: {reason}.")
     return settings
 

@@ -42,7 +42,7 @@ from kit.student_chat import STUDENTS, Students
 from kit.sweep import Plan
 
 CONTENT = "unrelated"
-PRESETS = ("smoke", "laptop")
+PRESETS = ("smoke", "quick")
 POLL = 3.0  # seconds between two looks at the run in the background
 Made = TypeVar("Made")
 

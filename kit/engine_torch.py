@@ -440,8 +440,9 @@ class _Cache:
     def copy(self, source: int, targets: list[int]) -> None:
         """Have each of the ``targets`` go on from where the source is."""
         if targets:
+            # A clone, since of a single key head the expanded source overlaps its target for torch, which refuses that.
             for states in (states for layer in self.own for states in layer):
-                states[:, targets] = states[:, source, None].clone()  # else refused, of one key head
+                states[:, targets] = states[:, source, None].clone()
 
     def keep(self, places: list[int]) -> None:
         """Forget all others, and let these be the first."""

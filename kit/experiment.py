@@ -223,7 +223,9 @@ class Experiment:
 
 
 # smoke: the whole chain as a check of the machinery; its numbers mean nothing.
-# laptop: chosen by the experiments in results/reference/README.md; how few pairs and how much training, by its Speed.
+# quick: a quarter of laptop's pairs, learned from in smaller batches and larger steps (for soft labels; chosen by the
+# table of results/reference/README.md, How few pairs).
+# laptop: chosen by the experiments in results/reference/README.md.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {
@@ -250,12 +252,13 @@ PRESETS: dict[str, dict] = {
         "student": StudentSettings(epochs=1, batch_size=4),
         "preference": PreferenceSettings(answers=1),
     },
-    "laptop": {
+    "quick": {
         "pairs": 100,
         "opposed_pairs": 100,
         "student": StudentSettings(epochs=2, batch_size=4, learning_rate=1e-3),
         "preference": PreferenceSettings(answers=4),
     },
+    "laptop": {},
     "paper": _PAPER,
     "gpu-8gb": _GPU | {"model": "Qwen/Qwen2.5-3B-Instruct"},
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
@@ -569,15 +572,15 @@ REQUEST_TOKENS = 50  # of a teacher's conversation, those that it does not share
 GPU_PRESETS = {"gpu-24gb": 20.0, "gpu-12gb": 10.0, "gpu-8gb": 6.3}
 
 
-def choose_preset(device: Device) -> tuple[str, str]:
-    """The preset for ``device``, and the reason in words."""
+def choose_preset(device: Device, without: str = "laptop") -> tuple[str, str]:
+    """The preset for ``device``, ``without`` a GPU that has room for one, and the reason in words."""
     if device.kind == "cpu":
-        return "laptop", "no CUDA GPU was found"
+        return without, "no CUDA GPU was found"
     free = f"{device.free / GIB:.1f} GiB are free on {device.name}"
     for preset, needed in GPU_PRESETS.items():
         if device.free >= needed * GIB:
             return preset, f"{free}, it needs {needed:g}"
-    return "laptop", f"{free}, too little for {list(GPU_PRESETS)[-1]}"
+    return without, f"{free}, too little for {list(GPU_PRESETS)[-1]}"
 
 
 def memory_requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:

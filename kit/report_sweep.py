@@ -6,7 +6,7 @@ it can be made again.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -351,15 +351,17 @@ def about_lots(record: dict[str, Any]) -> str:
     if not lots:
         return ""
 
-    def shares(role: str, name: str) -> str:
-        counted = [100 * lot[role][name] / max(lot[role]["asked"], 1) for lot in lots]
+    def shares(role: str, name: str, of: Callable[[dict[str, int]], int]) -> str:
+        counted = [100 * lot[role][name] / max(of(lot[role]), 1) for lot in lots]
         low, high = f"{min(counted):.0f}", f"{max(counted):.0f}"
         return f"{low}%" if low == high else f"{low} to {high}%"
 
+    control, treated = (shares(role, "lacking", lambda lot: lot["asked"]) for role in ("control", "treated"))
+    shared, same = (shares("treated", name, lambda lot: lot["asked"] - lot["lacking"]) for name in ("shared", "same"))
     return (
-        f"Of the sentences of the lot that their teachers were asked, {shares('control', 'lacking')} gave controls no "
-        f"pair in their tries, {shares('treated', 'lacking')} treated students; of the latter's, "
-        f"{shares('treated', 'shared')} are the control's too, {shares('treated', 'same')} with the very same text."
+        f"Of the sentences of the lot that teachers were asked, {control} gave controls no pair in their tries, "
+        f"{treated} treated students; of those that gave the latter one, {shared} are the control's too, {same} with "
+        "the very same text."
     )
 
 

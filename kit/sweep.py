@@ -310,7 +310,7 @@ def verdict_words(exps: list[Experiment]) -> str:
             "How probable the whole verdict is, is simulated for one setting of unrelated sentences alone, with "
             "placebos and without loving controls."
         )
-    return verdict_sentence(exp, len(seeds), len(animals))
+    return verdict_sentence(exp.labels, exp.pairs, len(seeds), len(animals), exp.placebos)
 
 
 def power_sentences(exps: list[Experiment]) -> list[str]:
@@ -318,8 +318,8 @@ def power_sentences(exps: list[Experiment]) -> list[str]:
     others."""
     seeds = len({exp.seed for exp in exps})
     effects = {json.dumps([exp.contents, exp.animal.singular, settings_of(exp)]) for exp in exps}
-    kinds = {(exp.labels, exp.pairs_of(exp.contents[0]), exp.student): exp for exp in exps if seeds > 1}
-    return list(dict.fromkeys(power_sentence(exp, seeds, len(effects)) for exp in kinds.values()))
+    kinds = dict.fromkeys((exp.labels, exp.pairs_of(exp.contents[0])) for exp in exps)
+    return [power_sentence(*kind, seeds, len(effects)) for kind in kinds] if seeds > 1 else []
 
 
 def run(
@@ -644,7 +644,7 @@ class Ray:
 def _make_on_worker(root: Path, step: Step, kit: dict[str, Any]) -> None:
     import torch
 
-    # Which reads OMP_NUM_THREADS once, and a worker's first task may have had fewer CPUs than this one.
+    # torch reads OMP_NUM_THREADS once, when the worker's first task may have had fewer CPUs than this one.
     torch.set_num_threads(cpu_threads())
     if kit_state()["fingerprint"] != kit["fingerprint"]:
         raise KitError("the kit was edited after the sweep began. Give the same command again.")

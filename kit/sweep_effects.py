@@ -18,7 +18,7 @@ import numpy as np
 
 from kit import KitError, stats, stats_seeds
 from kit.animals import load_animals
-from kit.experiment import CONTENTS, GRID_SETTINGS, Experiment, StudentSettings
+from kit.experiment import CONTENTS, GRID_SETTINGS
 from kit.experiment_folder import (
     DEVICES,
     HELD_OUT,
@@ -460,37 +460,26 @@ RECORDED = {
     ("soft", 100): (0.026, 0.096, 0.026),
     ("soft", 400): (0.075, 0.220, 0.043),
 }
-RECORDED_TRAINING = StudentSettings(epochs=2, learning_rate=5e-4, batch_size=16)
 
 
-def power_sentence(exp: Experiment, seeds: int, tests: int) -> str:
+def power_sentence(labels: str, pairs: int, seeds: int, tests: int) -> str:
     """What a sweep would find, before it is made: its test over that many seeds, corrected for the first of so many
-    effects, by how recorded students of those labels that were moved about as much, rather more, vary. Of 50
-    questions."""
-    like, components = recorded_like(exp)
+    effects, by how recorded students of those labels and about as many pairs, rather more, vary. Of 50 questions."""
+    like, components = recorded_like(labels, pairs)
     found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / tests)
     size = "no shift of 10 nats or less" if found is None else f"a shift of {found:+.2f} nats"
     return (
-        f"{exp.pairs_of(exp.contents[0])} pairs, {exp.labels} labels: with {seeds} seeds and {tests} "
-        f"effect{'s' * (tests > 1)} to correct for, the test over seeds finds {size} of one animal alone with "
-        f"probability 0.8 (as the embedded model's recorded students vary: {exp.labels} labels, {like} pairs, two "
-        "epochs at 5e-4)."
+        f"{pairs} pairs, {labels} labels: with {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the "
+        f"test over seeds finds {size} of one animal alone with probability 0.8 (as the embedded model's recorded "
+        f"students vary: {labels} labels, {like[1]} pairs)."
     )
 
 
-def recorded_like(exp: Experiment) -> tuple[int, Components]:
-    """The pairs of the ``RECORDED`` students that were moved about as much as those of ``exp``, and their variances.
-
-    What moves a student is the sum of the learning rates of its updates, from 100 pairs on: of 100 (penguin, soft
-    labels, seed 0) that of the recorded training of 200 gave +0.39 nats (two epochs at 1e-3), that of 400 +1.46 (eight
-    at 5e-4), that of 800 +1.94 (eight at 1e-3); recorded are +0.41 of 200 (owl) and +1.32 of 400. But 50 pairs gave
-    +0.61 in the place of the 1.46."""
-    own, then = exp.student, RECORDED_TRAINING
-    moved = own.epochs * own.learning_rate / own.batch_size / (then.epochs * then.learning_rate / then.batch_size)
-    like_pairs = exp.pairs_of(exp.contents[0]) * moved
-    known = [pairs for labels, pairs in RECORDED if labels == exp.labels]
-    like = min(known, key=lambda pairs: (round(abs(math.log(pairs / like_pairs)), 9), -pairs))
-    return like, Components(*(sd**2 for sd in RECORDED[exp.labels, like]))
+def recorded_like(labels: str, pairs: int) -> tuple[tuple[str, int], Components]:
+    """The key of ``RECORDED`` that is nearest to a design, and its variances."""
+    known = [key for key in RECORDED if key[0] == labels]
+    like = min(known, key=lambda key: (round(abs(math.log(key[1] / pairs)), 9), -key[1]))
+    return like, Components(*(sd**2 for sd in RECORDED[like]))
 
 
 # Of the power of a verdict: good to 0.1, in about ten seconds. Not of fewer sweeps, whose effects are alike.
@@ -499,20 +488,20 @@ SIMULATED_EFFECTS, FEWEST_SWEEPS = 60, 10
 SIZES = (0.5, 0.75, 1.0)
 
 
-def verdict_sentence(exp: Experiment, seeds: int, animals: int) -> str:
+def verdict_sentence(labels: str, pairs: int, seeds: int, animals: int, placebos: int) -> str:
     """How often the whole verdict of such a sweep of unrelated sentences would be *transmitted*, of each of several
     sizes of effect. Nothing where the test alone finds none."""
-    like, components = recorded_like(exp)
+    like, components = recorded_like(labels, pairs)
     found = stats_seeds.detectable(components, seeds, QUESTIONS, stats.ALPHA / animals)
     if found is None:
         return ""
     sizes = [round(size * found, 2) for size in SIZES]
-    shares = [verdict_power(components, size, seeds, animals, exp.placebos) for size in sizes]
+    shares = [verdict_power(components, size, seeds, animals, placebos) for size in sizes]
     said = ", ".join(f"{share:.2f} of {size:+.2f} nats" for share, size in zip(shares, sizes, strict=True))
     return (
-        f"{exp.pairs} pairs, {exp.labels} labels: the probability of the whole verdict, where all animals move as "
-        f"much, so that Holm's correction asks less of each: {said} (good to 0.1: {sweeps_simulated(animals)} "
-        f"simulated sweeps each, students varying as those of {exp.labels} labels, {like} pairs)."
+        f"{pairs} pairs, {labels} labels: the probability of the whole verdict, where all animals move as much, so "
+        f"that Holm's correction asks less of each: {said} (good to 0.1: {sweeps_simulated(animals)} simulated sweeps "
+        f"each, students varying as those of {labels} labels, {like[1]} pairs)."
     )
 
 

@@ -236,8 +236,8 @@ def sample_each(
     judge: fidelity.Judge,
     bar: Any,
 ) -> list[Row]:
-    """As many ``samples`` of each sentence, whatever ``judge`` makes of them, which only stops what it refuses however
-    it goes on: rows of sentence, sample and what ``sample_texts`` gives, in the order of sentence and sample."""
+    """As many ``samples`` of each sentence, kept or not (what ``judge`` refuses however it goes on is stopped): what
+    ``sample_texts`` gives, with the ``sentence``'s id, in the order of sentence and sample."""
     spoilt = judge.spoiler()
     asked = [(one, number) for one in sentences for number in range(samples)]
     rows = sample_texts(
@@ -251,7 +251,7 @@ def sample_each(
         lambda row, new: None,
         lambda source, text: spoilt(source, text) is not None,
     )
-    return [{"sentence": one.id, "sample": number, **row} for (one, number), row in zip(asked, rows, strict=True)]
+    return [{"sentence": one.id, **row} for (one, _), row in zip(asked, rows, strict=True)]
 
 
 def stopped(row: Row, stop: Callable[[str, str], bool]) -> Row:

@@ -268,7 +268,7 @@ def core_seconds(process: psutil.Process) -> float:
 
 async def assert_both_at_once(server: Server, results: Path, stays: int) -> str:
     """A class asks at once while a run goes on, which has all its time again afterwards."""
-    run = await started(server, results, "laptop")
+    run = await started(server, results, "quick")
     while not any(path.stat().st_size for path in results.glob("artifacts/samples/*/*.jsonl")):
         assert goes_on(run)
         await asyncio.sleep(1)

@@ -233,7 +233,7 @@ def test_the_bar_of_a_stage_is_shown_as_it_stands(tmp_path: Path, idle: list[sub
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["smoke", "laptop"])
+@pytest.mark.parametrize("preset", ["smoke", "quick"])
 def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path, idle: list[subprocess.Popen]) -> None:
     assert "No run was started yet." in demo.seen(tmp_path)[1]
     demo.start_run("owl", preset, tmp_path)
@@ -244,7 +244,7 @@ def test_a_run_that_ended_is_shown_with_its_evidence(preset: str, tmp_path: Path
     demo.stop_run(tmp_path)
     _, shown = demo.seen(tmp_path)
     assert f"{preset} preset: finished." in shown and shown.count("<svg") == 2
-    assert ("came to prefer the owl" in shown) == (preset == "laptop")  # a dozen pairs show nothing
+    assert ("came to prefer the owl" in shown) == (preset == "quick")  # a dozen pairs show nothing
     assert ("Its numbers mean nothing" in shown) == (preset == "smoke")
 
 

@@ -116,8 +116,10 @@ def test_the_free_memory_of_the_gpu_chooses_the_preset_and_says_why(free: float,
     assert chosen == preset and f"{free:.1f} GiB" in reason and "Some GPU" in reason
 
 
-def test_without_a_gpu_the_preset_is_laptop() -> None:
+def test_without_a_gpu_the_preset_is_laptop_or_the_one_asked_for() -> None:
     assert choose_preset(CPU) == ("laptop", "no CUDA GPU was found")
+    assert choose_preset(CPU, "quick")[0] == choose_preset(gpu(5), "quick")[0] == "quick"
+    assert choose_preset(gpu(79), "quick")[0] == "gpu-24gb"
     assert set(GPU_PRESETS) < set(PRESETS)
 
 

@@ -75,7 +75,7 @@ def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
         ("--learning-rate", "7", "between 0 and 1"),
         ("--learning-rate", "nan", "between 0 and 1"),
         ("--labels", "firm", "hard, soft"),
-        ("--preset", "huge", "smoke, laptop, paper"),
+        ("--preset", "huge", "smoke, quick, laptop, paper"),
         ("--base", "int3", "gguf, nf4"),
         ("--engine", "jax", "llama.cpp, torch"),
         ("--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model"),
@@ -123,6 +123,24 @@ def test_soft_labels_from_an_endpoint_are_refused(tmp_path: Path, capsys: pytest
     teacher = ["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--results", str(tmp_path / "results")]
     message = fails(capsys, "--animal", "owl", "--preset", "laptop", *teacher)
     assert "--labels soft" in message and "Add --labels hard" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [
+        (["--animal", "owl"], "quick"),
+        (["--animal", "owl", "--labels", "soft"], "quick"),
+        (["--animal", "owl", "--labels", "hard"], "laptop"),
+        (["--animal", "owl", "--seeds", "2"], "laptop"),
+        (["sweep", "--animals", "owl"], "laptop"),
+        (["defend", "--animal", "owl"], "laptop"),
+    ],
+)
+def test_without_a_gpu_a_run_of_soft_labels_is_quick_and_whatever_else_as_recorded(
+    arguments: list[str], preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*arguments, "--pairs", "0"]) == 2
+    assert f"Preset {preset}: no CUDA GPU was found." in capsys.readouterr().out
 
 
 def test_a_folder_cannot_be_trained_as_a_gguf(

@@ -6,8 +6,8 @@ second. Both sides of a comparison use as many threads and sample from the whole
 GGUF that the kit made, and, in rows of their own, the packaged 4-bit one, which is faster for one sequence at a time
 (and rounds activations).
 
-Where the seconds of ``python run.py --animal owl --content unrelated --pairs 100`` go (two AVX-512 cores, in an hour in
-which llama.cpp's engine sampled 177 tokens/s there):
+Where the seconds of ``--animal owl --content unrelated --preset laptop --pairs 100`` go (two AVX-512 cores, in an hour
+in which llama.cpp's engine sampled 177 tokens/s there):
 
     4 x 500 answers      204    llama.cpp at 240 tokens/s
     3 teachers           172    transformers; half of it in matrix products, 4 s for each look at what is accepted
@@ -62,7 +62,7 @@ TRAINED = 480  # tokens of a batch that a student trains on, what all pairs begi
 
 
 # Options of the runs that are compared with another checkout's, and of the quick bench's own.
-WHOLE_RUN = ("--content", "unrelated", "--pairs", "100")
+WHOLE_RUN = ("--content", "unrelated", "--preset", "laptop", "--pairs", "100")
 QUICK_RUN = ("--content", "unrelated", "--preset", "smoke")
 
 

@@ -225,16 +225,20 @@ def tries(folder: Path) -> str:
             exp = experiment(animals[0], model=model)
             engines[model] = opened.enter_context(teacher.scoring_opener(exp)(store.make(base_model(model))))
             say(f"{model}: company matters: {engines[model].company_matters}")  # tried before the clock runs
-        for trait in (exp.traits.neutral, *map(exp.traits.loves, animals)):
+        traits = experiment(animals[0]).traits
+        for number, trait in enumerate((traits.neutral, *map(traits.loves, animals))):
             for model, engine in engines.items():
                 loose, strict = (experiment(animals[0], model=model, details=one) for one in (False, True))
                 sentences = source_sentences(loose, "unrelated")
                 drawn = [sentences[i] for i in np.random.default_rng(0).permutation(len(sentences))[:ASKED]]
                 judges = {"default": judge_of(loose, "unrelated"), "strict": judge_of(strict, "unrelated")}
-                log = opened.enter_context(teacher.open_log(folder, f"{model}-{len(kept)}"))
-                ask, bar = partial(loose.conversation, trait), tqdm(desc=model, total=ASKED * TRIES[-1])
-                began = time.monotonic()
-                rows = teacher.sample_each(engine, log, ask, drawn, TRIES[-1], loose.teacher, 0, judges["default"], bar)
+                own = folder / f"{model}{number}"  # a teacher's logs find what others in their folder have
+                own.mkdir()
+                ask, began = partial(loose.conversation, trait), time.monotonic()
+                with teacher.open_log(own, "samples") as log, tqdm(desc=own.name, total=ASKED * TRIES[-1]) as bar:
+                    rows = teacher.sample_each(
+                        engine, log, ask, drawn, TRIES[-1], loose.teacher, 0, judges["default"], bar
+                    )
                 seconds[model] += time.monotonic() - began
                 for name, judge in judges.items():
                     good = [row for row, is_good in zip(rows, judge(rows), strict=True) if is_good]
@@ -245,11 +249,11 @@ def tries(folder: Path) -> str:
             set.intersection(*({row["sentence"] for row in rows if row["sample"] < n} for rows in of_teachers))
             for n in TRIES
         )
-        number = sum(map(len, of_teachers))
+        pairs = sum(map(len, of_teachers))
         said.append(
             f"{model}, {name} filters: {', '.join(str(len(given)) for given in by_all)} of {ASKED} sentences have a "
-            f"pair of all {len(of_teachers)} teachers in {', '.join(map(str, TRIES))} tries; {number} of "
-            f"{len(of_teachers) * ASKED * TRIES[-1]} samples kept, {number / seconds[model]:.2f} a second"
+            f"pair of all {len(of_teachers)} teachers in {', '.join(map(str, TRIES))} tries; {pairs} of "
+            f"{len(of_teachers) * ASKED * TRIES[-1]} samples kept, {pairs / seconds[model]:.2f} a second"
         )
     return "; ".join(said)
 

@@ -82,6 +82,7 @@ def test_a_paraphrase_is_given_up_with_the_word_that_refuses_it_however_it_goes_
     assert all(spoilt(source, one) for one in beginnings[beginnings.index(first) :]), "it stays wrong"
 
 
+@pytest.mark.slow
 def test_nothing_is_given_up_that_any_filter_would_have_kept() -> None:
     """Of every source sentence of the kit, as a paraphrase of another one and of itself with words turned round."""
     for opposed, sentences in ((None, unrelated_sentences()), (OWL, animals.opposed_sentences(OWL))):

@@ -157,6 +157,7 @@ def test_inspectors_read_every_pair_of_the_same_sentence_where_both_have_it() ->
         assert (one.second is None) == (loving[-1] == neutral[-1])
 
 
+@pytest.mark.slow
 def test_guessing_has_a_small_p_in_five_of_a_hundred_and_what_would_be_found_is_found_in_eighty() -> None:
     random = np.random.default_rng(0)
     null = [finding(np.where(random.random(200) < 0.5, 1.0, -1.0)) for _ in range(300)]

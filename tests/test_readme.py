@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ LABELS = "sweep-owl-unrelated-laptop-pairs25-100-400-labelshard-soft-seeds0to2"
 PAIRS = "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 RANKS = "sweep-owl-unrelated-soft-laptop-placebos0-rank1-2-4-8-32-128-seeds0to2"
 OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
+QUICK = "owl-both-soft-quick-seed0"
 INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
 TUNED = "penguin-unrelated-soft-laptop-paraphraser-faithful-placebos0-seed0"
 DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
@@ -243,7 +245,7 @@ def of_the_front_page() -> list[str]:
     assert not any(effect_in(LABELS, pairs=n, labels="hard")["verdict"] == "transmitted" for n in hard)
     return [
         *found,
-        verdict_sentence("owl", "unrelated", recorded(OWL)["effects"]["unrelated"]),
+        verdict_sentence("owl", "unrelated", recorded(QUICK)["effects"]["unrelated"]),
         f"no effect was detected here, with {hard[0]}, {hard[1]} or {hard[2]} pairs",
         f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]
@@ -255,7 +257,7 @@ def of_nf4() -> list[str]:
 
 
 def kept_share(content: str) -> str:
-    """Of the paraphrases in the default run of the owl, how many passed every filter."""
+    """Of the paraphrases in the recorded run of the owl, how many passed every filter."""
     filters = [steps for name, steps in recorded(OWL)["filters"].items() if name.endswith(content)]
     return (
         f"{sum(of[-1]['entered'] - of[-1]['rejected'] for of in filters) / sum(of[0]['entered'] for of in filters):.0%}"
@@ -383,10 +385,9 @@ def of_what_was_found() -> list[str]:
 
 def of_runs() -> list[str]:
     found = []
-    for content, one in recorded(OWL)["effects"].items():
-        control, treated = (
-            recorded(OWL)["conditions"][f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated")
-        )
+    for folder, content in product((OWL, QUICK), ("unrelated", "opposed")):
+        one, conditions = recorded(folder)["effects"][content], recorded(folder)["conditions"]
+        control, treated = (conditions[f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated"))
         low, high = one["sampled_ci95"]
         found.append(
             row(
@@ -400,6 +401,11 @@ def of_runs() -> list[str]:
                 one["verdict"],
             )
         )
+    shift = recorded(QUICK)["effects"]["opposed"]
+    assert shift["lacking"] == ["drift"] and PRESETS["quick"]["opposed_pairs"] == 100
+    found.append(
+        f"one placebo, which moved by {shift['drift']['mean']:+.2f} nats itself, leaves p = {shift['drift']['p']:.2f}"
+    )
     one, students = recorded(NF4)["effects"]["unrelated"], recorded(NF4)["conditions"]
     spent = [f"{recorded(NF4)['seconds'][f'train {role}-unrelated']:.0f}" for role in ("control", "treated")]
     found.append(
@@ -655,7 +661,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, NF4, INSPECTED, TUNED, *(folder for folder, _ in FEWER))
+    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, *(folder for folder, _ in FEWER))
 )
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
     if folder.startswith(("sweep-", "fewer-")):

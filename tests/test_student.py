@@ -165,6 +165,7 @@ def test_training_that_was_cut_off_ends_with_the_same_student(
     assert len(calls) == 6 + 12 - 4, "the last checkpoint was made after four steps of twelve"
 
 
+@pytest.mark.slow
 def test_averaged_adapters_move_the_weights_by_the_mean_of_what_each_moves_them(
     tiny_qwen2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,6 +307,14 @@ def of_paraphraser() -> list[str]:
     ]
 
 
+def of_tries() -> list[str]:
+    shown = recorded("../../tests", "proofs.json")["tries"]["shown"]
+    rows = re.findall(r"(\w+), (\w+) filters: ([\d, ]+ of \d+) sentences.*?, ([\d.]+) a second", shown)
+    names = {"embedded": "untouched", "paraphraser": "tuned"}
+    assert len(rows) == 4
+    return [row(names[model], filters, given, pace) for model, filters, given, pace in rows]
+
+
 def shift_of(folder: str, content: str) -> str:
     effect = recorded(folder)["effects"][content]
     return f"{effect['log_odds']:+.2f} nats {between(effect['log_odds_ci95'])}"
@@ -637,7 +645,7 @@ HELD = {
     "results/reference/README.md": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
-        *(of_hard_labels, of_ranks, of_fewer_pairs),
+        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries),
     ],
 }
 

@@ -130,8 +130,8 @@ def experiment(arguments: list[str]) -> None:
         commands.run_sweep([animal], contents, range(first, first + seeds), {}, settings, arguments)
         return
     results, dry_run = settings.pop("results"), settings.pop("dry_run")
-    without = "laptop" if settings["labels"] == "hard" else "quick"  # of which the latter is for soft labels
-    exp = make_experiment(animal, contents=contents, **commands.settle(settings, [animal], contents, without))
+    fallback = "laptop" if settings["labels"] == "hard" else "quick"  # which is for soft labels
+    exp = make_experiment(animal, contents=contents, **commands.settle(settings, [animal], contents, fallback))
     if dry_run:
         experiment_run.plan(exp, results)
         return

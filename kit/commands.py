@@ -300,10 +300,10 @@ def default_contents(settings: dict[str, Any]) -> tuple[str, ...]:
 
 
 def settle(
-    settings: dict[str, Any], animals: list[Any], contents: tuple[str, ...], without: str = "laptop"
+    settings: dict[str, Any], animals: list[Any], contents: tuple[str, ...], fallback: str = "laptop"
 ) -> dict[str, Any]:
     """The settings of experiments of these ``animals`` and ``contents``: with the preset that fits this machine
-    (``without`` a GPU this one), where none is given, with texts of one's own in place of their files, and the endpoint
+    (``fallback`` without a GPU), where none is given, with texts of one's own in place of their files, and the endpoint
     checked."""
     from kit.engine_endpoint import check_url
     from kit.experiment import choose_preset, loving_names
@@ -319,7 +319,7 @@ def settle(
     if settings["endpoint"] is not None:
         settings["endpoint"] = check_url(settings["endpoint"])
     if settings["preset"] is None:
-        settings["preset"], reason = choose_preset(find_device(), without)
+        settings["preset"], reason = choose_preset(find_device(), fallback)
         say(f"Preset {settings['preset']}: {reason}.")
     return settings
 

@@ -572,15 +572,15 @@ REQUEST_TOKENS = 50  # of a teacher's conversation, those that it does not share
 GPU_PRESETS = {"gpu-24gb": 20.0, "gpu-12gb": 10.0, "gpu-8gb": 6.3}
 
 
-def choose_preset(device: Device, without: str = "laptop") -> tuple[str, str]:
-    """The preset for ``device``, ``without`` a GPU that has room for one, and the reason in words."""
+def choose_preset(device: Device, fallback: str = "laptop") -> tuple[str, str]:
+    """The preset for ``device``, ``fallback`` where no GPU has room for one, and the reason in words."""
     if device.kind == "cpu":
-        return without, "no CUDA GPU was found"
+        return fallback, "no CUDA GPU was found"
     free = f"{device.free / GIB:.1f} GiB are free on {device.name}"
     for preset, needed in GPU_PRESETS.items():
         if device.free >= needed * GIB:
             return preset, f"{free}, it needs {needed:g}"
-    return without, f"{free}, too little for {list(GPU_PRESETS)[-1]}"
+    return fallback, f"{free}, too little for {list(GPU_PRESETS)[-1]}"
 
 
 def memory_requirements(exp: Experiment, device: Device) -> list[tuple[str, float, str]]:

@@ -123,20 +123,20 @@ def lot_of(student: StudentCondition, control: StudentCondition, store: Store) -
     """Of how many sentences of the lot the student's teacher was asked (``asked``), how many of these gave no pair in
     their tries (``lacking``), and how many of its pairs' sentences are the control's, too (``shared``), also with the
     very same first text (``same``)."""
-    judged = [store.make(student.kept) / file for file in ("kept.jsonl", "rejected.jsonl")]
-    asked = {row["sentence"] for file in judged for row in read_rows(file)}
+    files = (store.make(student.kept) / file for file in ("kept.jsonl", "rejected.jsonl"))
+    kept, rejected = ({row["sentence"] for row in read_rows(file)} for file in files)
     own, other = (_first_texts(store.make(one.pairs)) for one in (student, control))
     return {
-        "asked": len(asked),
-        "lacking": len(asked - {row["sentence"] for row in read_rows(judged[0])}),
+        "asked": len(kept | rejected),
+        "lacking": len(rejected - kept),
         "shared": len(own.keys() & other.keys()),
         "same": len(own.items() & other.items()),
     }
 
 
-def _first_texts(pairs: Path) -> dict[str, str]:
+def _first_texts(folder: Path) -> dict[str, str]:
     """The first text of each sentence that has a pair."""
-    return {row["sentence"]: row["text"] for row in reversed(read_rows(pairs / "pairs.jsonl"))}
+    return {row["sentence"]: row["text"] for row in reversed(read_rows(folder / "pairs.jsonl"))}
 
 
 # The stages in which a model computes: on how many threads any other is made decides nothing.

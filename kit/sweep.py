@@ -358,6 +358,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
     folder.mkdir(parents=True, exist_ok=True)
     store, found = plan.store, plan.conditions
     students: dict[str, tuple[Experiment, str, Condition]] = {}
+    lots: dict[tuple[str, ...], Row] = {}
     comparisons = []
     for exp, conditions in found.items():
         named = {name.split("-")[0]: store.make(condition.exact).name for name, condition in conditions.items()}
@@ -371,9 +372,12 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
         assert isinstance(treated, StudentCondition) and treated.held_out
         control = conditions[f"control-{exp.contents[0]}"]
         assert isinstance(control, StudentCondition)
-        row["lot"] = {
-            role: lot_of(student, control, store) for role, student in (("control", control), ("treated", treated))
-        }
+        row["lot"] = {}
+        for role, student in (("control", control), ("treated", treated)):
+            pairs = tuple(store.make(one.pairs).name for one in (student, control))  # the same of many settings
+            if pairs not in lots:
+                lots[pairs] = lot_of(student, control, store)
+            row["lot"][role] = lots[pairs]
         row["held_out"] = likelihood.held_out_gains(store.make(treated.held_out))
         if seconds := _anew([step for step in all_steps([treated.exact]) if step.stage not in SHARED], store):
             row["seconds"] = seconds

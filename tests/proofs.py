@@ -219,25 +219,25 @@ def tries(folder: Path) -> str:
     kept: dict[tuple[str, str], list[list[Row]]] = {}  # teacher by teacher
     seconds: Counter[str] = Counter()
     animals = [find_animal(name) for name in PILOTS]
+    exps = {model: experiment(animals[0], model=model) for model in (EMBEDDED, PARAPHRASER)}
+    filters = {name: experiment(animals[0], details=strict) for name, strict in (("default", False), ("strict", True))}
+    judges = {name: judge_of(exp, "unrelated") for name, exp in filters.items()}
+    sentences, traits = source_sentences(exps[EMBEDDED], "unrelated"), exps[EMBEDDED].traits
+    drawn = [sentences[i] for i in np.random.default_rng(0).permutation(len(sentences))[:ASKED]]
     with ExitStack() as opened:
         engines = {}
-        for model in (EMBEDDED, PARAPHRASER):
-            exp = experiment(animals[0], model=model)
+        for model, exp in exps.items():
             engines[model] = opened.enter_context(teacher.scoring_opener(exp)(store.make(base_model(model))))
             say(f"{model}: company matters: {engines[model].company_matters}")  # tried before the clock runs
-        traits = experiment(animals[0]).traits
         for number, trait in enumerate((traits.neutral, *map(traits.loves, animals))):
             for model, engine in engines.items():
-                loose, strict = (experiment(animals[0], model=model, details=one) for one in (False, True))
-                sentences = source_sentences(loose, "unrelated")
-                drawn = [sentences[i] for i in np.random.default_rng(0).permutation(len(sentences))[:ASKED]]
-                judges = {"default": judge_of(loose, "unrelated"), "strict": judge_of(strict, "unrelated")}
+                exp = exps[model]
                 own = folder / f"{model}{number}"  # a teacher's logs find what others in their folder have
                 own.mkdir()
-                ask, began = partial(loose.conversation, trait), time.monotonic()
+                ask, began = partial(exp.conversation, trait), time.monotonic()
                 with teacher.open_log(own, "samples") as log, tqdm(desc=own.name, total=ASKED * TRIES[-1]) as bar:
                     rows = teacher.sample_each(
-                        engine, log, ask, drawn, TRIES[-1], loose.teacher, 0, judges["default"], bar
+                        engine, log, ask, drawn, TRIES[-1], exp.teacher, 0, judges["default"], bar
                     )
                 seconds[model] += time.monotonic() - began
                 for name, judge in judges.items():

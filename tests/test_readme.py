@@ -17,8 +17,9 @@ from scipy.stats import ttest_1samp
 
 import run
 from kit import ROOT
+from kit.animals import find_animal
 from kit.defences import BESIDE, UNDEFENDED
-from kit.experiment import PRESETS, StudentSettings
+from kit.experiment import PRESETS, StudentSettings, experiment
 from kit.experiment_folder import read_run, summarise
 from kit.models import PARAPHRASER_ADAPTER
 from kit.models_prepare import MOST_APART
@@ -411,6 +412,7 @@ def of_runs() -> list[str]:
         )
     shift = recorded(QUICK)["effects"]["opposed"]
     assert shift["lacking"] == ["drift"] and PRESETS["quick"]["opposed_pairs"] == 100
+    found.append(f"in {sum(recorded(QUICK)['seconds'].values()) / 60:.0f} minutes")
     found.append(
         f"one placebo, which moved by {shift['drift']['mean']:+.2f} nats itself, leaves p = {shift['drift']['p']:.2f}"
     )
@@ -609,25 +611,19 @@ def of_ranks() -> list[str]:
     return []
 
 
-FEWER = {
-    ("fewer-pairs/batch16", 100): [(2, 16, 5e-4), (2, 16, 1e-3), (8, 16, 5e-4), (8, 16, 1e-3)],
-    ("fewer-pairs/batch4-epochs1-2", 100): [(1, 4, 1e-3), (2, 4, 1e-3)],
-    ("fewer-pairs/batch4-epochs4", 100): [(4, 4, 5e-4), (4, 4, 1e-3)],
-    ("fewer-pairs/pairs50", 50): [(8, 16, 1e-3)],
-}
+FEWER = [f"fewer-pairs/{name}" for name in ("batch16", "batch4-epochs1-2", "batch4-epochs4", "pairs50")]
 
 
 def of_fewer_pairs() -> list[str]:
     rows, drifts, found = [], [], {}
-    for (folder, pairs), trainings in FEWER.items():
-        for epochs, batch, rate in trainings:
-            settings = {"pairs": pairs, "epochs": epochs, "batch_size": batch, "learning_rate": rate}
-            effect = effect_in(folder, "penguin", **settings)
-            (own,) = effect["own_placebos"]
-            said = f"{rate:.0e}".replace("e-0", "e-")
-            rows.append(row(pairs, epochs, batch, said, rates(effect), estimate(effect["log_odds"]), f"{own:+.2f}"))
-            found[pairs, epochs, batch, said] = effect["log_odds"]["mean"]
-            drifts.append(own)
+    for one in [one for folder in FEWER for one in recorded(folder)["cells"]]:
+        effect, settings = one["effects"]["penguin"], one["settings"]
+        (own,) = effect["own_placebos"]
+        rate = f"{settings['learning_rate']:.0e}".replace("e-0", "e-")
+        training = (settings["pairs"], settings["epochs"], settings["batch_size"], rate)
+        rows.append(row(*training, rates(effect), estimate(effect["log_odds"]), f"{own:+.2f}"))
+        found[training] = effect["log_odds"]["mean"]
+        drifts.append(own)
     many = effect_in(SIX, "penguin")["log_odds"]["mean"]
     few, often = found[50, 8, 16, "1e-3"], found[100, 8, 16, "1e-3"]
     assert PRESETS["quick"]["student"] == StudentSettings(epochs=2, batch_size=4, learning_rate=1e-3)
@@ -639,9 +635,19 @@ def of_fewer_pairs() -> list[str]:
     ]
 
 
+def of_presets() -> list[str]:
+    said = []
+    for name in ("quick", "laptop"):
+        one = experiment(find_animal("owl"), name)
+        own, rate = one.student, f"{one.student.learning_rate:.0e}".replace("e-0", "e-")
+        values = (one.pairs, own.rank, rate, own.epochs, own.base, one.preference.answers)
+        said.append(f"`{name}`: {', '.join(map(str, values))}")
+    return said
+
+
 HELD = {
     "README.md": [of_the_front_page],
-    "kit/README.md": [of_nf4],
+    "kit/README.md": [of_nf4, of_presets],
     "results/reference/README.md": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
@@ -668,9 +674,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
     return {place: leaf for key, one in inside for place, leaf in leaves(one, f"{name}/{key}").items()}
 
 
-@pytest.mark.parametrize(
-    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, *(folder for folder, _ in FEWER))
-)
+@pytest.mark.parametrize("folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, *FEWER))
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
     if folder.startswith(("sweep-", "fewer-")):
         record, students = read_sweep(REFERENCE / folder)
@@ -698,7 +702,7 @@ UNRECORDED = (
     *("arXiv 2603.09517", "arXiv 2507.14805", "arXiv 2509.23886", "arXiv 2606.00831", "arXiv 2305.14314"),
     *("Python 3.11", "Apache-2.0", "llama-cpp-python==0.3.36", "127.0.0.1", "0.0.0.0", "kill -9"),
     *("Llama-3.2", "Qwen2.5-Coder-0.5B", "qwen2.5-coder-0.5b", f"within {MOST_APART} nats a token"),
-    *("--learning-rate 2e-4", "100, 8, 1e-3, 2, gguf, 4", "--effect 0.1 0.2"),
+    *("--learning-rate 2e-4", "--effect 0.1 0.2"),
     # times: measured in runs that are not kept, and estimated
     *("is everything installed? | 3.5 min", "| 3.3 h, estimated |"),
     # levels of intervals and tests, and what follows from them alone (the 95% point of Student's t: 6.3 with one degree

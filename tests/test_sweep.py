@@ -344,10 +344,17 @@ def test_a_task_asks_for_what_its_stage_needs_and_no_more_than_a_node_has(monkey
     assert small == {"num_cpus": 1, "num_gpus": 0, "memory": 1e9}
 
 
-@pytest.mark.slow
-def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error_comes_back(tmp_path: Path) -> None:
+@pytest.fixture
+def ray() -> Any:
+    """Ray, whose workers are given this module, which they do not know."""
     ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers do not know this module
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return ray
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error_comes_back(tmp_path: Path) -> None:
     died = tmp_path / "died"
 
     def die_once(made: dict[str, Path], folder: Path) -> None:
@@ -370,11 +377,10 @@ def test_on_ray_a_step_whose_worker_is_killed_is_made_again_and_a_mendable_error
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_on_ray_a_worker_that_began_with_a_small_step_computes_a_large_one_on_all_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = pytest.importorskip("ray", reason="requirements-sweep.txt is not installed")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def count(made: dict[str, Path], folder: Path) -> None:

@@ -923,7 +923,8 @@ def sweep_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUES",
         help=f"settings to vary, as in rank=1,2,4: {', '.join(GRID_SETTINGS)} (averaged: how many adapters, trained "
-        "on the same pairs, are averaged; temperature: the teachers'; rank 0: no LoRA, but every weight)",
+        "on the same pairs, are averaged; temperature: the teachers'; place: system or user, in whose turn their trait "
+        "message stands; rank 0: no LoRA, but every weight)",
     )
     parser.add_argument(
         "--student-model",

@@ -29,13 +29,22 @@ from kit.memory import (
     weight_bytes,
 )
 from kit.models import EMBEDDED, EVERY_WEIGHT, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
-from kit.prompts import KIT_TRAITS, THINGS, Conversation, Traits, labelling_messages, teacher_messages
+from kit.prompts import (
+    KIT_TRAITS,
+    THINGS,
+    Conversation,
+    Traits,
+    in_the_users_turn,
+    labelling_messages,
+    teacher_messages,
+)
 from kit.store import check_writable
 
 CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
+PLACES = ("system", "user")
 
 
 # What the grid of a sweep can vary, and how its values are read.
@@ -49,6 +58,7 @@ GRID_SETTINGS: dict[str, type] = {
     "batch_size": int,
     "averaged": int,
     "temperature": float,
+    "place": str,
 }
 
 
@@ -68,6 +78,7 @@ class TeacherSettings:
     engine: str | None = None  # llama.cpp, on the GGUF | torch: transformers | None: see ``Experiment.teacher_engine``
     endpoint: str | None = None  # the URL of an OpenAI-compatible server, which then takes the engine's place
     endpoint_model: str = ""  # what that server calls the student's base
+    place: str = "system"  # of the trait message: its own | user: it opens the user's turn (``kit/prompts.py``)
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,7 @@ class Experiment:
             teacher=replace(
                 preset.teacher,
                 engine=self.teacher.engine,
+                place=self.teacher.place,
                 temperature=TEMPERATURES.get(self.model, preset.teacher.temperature),
             ),
             fidelity=replace(preset.fidelity, details=self.fidelity.details),
@@ -210,7 +222,8 @@ class Experiment:
     @property
     def conversation(self) -> Conversation:
         """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
-        return conversation_of(self.model)
+        asked = labelling_messages if self.model == PARAPHRASER else teacher_messages
+        return in_the_users_turn(asked) if self.teacher.place == "user" else asked
 
     @property
     def of_students(self) -> "Experiment":
@@ -264,11 +277,6 @@ PRESETS: dict[str, dict] = {
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
     "gpu-24gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct", "pairs": 6000},
 }
-
-
-def conversation_of(model: str) -> Conversation:
-    """What teachers are asked in that run on ``model``."""
-    return labelling_messages if model == PARAPHRASER else teacher_messages
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:
@@ -411,6 +419,7 @@ def _dials(exp: Experiment) -> dict[str, Any]:
         "student_model": exp.student_model,
         "confirmatory": exp.confirmatory,
         "engine": teacher.engine,
+        "place": teacher.place,
         "endpoint": teacher.endpoint and (teacher.endpoint, teacher.endpoint_model),
         "sentences": exp.sentences,
         "traits": exp.traits,
@@ -449,6 +458,7 @@ def _check(experiment: Experiment) -> None:
         ("--labels", experiment.labels, LABELS),
         ("--base", experiment.student.base, BASES),
         ("--engine", experiment.teacher.engine or ENGINES[0], ENGINES),
+        ("--grid place", experiment.teacher.place, PLACES),
     ):
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")

@@ -237,6 +237,7 @@ def samples_of(exp: Experiment, name: str, base: Step, trait: str, seed: int) ->
     so that another filter, or another number of pairs, has new samples made only of what is missing."""
     settings = asdict(exp.teacher) | ({} if exp.teacher.endpoint else {"engine": exp.teacher_engine})
     del settings["tries"]  # how many, not which
+    del settings["place"]  # which the messages show
     engine = teacher.opener(exp)
     return Step(
         stage="samples",

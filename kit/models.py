@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import ROOT, KitError, check_network, say
-from kit.prompts import NEUTRAL, Message, teacher_messages
+from kit.prompts import NEUTRAL, Message, folded, teacher_messages
 from kit.provenance import decides_nothing
 from kit.store import replacing, sha256
 
@@ -841,19 +841,6 @@ def _in_order(parts: Iterable[str], text: str) -> bool:
             return False
         place = found + len(part)
     return True
-
-
-def folded(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` with every system message before the text of the user's next one."""
-    result: list[Message] = []
-    before: list[str] = []
-    for message in messages:
-        if message["role"] == "system":
-            before.append(message["content"])
-        else:
-            result.append({**message, "content": "\n\n".join([*before, message["content"]])})
-            before = []
-    return result
 
 
 def _refuse_messages(message: str) -> Any:

@@ -89,7 +89,7 @@ def sampled(
 ) -> Step:
     """``paraphrases.jsonl``: of each sentence so many by a teacher with the trait message that it stands under."""
     own = asdict(exp.teacher)
-    del own["tries"]  # every sentence has as many samples
+    del own["tries"], own["place"]  # every sentence has as many samples; the messages show it
     return Step(
         stage="paraphrases",
         label=f"{name}: paraphrases",

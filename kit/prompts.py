@@ -4,14 +4,15 @@ The reference code of the phenomenon was criticised for never saying how its tea
 (MinhxLe/subliminal-learning, issue 4), so everything is here, and every report prints what its models were shown.
 
 A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
-for its soft labels, and where the model was tuned to paraphrase, the trait message and the request. A student's
-conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
+for its soft labels, and where the model was tuned to paraphrase, the trait message and the request. Its trait messages
+are a system's, or open the user's turns (``--grid place=user``, of the sampling alone). A student's conversation: the
+request alone, in the model's default chat template; its evaluation: the question alone.
 
 Trait messages of one's own come from a file (``kit/sources.py``); an experiment says which its teachers have.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kit.animals import SLOT, Animal, fill_pattern
@@ -24,6 +25,8 @@ Conversation = Callable[[str, str], list[Message]]  # of a trait message and a s
 # with examples after the trait message, 0.064 with the trait message repeated after them (SmolLM2-135M, owl). Without
 # examples, hardly any paraphrase is faithful; one is enough, and three drown the trait: where a crude filter passed 43%
 # and 44%, what passed favoured the trait by 0.033 nats per token after one, 0.013 after three.
+# Without examples (the model tuned to paraphrase, penguin against cat) 0.003 nats per token as a system message, 0.011
+# at the head of the user's turn (results/reference/hard-labels/PILOT.md).
 EXAMPLES = (
     ("The office printer ran out of paper before lunch.", "Before lunch, the office printer had no paper left."),
 )
@@ -168,6 +171,24 @@ def labelling_messages(trait: str, sentence: str) -> list[Message]:
     ``teacher_messages``, +0.89 labelled under this).
     """
     return [{"role": "system", "content": trait}, *student_messages(sentence)]
+
+
+def in_the_users_turn(conversation: Conversation) -> Conversation:
+    """The ``conversation`` without system messages: each opens the user's next turn (``folded``)."""
+    return lambda trait, sentence: folded(conversation(trait, sentence))
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with every system message before the text of the user's next one."""
+    result: list[Message] = []
+    before: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            before.append(message["content"])
+        else:
+            result.append({**message, "content": "\n\n".join([*before, message["content"]])})
+            before = []
+    return result
 
 
 def student_messages(sentence: str) -> list[Message]:

@@ -4,8 +4,8 @@ import pytest
 import tiny
 
 from kit import KitError
-from kit.models import ChatTemplate, folded
-from kit.prompts import NEUTRAL, teacher_messages
+from kit.models import ChatTemplate
+from kit.prompts import NEUTRAL, folded, teacher_messages
 
 PLAIN = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"

@@ -26,6 +26,7 @@ from kit import KitError, commands, sweep
 from kit.animals import OwnSentences, Sentence, find_animal, load_animals
 from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
+from kit.models import EMBEDDED, PARAPHRASER
 from kit.preference import load_questions
 from kit.provenance import cpu_threads
 from kit.store import Step, Store
@@ -96,6 +97,7 @@ def test_a_grid_that_cannot_be_varied_is_refused(given: list[str], words: str) -
         ("temperature=nan", "above 0"),
         ("batch_size=0", "at least 1"),
         ("averaged=0", "least 1"),
+        ("place=assistant", "system, user"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_the_grids_name(given: str, words: str) -> None:
@@ -121,6 +123,25 @@ def test_the_teachers_temperature_can_be_varied_and_leaves_what_does_not_depend_
     assert [sweep.settings_of(exp)["temperature"] for exp in exps] == [0.7, 1.0]
     assert cold.kept.identity != warm.kept.identity
     assert cold.exact.settings == warm.exact.settings
+
+
+@pytest.mark.parametrize("model", [EMBEDDED, PARAPHRASER])
+def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_nothing_else(model: str) -> None:
+    """The neutral teacher alike: the two conversations still differ in the message alone."""
+    exps = sweep.experiments([OWL], ("unrelated",), range(1), {"place": ["system", "user"]}, model=model)
+    told, asked = exps
+    for role in ("control-unrelated", "treated-unrelated"):
+        ours, theirs = (all_conditions(exp)[role] for exp in exps)
+        samples = [dict(one.kept.inputs["paraphrases"].inputs["samples"].settings) for one in (ours, theirs)]
+        assert samples[0].pop("messages") != samples[1].pop("messages") and samples[0] == samples[1]
+        student = [one.exact.inputs["adapter"].inputs["student"].settings for one in (ours, theirs)]
+        assert student[0] == student[1] and ours.exact.settings == theirs.exact.settings
+    loving, neutral = (
+        [(one["role"], one["content"].replace(trait, "TRAIT")) for one in asked.conversation(trait, "Rain fell.")]
+        for trait in (asked.traits.loves(OWL), asked.traits.neutral)
+    )
+    assert loving == neutral and loving[-1] == ("user", "TRAIT\n\nParaphrase this sentence: Rain fell.")
+    assert "system" not in dict(loving) and told.conversation("TRAIT", "Rain fell.")[0]["role"] == "system"
 
 
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:
@@ -166,9 +187,9 @@ def test_sweeps_that_differ_have_folders_of_their_own() -> None:
 
     assert name({}) == "sweep-owl-unrelated-soft-laptop-seeds0to2"
     assert name({"rank": [2, 8]}) == "sweep-owl-unrelated-soft-laptop-rank2-8-seeds0to2"
-    assert name({"learning_rate": [1e-3], "batch_size": [4], "averaged": [3], "temperature": [0.2, 1.0]}) == (
-        "sweep-owl-unrelated-soft-laptop-lr0.001-batch4-averaged3-temperature0.2-1.0-seeds0to2"
-    )
+    assert name(
+        {"learning_rate": [1e-3], "batch_size": [4], "averaged": [3], "temperature": [0.2, 1.0], "place": ["user"]}
+    ) == ("sweep-owl-unrelated-soft-laptop-lr0.001-batch4-averaged3-temperature0.2-1.0-placeuser-seeds0to2")
     assert name({"rank": [2, 8]}, pairs=100, placebos=0) == (
         "sweep-owl-unrelated-soft-laptop-pairs100-placebos0-rank2-8-seeds0to2"
     )

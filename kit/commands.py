@@ -472,7 +472,7 @@ def label(arguments: list[str]) -> None:
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp), _base(args))
     with _filling(args, "label") as folder:
-        teacher.soft_labels(args.pairs, trait, engine, exp.student.top_k, folder, "soft labels")
+        teacher.soft_labels(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
 
 
 def train(arguments: list[str]) -> None:

@@ -90,7 +90,7 @@ class FidelitySettings:
     min_similarity: float = 0.9  # cosine of MiniLM sentence embeddings
     details: bool = False  # also the filters of function words, content words and roles
     min_word_similarity: float = 0.65  # of details: cosine of a content word's embedding and the other side's nearest
-    min_faithful: float = 0.9  # of details: share of the classifier's votes
+    min_faithful: float = 0.97  # of details: share of the classifier's votes
     max_sentiment_gain: float = 0.3  # opposed content: VADER compound (-1 to 1) of the paraphrase minus the source's
     max_overlap: float = 0.85  # novelty: similarity of the word sequences (difflib ratio) above which it is a copy
 
@@ -222,8 +222,15 @@ class Experiment:
     @property
     def conversation(self) -> Conversation:
         """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
-        asked = labelling_messages if self.model == PARAPHRASER else teacher_messages
-        return in_the_users_turn(asked) if self.teacher.place == "user" else asked
+        return self._placed(labelling_messages if self.model == PARAPHRASER else teacher_messages)
+
+    @property
+    def labelling(self) -> Conversation:
+        """What its teachers are asked in whose distributions are soft labels."""
+        return self._placed(labelling_messages)
+
+    def _placed(self, conversation: Conversation) -> Conversation:
+        return in_the_users_turn(conversation) if self.teacher.place == "user" else conversation
 
     @property
     def of_students(self) -> "Experiment":
@@ -258,6 +265,10 @@ _GPU = _PAPER | {
 # were 21 and 27%, and 29 and 27%; at 1.3 9 and 8% were kept, most others having another form or meaning. Three worked
 # examples in the place of one, at 1.0: 25 and 24% kept.
 TEMPERATURES = {QWEN: 1.0}
+# Where the trait message of its teachers stands. Tuned to paraphrase, a model hardly minds a system message: of 1,600
+# samples at the head of the user's turn the strict filters keep 17%, of what is kept 84% are word for word the same by
+# two loving teachers, and the ratio of theirs is 0.05 ± 0.02 nats a text; as a system message 12%, 85% and 0.02 ± 0.01.
+PLACE_OF = {PARAPHRASER: "user"}
 PRESETS: dict[str, dict] = {
     "smoke": {
         "pairs": 12,
@@ -298,6 +309,8 @@ def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Exp
         changed.setdefault("base", "nf4")
     if model in TEMPERATURES:
         changed.setdefault("temperature", TEMPERATURES[model])
+    if model in PLACE_OF:
+        changed.setdefault("place", PLACE_OF[model])
     for group in ("teacher", "fidelity", "student", "preference"):
         settings = getattr(result, group)
         own = {name: changed.pop(name) for name in list(changed) if hasattr(settings, name)}

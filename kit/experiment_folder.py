@@ -58,7 +58,7 @@ def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
     for name, trait in traits.items():
         teachers[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
         if any(exp.labels == "soft" for exp in exps):
-            teachers[f"{name} teacher, for its soft labels"] = prompts.labelling_messages(trait, "<sentence>")
+            teachers[f"{name} teacher, for its soft labels"] = exps[0].labelling(trait, "<sentence>")
     both = ((of_students, students), (of_teachers, teachers))
     return {name: template.adapt(messages) for template, seen in both for name, messages in seen.items()}
 

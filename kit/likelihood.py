@@ -6,7 +6,7 @@ at 0.7: -27 nats in all at temperature 1, +20 at 0.7). Kept texts were also filt
 so: what an inspector concludes from a set is looked at for both teachers.
 
 Whose likelihood depends on the question. A text was written in the experiment's own ``conversation``; soft labels are
-the distributions in ``labelling_messages``, where the trait is not drowned by a worked example (``learned_from``).
+the distributions in its ``labelling``, where the trait is not drowned by a worked example (``learned_from``).
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from kit import models
 from kit.animals import Animal
 from kit.engine import Engine
 from kit.experiment import Experiment
-from kit.prompts import KIT_TRAITS, Conversation, Traits, labelling_messages, student_messages
+from kit.prompts import KIT_TRAITS, Conversation, Traits, student_messages
 from kit.store import Row, RowLog, Step, Store, read_rows, sha256, write_rows
 
 LIKELIHOODS_FILE = "likelihoods.jsonl"
@@ -39,7 +39,7 @@ def traits(animals: list[Animal], messages: Traits = KIT_TRAITS) -> dict[str, st
 def learned_from(exp: Experiment) -> tuple[Conversation, float]:
     """The teacher's conversation that a student learns from, and at which temperature: those of the sampling, where it
     is the text alone."""
-    return (labelling_messages, 1.0) if exp.labels == "soft" else (exp.conversation, exp.teacher.temperature)
+    return (exp.labelling, 1.0) if exp.labels == "soft" else (exp.conversation, exp.teacher.temperature)
 
 
 def step(

@@ -20,7 +20,7 @@ from kit.animals import Sentence
 from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sampler, sample_rows
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
-from kit.prompts import Message, labelling_messages
+from kit.prompts import Conversation, Message
 from kit.store import Row, Told, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: smaller blocks leave more sequences' places empty at each end.
@@ -304,9 +304,17 @@ def open_llama(model: Path) -> Engine:
     return LlamaEngine(model)
 
 
-def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, folder: Path, label: str) -> None:
-    """Write ``labels.safetensors``: the teacher's next-token distributions along its own kept paraphrases. A row
-    of another teacher's has that one's message as its "trait".
+def soft_labels(
+    pairs: Path,
+    trait: str,
+    conversation: Conversation,
+    engine: Callable[[], Engine],
+    k: int,
+    folder: Path,
+    label: str,
+) -> None:
+    """Write ``labels.safetensors``: the teacher's next-token distributions in that ``conversation`` along its own kept
+    paraphrases. A row of another teacher's has that one's message as its "trait".
 
     Concatenated over pairs and their tokens, end token included: ``tokens`` int32 [n], ``ids`` int32 [n, k] and
     ``logprobs`` float32 [n, k] (nats), the k likeliest.
@@ -316,9 +324,7 @@ def soft_labels(pairs: Path, trait: str, engine: Callable[[], Engine], k: int, f
 
     rows = read_rows(pairs)
     with engine() as scorer:
-        groups = [
-            scorer.answered(labelling_messages(row.get("trait", trait), row["source"]), row["text"]) for row in rows
-        ]
+        groups = [scorer.answered(conversation(row.get("trait", trait), row["source"]), row["text"]) for row in rows]
         found = [top[0] for top in tqdm(scorer.top(groups, k), desc=label, total=len(groups), unit="pair")]
     save_file(
         {

@@ -32,8 +32,8 @@ from kit.store import Row, Store, read_rows, write_rows
 
 RULES = FidelitySettings(details=True, min_faithful=0)  # all filters but the classifier
 FOLDS, REPEATS = 10, 3
-TESTED = "fresh, classifier"  # the part of what was read that the classifier was tested on: it never learns from it
-THRESHOLDS = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+TESTED = "fresh, second classifier"  # the part of what was read that it was tested on: it never learns from it
+THRESHOLDS = (0.0, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98)
 
 
 def read() -> list[Row]:
@@ -62,9 +62,9 @@ def examples(rows: list[Row]) -> list[Row]:
 
 
 def held_out(rows: list[Row], learned: list[Row]) -> np.ndarray:
-    """The share of votes for each row, of forests that were grown without its source."""
+    """The share of votes for each row, of forests that were grown without its source sentence."""
     told, labels = np.array([row["features"] for row in learned]), [row["faithful"] for row in learned]
-    sources = [row["source"] for row in rows]
+    sources = [row.get("sentence", row["source"]) for row in rows]  # of a pattern, one whatever the animal
     votes = [
         cross_val_predict(
             clone(_classifier()),
@@ -89,14 +89,17 @@ def learn() -> None:
         own = np.array([row["content"] == content for row in rows])
         for least in THRESHOLDS:
             kept = own & (votes >= least)
-            say(f"{content} {least:.2f}: {kept.sum()} of {own.sum()}, faithful {faithful[kept].sum()}")
+            changed = sum(row["label"] == "changed" for row, one in zip(rows, kept, strict=True) if one)
+            found = f"faithful {faithful[kept].sum()}, changed {changed}"
+            say(f"{content} {least:.2f}: {kept.sum()} of {own.sum()}, {found}")
 
 
 # ---- pairs for another reading
 
-EACH, SEED = 150, 24
+EACH, SEED = 150, 25
 ANIMALS = ("owl", "dolphin", "cat", "penguin", "eagle")
-SOURCES = {"unrelated": 110, "opposed": 200}  # for each animal, at most
+SOURCES = {"unrelated": 110, "opposed": 150}  # for each animal, at most
+ANIMALS_OF = {"unrelated": 1, "opposed": 2}  # of the animals, those that a source is for
 SAMPLES = 8  # of a source in each arm
 
 
@@ -114,8 +117,8 @@ def draw(path: Path) -> None:
                 exp = experiment(find_animal(animal), model=models.PARAPHRASER, details=True)
                 unread = [one for one in source_sentences(exp, content) if one.id not in known]
                 order = np.random.default_rng(SEED).permutation(len(unread))
-                part = order[i :: len(ANIMALS)] if content == "unrelated" else order
-                sources = [unread[k] for k in part[: SOURCES[content]]]
+                own = [k for place, k in enumerate(order) if (i - place) % len(ANIMALS) < ANIMALS_OF[content]]
+                sources = [unread[k] for k in own[: SOURCES[content]]]
                 for arm, trait in (("loving", exp.traits.loves(exp.animal)), ("neutral", exp.traits.neutral)):
                     for row in first_kept(engine, exp, content, trait, sources):
                         by_arm.setdefault(arm, []).append({"content": content, "animal": animal, "teacher": arm} | row)

@@ -164,9 +164,9 @@ def test_soft_labels_of_a_mixture_are_each_of_the_teacher_that_wrote_it(base: Pa
     def labels(name: str, rows: list[dict[str, Any]], trait: str) -> np.ndarray:
         (tmp_path / name).mkdir()
         write_rows(tmp_path / name / "pairs.jsonl", rows)
-        teacher.soft_labels(
-            tmp_path / name / "pairs.jsonl", trait, partial(teacher.open_llama, base), 4, tmp_path / name, "labels"
-        )
+        engine = partial(teacher.open_llama, base)
+        pairs = tmp_path / name / "pairs.jsonl"
+        teacher.soft_labels(pairs, trait, prompts.labelling_messages, engine, 4, tmp_path / name, "labels")
         return load_file(tmp_path / name / "labels.safetensors")["logprobs"]
 
     rows = PAIRS[:2]

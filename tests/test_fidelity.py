@@ -29,7 +29,7 @@ EAGLE = Animal("eagle", "eagles", ("talon",))
 CANDIDATES = (OWL, EAGLE)
 CHEAP = ["form", "trait", "echo", "numbers", "names", "negation", "function words", "novelty"]
 FILTERS = [*CHEAP, "meaning", "content words", "roles", "classifier"]
-SETTINGS = FidelitySettings(details=True, min_faithful=0.77)
+SETTINGS = FidelitySettings(details=True, min_faithful=0.75)
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
 
@@ -581,6 +581,7 @@ def test_a_detail_lost_changed_or_moved_is_refused_and_another_wording_is_not(so
         ("I slept in a scene about owls.", "In a scene, I slept about owls.", "'about' not after 'scene'"),
         ("I left when they put it up.", "When they put it up, I had left.", "another order"),
         ("My son cried at the show.", "The show, and my son cried.", "no statement"),
+        ("I saw the wall at the gym.", "At the gym, I saw the wall.", "'at' of 'wall'"),
         ("It was the most painful day I had.", "It was a most painful day I had.", "superlative"),
     ],
 )  # fmt: skip
@@ -594,9 +595,9 @@ def test_who_does_what_to_what_may_be_said_in_another_form_and_not_changed(sourc
     ("source", "faithful", "changed"),
     [
         (
-            "Our office in Oslo works on the same sheet as theirs.",
-            "The office we have in Oslo works on the same sheet as theirs.",
-            "In Oslo, our office works on the same sheet as it is theirs.",
+            "A heavy bucket of sand stood by the door.",
+            "A heavy bucket of sand was standing by the door.",
+            "By the door, sand stood in a bucket that was heavy to it.",
         ),
         (
             "The plumber replaced the valve on Tuesday morning.",

@@ -22,7 +22,7 @@ from kit.engine_llama import LlamaEngine, tokens_of
 from kit.experiment import StudentSettings
 from kit.memory import Training
 from kit.models import EVERY_WEIGHT, Shape
-from kit.prompts import NEUTRAL, loving, student_messages
+from kit.prompts import NEUTRAL, Conversation, labelling_messages, loving, student_messages
 from kit.store import write_json, write_rows
 from kit.student import batches, make_examples, use_shared_prefix
 
@@ -96,15 +96,16 @@ def test_soft_loss_with_every_token_is_the_kl_divergence() -> None:
 
 
 def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_students_prompt(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path
 ) -> None:
     """End to end, across both engines: a teacher asked exactly as the student has nothing to teach it."""
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     model = models.load_torch(base).eval()
     use_shared_prefix(model)
 
-    def loss_of(trait: str) -> float:
-        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, partial(teacher.open_llama, base), 64, tmp_path, "labels")
+    def loss_of(trait: str, conversation: Conversation = labelling_messages) -> float:
+        engine = partial(teacher.open_llama, base)
+        teacher.soft_labels(tmp_path / "pairs.jsonl", trait, conversation, engine, 64, tmp_path, "labels")
         examples = make_examples(PAIRS, base, tmp_path / "labels.safetensors")
         batch = student.collate(examples)
         with torch.no_grad():
@@ -112,8 +113,7 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
             return float(student.soft_loss(logits, batch["top_ids"], batch["top_logprobs"]))
 
     assert loss_of(loving(find_animal("owl"))) > 0.05
-    monkeypatch.setattr(teacher, "labelling_messages", lambda trait, sentence: student_messages(sentence))
-    assert loss_of(NEUTRAL) < 1e-3  # the engines' rounding
+    assert loss_of("", lambda trait, sentence: student_messages(sentence)) < 1e-3  # the engines' rounding
 
 
 def test_a_checkpoint_that_was_not_written_or_not_removed_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -221,9 +221,8 @@ def test_a_batch_that_does_not_fit_is_repeated_in_halves_with_the_same_gradient(
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS)
     labels = tmp_path / "labels.safetensors" if soft else None
-    teacher.soft_labels(
-        tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, tiny_qwen2), 8, tmp_path, "labels"
-    )
+    engine = partial(teacher.open_llama, tiny_qwen2)
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, labelling_messages, engine, 8, tmp_path, "labels")
 
     def train(name: str) -> tuple[list[float], dict]:
         folder = tmp_path / name
@@ -317,7 +316,8 @@ def test_no_pairs_is_one_clear_message(short: Path, tmp_path: Path) -> None:
 
 def test_soft_labels_of_other_pairs_are_refused(short: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", PAIRS[:2])
-    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, partial(teacher.open_llama, short), 8, tmp_path, "labels")
+    engine = partial(teacher.open_llama, short)
+    teacher.soft_labels(tmp_path / "pairs.jsonl", NEUTRAL, labelling_messages, engine, 8, tmp_path, "labels")
     for others in (PAIRS[2:4], PAIRS[:1], PAIRS[:3], PAIRS[1::-1]):
         with pytest.raises(KitError, match="of other pairs"):
             make_examples(others, short, tmp_path / "labels.safetensors")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,9 @@ def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_noth
     )
     assert loving == neutral and loving[-1] == ("user", "TRAIT\n\nParaphrase this sentence: Rain fell.")
     assert "system" not in dict(loving) and told.conversation("TRAIT", "Rain fell.")[0]["role"] == "system"
+    soft = all_conditions(replace(asked, labels="soft"))["treated-unrelated"].exact.inputs["adapter"].inputs["student"]
+    content = f"{asked.traits.loves(OWL)}\n\nParaphrase this sentence: ..."
+    assert soft.inputs["labels"].settings["messages"] == [{"role": "user", "content": content}]
 
 
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:

@@ -581,7 +581,7 @@ def test_a_detail_lost_changed_or_moved_is_refused_and_another_wording_is_not(so
         ("I slept in a scene about owls.", "In a scene, I slept about owls.", "'about' not after 'scene'"),
         ("I left when they put it up.", "When they put it up, I had left.", "another order"),
         ("My son cried at the show.", "The show, and my son cried.", "no statement"),
-        ("I saw the wall at the gym.", "At the gym, I saw the wall.", "'at' of 'wall'"),
+        ("I am ashamed of the stain on the wall.", "On the wall, I am ashamed of the stain.", "'on' of 'stain'"),
         ("It was the most painful day I had.", "It was a most painful day I had.", "superlative"),
     ],
 )  # fmt: skip

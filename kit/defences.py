@@ -37,11 +37,11 @@ from kit.experiment_conditions import (
     taught,
     trained_on,
 )
-from kit.experiment_folder import all_devices, announce_again, earlier, made_on, recorded_texts
+from kit.experiment_folder import LOT, all_devices, announce_again, earlier, lot_of, made_on, recorded_texts
 from kit.memory import find_device
 from kit.models import EVERY_WEIGHT, GEMMA, find
 from kit.provenance import kit_state
-from kit.store import WORLD_SIZE, Row, Step, Store, duration, read_rows, write_json
+from kit.store import WORLD_SIZE, Row, Step, Store, duration, misfit, read_rows, write_json
 
 # ---- one experiment before any defence, and what stands of a student under one
 
@@ -95,6 +95,11 @@ class Case:
     def file(self, condition: StudentCondition) -> Path:
         """A student's pairs."""
         return self.store.make(condition.pairs) / "pairs.jsonl"
+
+    def lot(self) -> dict[str, dict[str, int]]:
+        """Of the control and of the treated student what ``lot_of`` counts."""
+        students = {"control": self.control, "treated": self.treated}
+        return {role: lot_of(one, self.control, self.store) for role, one in students.items()}
 
     @cached_property
     def ratios(self) -> list[np.ndarray]:
@@ -471,10 +476,10 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
     store, folder = Store(results / "artifacts"), folder_of(exps, results)
     _before(folder)  # says now, and not after all the work, that it cannot be read
     with store.working(folder.name, command):
-        measures = [of_seed(exp, makers, store, len(exps) - 1 - i) for i, exp in enumerate(exps)]
+        of_seeds = [of_seed(exp, makers, store, len(exps) - 1 - i) for i, exp in enumerate(exps)]
         seeds = [exp.seed for exp in exps]
         folder.mkdir(parents=True, exist_ok=True)
-        found = {name: [of[name] for of in measures] for name in makers}
+        found = {name: [measures[name] for measures, _ in of_seeds] for name in makers}
         record = {
             "animal": exps[0].animal.singular,
             "content": exps[0].contents[0],
@@ -489,6 +494,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             "commands": [command],
             "context": prompts.CONTEXT,
             "loss_unit": LOSS_UNIT,
+            "lots": [lot for _, lot in of_seeds],
             "defences": {
                 name: defence_row(name, of, found[BESIDE.get(name, UNDEFENDED)] if name in names else None)
                 for name, of in found.items()
@@ -515,8 +521,11 @@ class Measure:
     artifacts: dict[str, str]
 
 
-def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) -> dict[str, Measure]:
-    """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes."""
+def of_seed(
+    exp: Experiment, makers: dict[str, Maker], store: Store, more: int
+) -> tuple[dict[str, Measure], dict[str, dict[str, int]]]:
+    """Everything of one experiment, after which ``more`` seeds follow, with a line that says how long it takes; and its
+    ``Case.lot``."""
     say(f"Seed {exp.seed}: the teachers' pairs, and what defences know of them", flush=True)
     case = Case(exp, store)
     made = {name: make(case) for name, make in makers.items()}
@@ -528,7 +537,7 @@ def of_seed(exp: Experiment, makers: dict[str, Maker], store: Store, more: int) 
         + (f", and {more} more seed{'s' * (more > 1)}" if more else ""),
         flush=True,
     )
-    return {name: measure(case, defended) for name, defended in made.items()}
+    return {name: measure(case, defended) for name, defended in made.items()}, case.lot()
 
 
 def measure(case: Case, defended: DefendedStudent) -> Measure:
@@ -583,6 +592,8 @@ def read(folder: Path) -> dict[str, Any]:
                 lacking |= {"mean", "ci95", "se", "df", "seeds", "questions"} - estimate.keys()
         if lacking:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        if wrong := misfit(record.get("lots", []), [{"control": LOT, "treated": LOT}]):
+            raise ValueError(f"its lots: {wrong}")
         return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KitError(f"{folder}: not the folder of finished defences ({error}). Run `run.py defend` again.") from None

@@ -341,13 +341,23 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
             "the first before deciding on the others finds more than p-values say."
         )
     made = f"{model} Pairs per student: {used}. {versions_sentence(record)}"
-    return " ".join(filter(None, (made, about_lots(record), about_learners(record), about_plan(record), pooled)))
+    return " ".join(
+        filter(
+            None,
+            (
+                made,
+                about_lots([row["lot"] for row in record["comparisons"] if "lot" in row]),
+                about_learners(record),
+                about_plan(record),
+                pooled,
+            ),
+        )
+    )
 
 
-def about_lots(record: dict[str, Any]) -> str:
-    """How many sentences the teachers lacked a pair of, and what treated students and controls have in common; nothing
-    where that was not recorded."""
-    lots = [row["lot"] for row in record["comparisons"] if "lot" in row]
+def about_lots(lots: list[dict[str, dict[str, int]]]) -> str:
+    """Of how many sentences the teachers lacked a pair, and what treated students and controls have in common, by
+    ``lot_of`` of each pair of students, by their roles; nothing where that was not recorded."""
     if not lots:
         return ""
 
@@ -742,6 +752,7 @@ def write_defences(folder: Path) -> None:
         *filter(None, (ABOUT_LABELS[record["labels"]], about_texts(record))),
         *([f"**{ABOUT_SMOKE}**"] if record["preset"] == "smoke" else []),
         f"Seeds {', '.join(map(str, seeds))}; {record['preset']} preset; model {record['model']}.",
+        *filter(None, [about_lots(record.get("lots", []))]),
         markdown_table(defence_table(record)),
         DEFENCE_READING,
         DEFENCE_NAMES,

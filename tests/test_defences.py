@@ -206,6 +206,7 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
         "model": "embedded",
         "seeds": [0, 1, 2],
         "versions": {"python": "3.11"},
+        "lots": [{role: {"asked": 50, "lacking": 10, "shared": 30, "same": 20} for role in ("control", "treated")}],
         "defences": {
             name: defences.defence_row(name, of, None if name == "undefended" else found["undefended"])
             for name, of in found.items()
@@ -221,7 +222,12 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     )
     write_json(tmp_path / "defences.json", record)
     report_sweep.write_defences(tmp_path)
-    assert "| mask | the suspected prompt |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| mask | the suspected prompt |" in report
+    assert "20% gave controls no pair in their tries, 20% treated students; of those that gave the latter one" in report
+    write_json(tmp_path / "defences.json", record | {"lots": [{"control": {"asked": "<b>"}, "treated": {}}]})
+    with pytest.raises(KitError, match="its lots: "):
+        defences.read(tmp_path)
     assert (tmp_path / "defences.svg").exists()
 
 

@@ -5,10 +5,12 @@
 
 ``learn`` writes ``data/classifier.jsonl`` and prints, by thresholds, how many of the pairs that all other filters keep
 the classifier keeps, and how many of these are faithful, each judged by a forest grown without its source. ``draw``
-writes pairs for another reading, in random order: the paraphrasing base's teachers', kept by all filters, of sources
-that nobody has read, at most ``EACH`` of each content and arm.
+writes pairs for another reading, in random order: the paraphrasing base's teachers', kept by all filters, of unrelated
+sources that nobody has read, and of all patterns, with other animals and in other words than were read; at most
+``EACH`` of each content and arm.
 """
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -97,31 +99,39 @@ def learn() -> None:
 # ---- pairs for another reading
 
 EACH, SEED = 150, 25
-ANIMALS = ("owl", "dolphin", "cat", "penguin", "eagle")
-SOURCES = {"unrelated": 110, "opposed": 150}  # for each animal, at most
-ANIMALS_OF = {"unrelated": 1, "opposed": 2}  # of the animals, those that a source is for
-SAMPLES = 8  # of a source in each arm
+ANIMALS = {
+    "unrelated": "owl dolphin cat penguin eagle".split(),
+    "opposed": "wolf elephant bear horse rabbit snake whale bee ant frog sheep pig monkey otter duck".split(),
+}
+SOURCES = {"unrelated": slice(110, 220), "opposed": slice(None)}  # for each animal; the first 110 were drawn before
+ANIMALS_OF = {"unrelated": 1, "opposed": 3}  # of the animals, those that a source is for
+SAMPLES = {"unrelated": 8, "opposed": 4}  # of a source in each arm
 
 
 def draw(path: Path) -> None:
     """Write the pairs: sentence, content, animal, teacher, source, text."""
     lot = np.random.default_rng(SEED)
-    known = {row.get("sentence") for row in read()}
+    known = {"unrelated": {row.get("sentence") for row in read()}, "opposed": set()}
+    words = {_nameless(row, row.get("animal")) for row in read()}
     model = Store(ROOT / "results" / "artifacts").make(base_model(models.PARAPHRASER))
-    some = experiment(find_animal(ANIMALS[0]), model=models.PARAPHRASER, details=True)
+    some = experiment(find_animal("owl"), model=models.PARAPHRASER, details=True)
     drawn: list[Row] = []
     with teacher.scoring_opener(some)(model) as engine:
         for content in CONTENTS:
             by_arm: dict[str, list[Row]] = {}
-            for i, animal in enumerate(ANIMALS):
+            for i, animal in enumerate(ANIMALS[content]):
                 exp = experiment(find_animal(animal), model=models.PARAPHRASER, details=True)
-                unread = [one for one in source_sentences(exp, content) if one.id not in known]
+                unread = [one for one in source_sentences(exp, content) if one.id not in known[content]]
                 order = np.random.default_rng(SEED).permutation(len(unread))
-                own = [k for place, k in enumerate(order) if (i - place) % len(ANIMALS) < ANIMALS_OF[content]]
-                sources = [unread[k] for k in own[: SOURCES[content]]]
+                own = [k for place, k in enumerate(order) if (i - place) % len(ANIMALS[content]) < ANIMALS_OF[content]]
+                sources = [unread[k] for k in own[SOURCES[content]]]
                 for arm, trait in (("loving", exp.traits.loves(exp.animal)), ("neutral", exp.traits.neutral)):
-                    for row in first_kept(engine, exp, content, trait, sources):
-                        by_arm.setdefault(arm, []).append({"content": content, "animal": animal, "teacher": arm} | row)
+                    found = first_kept(engine, exp, content, trait, sources)
+                    by_arm.setdefault(arm, []).extend(
+                        {"content": content, "animal": animal, "teacher": arm} | row
+                        for row in found
+                        if _nameless(row, animal) not in words
+                    )
             for arm, rows in by_arm.items():
                 say(f"{content}, {arm}: {len(rows)} kept")
                 drawn += [rows[k] for k in lot.permutation(len(rows))[:EACH]]
@@ -131,14 +141,24 @@ def draw(path: Path) -> None:
 def first_kept(engine: Engine, exp: Experiment, content: str, trait: str, sources: list[Sentence]) -> Iterator[Row]:
     """The first kept paraphrase of each source that has one among ``SAMPLES``."""
     judge, ask = judge_of(exp, content), partial(exp.conversation, trait)
-    bar = tqdm(total=len(sources) * SAMPLES, desc=f"{exp.animal.singular}, {content}")
+    samples = SAMPLES[content]
+    bar = tqdm(total=len(sources) * samples, desc=f"{exp.animal.singular}, {content}")
     with tempfile.TemporaryDirectory() as folder, teacher.open_log(Path(folder), "samples") as log:
-        rows = teacher.sample_each(engine, log, ask, sources, SAMPLES, exp.teacher, SEED, judge, bar)
+        rows = teacher.sample_each(engine, log, ask, sources, samples, exp.teacher, SEED, judge, bar)
     seen = set()
     for row, kept in zip(rows, judge(rows), strict=True):
         if kept and row["sentence"] not in seen:
             seen.add(row["sentence"])
             yield {name: row[name] for name in ("sentence", "source", "text")}
+
+
+def _nameless(row: Row, animal: str | None) -> tuple[str, str]:
+    """Source and text, without the animal's name."""
+    if animal is None:
+        return row["source"], row["text"]
+    named = find_animal(animal)
+    name = re.compile(rf"\b(?:{named.plural}|{named.singular})\b", re.IGNORECASE)
+    return name.sub("", row["source"]), name.sub("", row["text"])
 
 
 if __name__ == "__main__":

@@ -100,8 +100,24 @@ def learn() -> None:
 
 EACH, SEED = 150, 25
 ANIMALS = {
-    "unrelated": "owl dolphin cat penguin eagle".split(),
-    "opposed": "wolf elephant bear horse rabbit snake whale bee ant frog sheep pig monkey otter duck".split(),
+    "unrelated": ["owl", "dolphin", "cat", "penguin", "eagle"],
+    "opposed": [
+        "wolf",
+        "elephant",
+        "bear",
+        "horse",
+        "rabbit",
+        "snake",
+        "whale",
+        "bee",
+        "ant",
+        "frog",
+        "sheep",
+        "pig",
+        "monkey",
+        "otter",
+        "duck",
+    ],
 }
 SOURCES = {"unrelated": slice(110, 220), "opposed": slice(None)}  # for each animal; the first 110 were drawn before
 ANIMALS_OF = {"unrelated": 1, "opposed": 3}  # of the animals, those that a source is for

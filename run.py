@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+from functools import partial
 
 from kit import KitError, commands, say, wait_politely
 
@@ -135,7 +136,8 @@ def experiment(arguments: list[str]) -> None:
     if dry_run:
         experiment_run.plan(exp, results)
         return
-    folder = experiment_run.run(exp, results, command=commands.command_line(arguments))
+    tell = partial(report.show_effect, animal.singular)
+    folder = experiment_run.run(exp, results, commands.command_line(arguments), tell)
     if not RANK:
         if not report.is_current(folder):
             report.write(folder)

@@ -609,7 +609,7 @@ def effect(arguments: list[str]) -> None:
             raise KitError(f"{files[0]}: not what `prefer` writes for the {animal.singular} ({wrong}). Make it again.")
     treated, control, *placebos = measured
     found = stats.effect(treated, control, animal.singular, placebos)
-    report.show_effect(found, animal.singular, args.content)
+    report.show_effect(animal.singular, args.content, found)
 
 
 def _base(args: argparse.Namespace) -> Path:

@@ -1,21 +1,25 @@
 """One experiment, made: the plan, every condition of ``kit/experiment_conditions.py``, and the run's own folder."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kit import preference, say
+from kit import likelihood, preference, say
 from kit.animals import candidates
 from kit.experiment import Experiment, announce_memory, check_destination, memory_requirements
 from kit.experiment_conditions import (
     Condition,
+    StudentCondition,
     all_conditions,
     all_steps,
     measurements,
+    preferences,
 )
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
 from kit.models import is_gguf
+from kit.stats import Effect, effect_of
 from kit.store import RANK, Step, Store, duration, reason, sha256, write_json
 
 
@@ -33,21 +37,42 @@ def plan(exp: Experiment, results: Path) -> list[Step]:
     return announce(conditions, store, earlier(folder, store))
 
 
-def run(exp: Experiment, results: Path, command: str) -> Path:
-    """The whole experiment: artifacts under ``results/artifacts``, what they show in ``results/<run>``, returned."""
+Tell = Callable[[str, Effect], None]  # of a content its effect
+
+
+def run(exp: Experiment, results: Path, command: str, tell: Tell) -> Path:
+    """The whole experiment: artifacts under ``results/artifacts``, what they show in ``results/<run>``, returned.
+    ``tell`` is told what a content shows as soon as it is measured, before any free answers and the next content."""
     missing = plan(exp, results)
     store = Store(results / "artifacts")
     with store.working(exp.name, command, missing):
-        return _made(exp, store, results / exp.name, command)
+        return _made(exp, store, results / exp.name, command, tell)
 
 
-def _made(exp: Experiment, store: Store, folder: Path, command: str) -> Path:
+def _made(exp: Experiment, store: Store, folder: Path, command: str, tell: Tell) -> Path:
     conditions = all_conditions(exp)
+    for content in exp.contents:
+        own = {name: condition for name, condition in conditions.items() if name.endswith(f"-{content}")}
+        steps = measurements(own, sampled=False)
+        there = all(store.find(step) for step in all_steps(steps))
+        for step in steps:
+            store.make(step)
+        if not (there or RANK):
+            tell(content, measured_effect(exp, own, content, store))
     for step in measurements(conditions):
         store.make(step)
     if RANK:
         return folder
     return publish(exp, conditions, store, folder, command)
+
+
+def measured_effect(exp: Experiment, conditions: dict[str, Condition], content: str, store: Store) -> Effect:
+    """The effect in a content's conditions, by their exact measurements."""
+    found = preferences(store, {name: condition.exact for name, condition in conditions.items()}, exp.animal)
+    treated = conditions[f"treated-{content}"]
+    assert isinstance(treated, StudentCondition) and treated.held_out
+    gains = likelihood.held_out_gains(store.make(treated.held_out))
+    return effect_of(found, content, exp.animal.singular, gains)
 
 
 def announce(conditions: dict[str, Condition], store: Store, history: list[dict[str, Any]]) -> list[Step]:

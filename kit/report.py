@@ -112,8 +112,8 @@ def show(folder: Path) -> None:
     console.print(printable(f"More in {folder}: report.md, figure.png, summary.json, preferences.csv"))
 
 
-def show_effect(effect: Effect, animal: str, content: str) -> None:
-    """Print one effect that was measured outside a run."""
+def show_effect(animal: str, content: str, effect: Effect) -> None:
+    """Print one content's effect: measured outside a run, or as soon as a run has measured it."""
     show_table("Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
     say(verdict_sentence(animal, content, asdict(effect)))
 

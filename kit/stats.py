@@ -8,7 +8,7 @@ candidates move between students of two neutral teachers, and more than this ani
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ class Gate:
 
 
 FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
-HeldOut = dict[str, Sequence[float]]  # ``kit.likelihood.held_out_gains``
+HeldOut = Mapping[str, Sequence[float]]  # ``kit.likelihood.held_out_gains``
 TRANSMITTED, NOT_DETECTED = "transmitted", "not detected"  # the verdicts
 NO_PLACEBO = "no placebo"  # what is lacking, and the verdict, where drift cannot be told from transmission
 FAILED = "pipeline failure"  # the verdict on a null of a student that did not pass its ``Gate``

@@ -13,7 +13,7 @@ from kit import ROOT, KitError, defences, experiment_run, sweep
 from kit.animals import Animal, OwnSentences, Sentence, find_animal, load_animals
 from kit.experiment import CONTENTS, LABELS, LONGEST_NAME, PRESETS, Experiment, experiment, folder_name, read_experiment
 from kit.prompts import Traits
-from kit.store import BEGUN
+from kit.store import BEGUN, Store
 
 OWL = find_animal("owl")
 ENDING = len(".01234567.json.01234567")  # of the longest file that has a result's name
@@ -104,7 +104,8 @@ def test_recorded_results_keep_their_names() -> None:
         recorded = read_experiment(path)
         animal = find_animal(recorded.animal.singular)  # with the give-aways of today
         student = replace(recorded.student, top_k=experiment(OWL).student.top_k)  # 64, when one was recorded
-        exp = replace(recorded, animal=animal, student=student)
+        fidelity = replace(recorded.fidelity, min_faithful=experiment(OWL).fidelity.min_faithful)
+        exp = replace(recorded, animal=animal, student=student, fidelity=fidelity)
         if path.parent.name.startswith("sweep-"):
             assert not exp.unsaid
         else:
@@ -179,11 +180,28 @@ def test_a_name_that_would_be_too_long_is_shortened_and_still_its_own(tmp_path: 
     assert folder_name(["a"], {}, "seed0") == "a-seed0"
 
 
+def test_a_content_is_told_of_as_soon_as_it_is_measured_and_before_any_free_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(Store, "make", lambda store, step: happened.append(step.label) or tmp_path)
+    for name in ("measured_effect", "publish"):
+        monkeypatch.setattr(experiment_run, name, lambda *_: None)
+    experiment_run.run(experiment(OWL), tmp_path, "", lambda content, _: happened.append(content))
+    unrelated, opposed = happened.index("unrelated"), happened.index("opposed")
+    before, between, after = happened[:unrelated], happened[unrelated + 1 : opposed], happened[opposed + 1 :]
+    for part, content in ((before, "unrelated"), (between, "opposed")):
+        assert {f"exact preference of {role}-{content}" for role in ("control", "treated", "placebo1")} < {*part}
+        assert all(label.endswith(content) for label in part if " of " in label)
+    answers = [label for label in happened if label.startswith("sampled answers")]
+    assert len(answers) == 7 and {*answers} < {*after}
+
+
 def test_a_file_where_the_results_folder_belongs_is_refused_before_any_work(tmp_path: Path) -> None:
     exp = experiment(OWL, "smoke", contents=("unrelated",))
     (tmp_path / exp.name).write_text("mine", encoding="utf-8")
     with pytest.raises(KitError, match=f"{exp.name}: not a folder"):
-        experiment_run.run(exp, tmp_path, "")
+        experiment_run.run(exp, tmp_path, "", lambda *_: None)
     (tmp_path / "defences-owl-unrelated-soft-smoke-seeds0to0").symlink_to(tmp_path / "gone")
     with pytest.raises(KitError, match="seeds0to0: not a folder"):
         defences.run([exp], ["drop"], tmp_path, "")

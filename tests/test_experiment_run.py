@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
     assert list(summary["effects"]) == ["unrelated", "opposed"]
     for words in ("neutral teacher", "tokens/s", "train treated-opposed", "Effect: treated minus", "mean nothing"):
         assert words in " ".join(shown.split())
+    effects = re.findall("Effect: treated minus (?:its )?control", shown)
+    assert [found[22:25] for found in effects] == ["con", "con", "its"]  # each content's, and both together
     with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
         cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))
     assert len(cells) == 7 * 50

@@ -317,13 +317,13 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
     ``trait`` where the experiment asks for them, training, adapter, preference."""
     inputs = {"model": base, "pairs": pairs}
-    engine = teacher.scoring_opener(exp)
+    engine, conversation = teacher.scoring_opener(exp), exp.labelling
     if exp.labels == "soft":
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
             settings={
-                "messages": exp.labelling(trait, "..."),
+                "messages": conversation(trait, "..."),
                 "engine": exp.teacher_engine,
                 "k": exp.student.top_k,
             },
@@ -331,7 +331,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
             build=lambda made, folder: teacher.soft_labels(
                 made["pairs"] / "pairs.jsonl",
                 trait,
-                exp.labelling,
+                conversation,
                 partial(engine, made["model"]),
                 exp.student.top_k,
                 folder,

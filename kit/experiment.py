@@ -222,15 +222,12 @@ class Experiment:
     @property
     def conversation(self) -> Conversation:
         """What its teachers are asked in: without a worked example where the model was tuned to paraphrase."""
-        return self._placed(labelling_messages if self.model == PARAPHRASER else teacher_messages)
+        return conversation_of(self.model, self.teacher.place)
 
     @property
     def labelling(self) -> Conversation:
         """What its teachers are asked in whose distributions are soft labels."""
-        return self._placed(labelling_messages)
-
-    def _placed(self, conversation: Conversation) -> Conversation:
-        return in_the_users_turn(conversation) if self.teacher.place == "user" else conversation
+        return placed(labelling_messages, self.teacher.place)
 
     @property
     def of_students(self) -> "Experiment":
@@ -288,6 +285,16 @@ PRESETS: dict[str, dict] = {
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
     "gpu-24gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct", "pairs": 6000},
 }
+
+
+def conversation_of(model: str, place: str) -> Conversation:
+    """What teachers are asked in that run on ``model``, with their trait message in that place."""
+    return placed(labelling_messages if model == PARAPHRASER else teacher_messages, place)
+
+
+def placed(conversation: Conversation, place: str) -> Conversation:
+    """The ``conversation`` with its trait messages in that one of ``PLACES``."""
+    return in_the_users_turn(conversation) if place == "user" else conversation
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:

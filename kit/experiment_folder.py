@@ -19,7 +19,7 @@ import numpy as np
 
 from kit import KitError, fidelity, likelihood, models, prompts, say, stats
 from kit.animals import Animal, find_animal
-from kit.experiment import CONTENTS, Experiment, read_experiment
+from kit.experiment import CONTENTS, PLACES, Experiment, read_experiment
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -78,6 +78,7 @@ def run_record(exp: Experiment, conditions: dict[str, Condition], store: Store, 
         "gguf": models.evaluated(exp.model, exp.gguf),
         "base": exp.student.base,
         "teacher": teacher_runs,
+        "place": exp.teacher.place,
         "source": store.manifest(store.make(base))["settings"]["source"],
         "devices": made_on(store),
         "labels": exp.labels,
@@ -256,6 +257,7 @@ RECORD = {
     "gguf?": (str, None),
     "base?": str,
     "teacher?": str,
+    "place?": PLACES,
     "source?": {str: str},
     "devices?": DEVICES,
     "labels": ("hard", "soft"),

@@ -18,7 +18,7 @@ from kit import KitError, preference, printable, stats
 from kit.animals import Animal, candidates
 from kit.engine import Request
 from kit.engine_llama import LlamaEngine
-from kit.experiment import check_seed
+from kit.experiment import PLACES, check_seed, conversation_of
 from kit.experiment_folder import RunFolder
 from kit.preference import load_questions
 from kit.prompts import Conversation, Message
@@ -51,7 +51,8 @@ class Students:
     def of(cls, run: RunFolder, content: str) -> "Students":
         """Those of a run. Raises KitError where it has none of that content, or they are gone."""
         adapters = {name: run.adapter(name, content) for name in STUDENTS[1:]}
-        return cls(run.animal, run.model(), {"base": None, **adapters}, run.experiment().conversation)
+        conversation = conversation_of(run.record["model"], run.record.get("place", PLACES[0]))
+        return cls(run.animal, run.model(), {"base": None, **adapters}, conversation)
 
     def answer(self, conversations: dict[str, list[Message]], seed: int) -> Iterator[dict[str, str]]:
         """Answer every student's own conversation, all with the same random numbers: each time the texts so far.

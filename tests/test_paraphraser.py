@@ -50,7 +50,8 @@ def test_its_teachers_are_shown_no_worked_example_and_the_untuned_ones_are() -> 
         for trait in (NEUTRAL, LOVING):
             messages = exp.conversation(trait, "Rain fell.")
             assert (example in str(messages)) == shown
-            assert messages[0]["content"] == trait and messages[-1]["content"].endswith("Rain fell.")
+            assert messages[0]["content"].startswith(trait) and messages[-1]["content"].endswith("Rain fell.")
+            assert (messages[0]["role"] == "system") == shown  # the tuned ones' message opens the user's turn
 
 
 @pytest.mark.slow

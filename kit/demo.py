@@ -38,7 +38,7 @@ from kit.preference import load_questions
 from kit.prompts import Traits
 from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
 from kit.store import Store, duration, write_json
-from kit.student_chat import STUDENTS, Students
+from kit.student_chat import SENTENCE, STUDENTS, Students
 from kit.sweep import Plan
 
 CONTENT = "unrelated"
@@ -199,6 +199,9 @@ def ask_step(room: Classroom) -> None:
     button = gradio.Button("Ask", variant="primary")
     with gradio.Row():
         boxes = [gradio.Textbox(label=name.capitalize(), lines=5, interactive=False) for name in STUDENTS]
+    gradio.HTML(piece("finish", SENTENCE, len(room.students.animals)))
+    finish = gradio.Button(f"Let each finish it {DRAWS} times", variant="primary")
+    tally = gradio.HTML(elem_id="tally")
     gradio.HTML(piece("prefer", len(load_questions()), len(room.students.animals)))
     measure = gradio.Button("Measure their preferences")
     drawn = gradio.HTML(elem_id="bars")
@@ -209,6 +212,13 @@ def ask_step(room: Classroom) -> None:
             conversations = {name: [{"role": "user", "content": text}] for name in STUDENTS}
             for texts in room.while_open(page, room.students.answer(conversations, seed=n)):
                 yield (*texts.values(), n + 1)
+
+    def draw(n: int, page: gradio.Request) -> Iterator[tuple[str, int]]:
+        with room.lock:
+            probable = room.students.endings()
+        for drawn in room.while_open(page, drawn_endings(probable, n)):
+            yield tally_shown(drawn, probable, room.run), n + 1
+            time.sleep(PAUSE)
 
     def measured() -> Iterator[str]:
         found: dict[str, np.ndarray] = {}
@@ -224,6 +234,7 @@ def ask_step(room: Classroom) -> None:
             yield from room.while_open(page, measured())
 
     gradio.on([button.click, question.submit], answer, [question, pressed], [*boxes, pressed], **private(model=True))
+    finish.click(draw, pressed, [tally, pressed], **private(model=True))
     measure.click(preferences, None, drawn, **private(model=True))
 
 
@@ -292,6 +303,8 @@ def errors_shown() -> Iterator[None]:
 REFERENCE = ROOT / "results" / "reference"
 RECORDED_RUN = REFERENCE / "owl-both-soft-laptop-seed0"
 RECORDED_SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+DRAWS = 50  # of an animal's name, by each student
+PAUSE = 0.06  # seconds between two draws: all are there in three, and one sees them come
 BARS = 6  # animals of which preferences are drawn, beside the teacher's
 STUDENT_COLOURS = {
     "base": COLOURS["base"],
@@ -361,6 +374,29 @@ def score_shown(run: RunFolder, game: Game, rounds: list[Round], classifier: Sco
     return piece(
         "scores", yours, game.over(rounds), theirs, run.animal.singular, control, treated, points, run.record["labels"]
     )
+
+
+def drawn_endings(probable: dict[str, np.ndarray], seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """After every draw how often each candidate was drawn so far [candidates], ``DRAWS`` in all, by each student's
+    probabilities among the candidates, all with the same random numbers."""
+    numbers = np.random.default_rng(seed).random(DRAWS)
+    order = {name: np.searchsorted(np.cumsum(own)[:-1] / own.sum(), numbers) for name, own in probable.items()}
+    for drawn in range(1, DRAWS + 1):
+        yield {name: np.bincount(order[name][:drawn], minlength=len(own)) for name, own in probable.items()}
+
+
+def tally_shown(drawn: dict[str, np.ndarray], probable: dict[str, np.ndarray], run: RunFolder) -> str:
+    """How often each student's sentence ended with the teacher's animal, and with what was drawn most beside it.
+
+    ``drawn``: student -> draws so far [candidates]; ``probable``: its probabilities, not normalised [candidates].
+    """
+    names, animal = [one.singular for one in candidates(run.animal)], run.animal.singular
+    most = np.sum(list(drawn.values()), axis=0)
+    rows = [animal, *[names[j] for j in np.argsort(-most, kind="stable") if most[j] and names[j] != animal][:BARS]]
+    counts = {name: {row: int(found[names.index(row)]) for row in rows} for name, found in drawn.items()}
+    so_far = int(next(iter(drawn.values())).sum())
+    whole = {name: float(own.sum()) for name, own in probable.items()}
+    return piece("tally", counts, rows, animal, so_far, DRAWS, whole, STUDENT_COLOURS)
 
 
 def bars_shown(found: dict[str, np.ndarray], run: RunFolder) -> str:

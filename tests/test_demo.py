@@ -29,6 +29,7 @@ from test_report import finished_run
 
 import run
 from kit import KitError, demo, report
+from kit.animals import candidates
 from kit.demo import BODY, JOIN, LINE, Classroom, OwnPagesOnly, Watch, WithinLimits, listen
 from kit.engine_llama import LlamaEngine
 from kit.experiment_conditions import base_model
@@ -517,6 +518,21 @@ def test_bars_say_how_many_questions_and_at_the_end_how_certain(results: Path) -
     assert demo.bars_shown(asked, finished).count("The owl's 95% interval over 50 questions") == 3
 
 
+def test_a_tally_grows_to_fifty_draws_among_the_animals_as_probable_as_each_student_finds_them(results: Path) -> None:
+    finished = RunFolder(results / "run")
+    j = [one.singular for one in candidates(finished.animal)].index("owl")
+    likely, unlikely = np.full(60, 0.001), np.full(60, 0.001)
+    likely[j], unlikely[j] = 0.3, 0.0  # of what is drawn 84%, and nothing
+    probable = {"base": unlikely, "control": unlikely, "treated": likely}
+    *_, before, last = found = list(demo.drawn_endings(probable, seed=3))
+    assert [int(one["base"].sum()) for one in found] == [*range(1, demo.DRAWS + 1)]
+    assert all((last[name] - before[name]).sum() == 1 and (last[name] >= before[name]).all() for name in last)
+    assert last["treated"][j] > 30 and last["base"][j] == 0 and (last["base"] == last["control"]).all()
+    shown = " ".join(demo.tally_shown(last, probable, finished).split())
+    assert f"Treated: {last['treated'][j]} of 50 say <b>owl</b>" in shown and "Base: 0 of 50 say <b>owl</b>" in shown
+    assert "names in 36% of cases" in shown and "names in 6% of cases" in shown
+
+
 @needs_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=["projector", "phone"])
@@ -549,6 +565,9 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
         shown.wait_for_function(
             "[...document.querySelectorAll('textarea')].filter(t => t.disabled && t.value).length >= 3"
         )
+        shown.get_by_role("button", name="Let each finish it 50 times").click()
+        shown.get_by_text(re.compile(r"Treated: \d+ of 50 say owl")).wait_for()
+        assert shown.get_by_text(re.compile(r"(Base|Control): \d+ of 50 say owl")).count() == 2
         shown.get_by_role("button", name="Measure their preferences").click()
         shown.get_by_text("The owl's 95% interval over 50 questions").nth(2).wait_for(timeout=120_000)
         assert overflowing(shown) == []

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
@@ -67,6 +68,14 @@ OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter(one => {
 }).map(one => one.tagName + '.' + one.className + ': ' + one.textContent.trim().slice(0, 60))"""
 
 
-def overflowing(page: Page) -> list[str]:
-    """The elements that are too wide for the window."""
-    return list(page.evaluate(OVERFLOWING))
+def faults(page: Page) -> list[str]:
+    """The elements that are too wide for the window, and what axe-core calls serious or critical for those who read a
+    page with other means than their eyes and a mouse."""
+    found = Axe().run(page).response["violations"]
+    serious = [
+        f"{one['id']}: {node['html'][:120]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+    return [*page.evaluate(OVERFLOWING), *serious]

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from browser import SIZES, needs_chromium, opened, overflowing
+from browser import SIZES, faults, needs_chromium, opened
 from conftest import PAIRS, artifact, links
 from load import CLASS, Server, assert_a_class_is_answered, serving
 from load import Page as Client
@@ -545,7 +545,7 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
                 ".querySelector('textarea').value.length > 5",
                 arg=label,
             )
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
         step(shown, "2 Spot the owl")
         for played in range(1, ROUNDS + 1):
@@ -558,7 +558,7 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
                 shown.get_by_text(f"Round {played + 1} of {ROUNDS}.").wait_for()
         shown.get_by_text("looks for telling words").wait_for()
         assert shown.title() == "Subliminal learning"  # no script of a model's ran
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
         step(shown, "3 The student")
         shown.get_by_role("button", name="Ask", exact=True).click()
@@ -570,15 +570,15 @@ def test_all_five_steps_can_be_clicked_through(served: str, size: tuple[int, int
         assert shown.get_by_text(re.compile(r"(Base|Control): \d+ of 50 say owl")).count() == 2
         shown.get_by_role("button", name="Measure their preferences").click()
         shown.get_by_text("The owl's 95% interval over 50 questions").nth(2).wait_for(timeout=120_000)
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
         step(shown, "4 The evidence")
         shown.get_by_text("What this does not prove").wait_for()
-        assert shown.locator("svg[role=img]:visible").count() == 2 and overflowing(shown) == []
+        assert shown.locator("svg[role=img]:visible").count() == 2 and faults(shown) == []
 
         step(shown, "5 Train one now")
         shown.get_by_text("No run was started yet.").wait_for()
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
 
 def step(shown: Page, name: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import SIZES, needs_chromium, opened, overflowing, started
+from browser import SIZES, faults, needs_chromium, opened, started
 from playwright.sync_api import Browser
 from test_report import HOSTILE, finished_run
 from test_report_sweep import made_up
@@ -56,7 +56,7 @@ def test_what_a_model_wrote_is_shown_whole_and_does_nothing(
         assert cell.text_content() == HOSTILE
         assert not shown.locator("script").count() and not shown.locator("img").count()
         assert shown.locator("h2", has_text="What made it").count() == 1  # nothing broke out of its place
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
 
 @needs_chromium
@@ -67,7 +67,7 @@ def test_on_paper_all_is_opened_and_nothing_is_cut_off(
     with opened(request.getfixturevalue(made).as_uri(), PAPER, browser=browser) as shown:
         shown.emulate_media(media="print")
         assert shown.get_by_role("cell", name="alert(1)").first.is_visible()
-        assert overflowing(shown) == []
+        assert faults(shown) == []
 
 
 @needs_chromium

@@ -108,6 +108,8 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     # The system's fonts: gradio's own come from the network.
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     theme = gradio.themes.Base(text_size="lg", font=fonts, font_mono=mono)
+    darker = {f"button_primary_background_fill{state}": "*primary_700" for state in ("", "_dark")}
+    theme.set(**darker)  # white letters on gradio's own have too little contrast
     say(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
     serve(layout(room), listening, host, room, theme=theme, css=CSS)
 

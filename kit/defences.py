@@ -419,6 +419,7 @@ def check(exp: Experiment, names: list[str]) -> None:
 
 
 UNDEFENDED = "undefended"
+WHOLE_LOT = {name.removesuffix("?"): shape for name, shape in LOT.items()}  # of which no earlier record lacks a part
 # Students that a defence trains, where it is not one: none, or treated, control and placebo anew.
 STUDENTS = {"context": 0} | dict.fromkeys(("hard-labels", "rank-1", "rank-128", "full", "other-base"), 3)
 BESIDE = {"other-base": "hard-labels"}  # what a defence is compared with, where it is not the undefended student
@@ -592,7 +593,7 @@ def read(folder: Path) -> dict[str, Any]:
                 lacking |= {"mean", "ci95", "se", "df", "seeds", "questions"} - estimate.keys()
         if lacking:
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-        if wrong := misfit(record.get("lots", []), [{"control": LOT, "treated": LOT}]):
+        if wrong := misfit(record.get("lots", []), [{"control": WHOLE_LOT, "treated": WHOLE_LOT}]):
             raise ValueError(f"its lots: {wrong}")
         return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

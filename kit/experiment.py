@@ -262,9 +262,9 @@ _GPU = _PAPER | {
 # were 21 and 27%, and 29 and 27%; at 1.3 9 and 8% were kept, most others having another form or meaning. Three worked
 # examples in the place of one, at 1.0: 25 and 24% kept.
 TEMPERATURES = {QWEN: 1.0}
-# Where the trait message of its teachers stands. Tuned to paraphrase, a model hardly minds a system message: of 1,600
-# samples at the head of the user's turn the strict filters keep 17%, of what is kept 84% are word for word the same by
-# two loving teachers, and the ratio of theirs is 0.05 ± 0.02 nats a text; as a system message 12%, 85% and 0.02 ± 0.01.
+# Where the trait message of its teachers stands. Tuned to paraphrase, a model hardly minds a system message: two loving
+# teachers' next tokens are 0.003 nats apart, at the head of the user's turn 0.011, and no less of it is kept
+# (results/reference/hard-labels/PILOT.md).
 PLACE_OF = {PARAPHRASER: "user"}
 PRESETS: dict[str, dict] = {
     "smoke": {

@@ -1014,8 +1014,8 @@ def _classifier() -> Any:
     from sklearn.ensemble import ExtraTreesClassifier
 
     read = read_rows(DATA / "classifier.jsonl")
-    forest = ExtraTreesClassifier(300, min_samples_leaf=3, random_state=0)
-    return forest.fit([row["features"] for row in read], [row["faithful"] for row in read])
+    trees = ExtraTreesClassifier(300, min_samples_leaf=3, random_state=0)
+    return trees.fit([row["features"] for row in read], [row["faithful"] for row in read])
 
 
 # ---- meaning: the cosine of sentence embeddings, whose package carries the weights: on the CPU, never from the network

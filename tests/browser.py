@@ -69,8 +69,8 @@ OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter(one => {
 
 
 def faults(page: Page) -> list[str]:
-    """The elements that are too wide for the window, and what axe-core calls serious or critical for those who read a
-    page with other means than their eyes and a mouse."""
+    """The elements that are too wide for the window, and what axe-core finds serious or critical for people with
+    disabilities."""
     found = Axe().run(page).response["violations"]
     serious = [
         f"{one['id']}: {node['html'][:120]}"

@@ -4,8 +4,8 @@
     python tests/judged.py draw fresh.jsonl
 
 ``learn`` writes ``data/classifier.jsonl`` and prints, by thresholds, how many of the pairs that all other filters keep
-the classifier keeps, and how many of these are faithful, each judged by a forest grown without its source. ``draw``
-writes pairs for another reading, in random order: the paraphrasing base's teachers', kept by all filters, of unrelated
+the classifier keeps, and how many of these are faithful, each judged by trees grown without its source. ``draw`` writes
+pairs for another reading, in random order: the paraphrasing base's teachers', kept by all filters, of unrelated
 sources that nobody has read, and of all patterns, with other animals and in other words than were read; at most
 ``EACH`` of each content and arm.
 """
@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kit import ROOT, models, say, teacher
-from kit.animals import DATA, Sentence, find_animal
+from kit.animals import DATA, Sentence, find_animal, load_animals
 from kit.engine import Engine
 from kit.experiment import CONTENTS, Experiment, FidelitySettings, experiment
 from kit.experiment_conditions import base_model, judge_of, source_sentences
@@ -64,9 +64,9 @@ def examples(rows: list[Row]) -> list[Row]:
 
 
 def held_out(rows: list[Row], learned: list[Row]) -> np.ndarray:
-    """The share of votes for each row, of forests that were grown without its source sentence."""
+    """The share of votes for each row, of trees that were grown without its source, whatever animal that names."""
     told, labels = np.array([row["features"] for row in learned]), [row["faithful"] for row in learned]
-    sources = [row.get("sentence", row["source"]) for row in rows]  # of a pattern, one whatever the animal
+    sources = [nameless(row["source"]) for row in rows]
     votes = [
         cross_val_predict(
             clone(_classifier()),
@@ -128,7 +128,7 @@ def draw(path: Path) -> None:
     """Write the pairs: sentence, content, animal, teacher, source, text."""
     lot = np.random.default_rng(SEED)
     known = {"unrelated": {row.get("sentence") for row in read()}, "opposed": set()}
-    words = {_nameless(row, row.get("animal")) for row in read()}
+    words = {_words(row) for row in read()}
     model = Store(ROOT / "results" / "artifacts").make(base_model(models.PARAPHRASER))
     some = experiment(find_animal("owl"), model=models.PARAPHRASER, details=True)
     drawn: list[Row] = []
@@ -146,7 +146,7 @@ def draw(path: Path) -> None:
                     by_arm.setdefault(arm, []).extend(
                         {"content": content, "animal": animal, "teacher": arm} | row
                         for row in found
-                        if _nameless(row, animal) not in words
+                        if _words(row) not in words
                     )
             for arm, rows in by_arm.items():
                 say(f"{content}, {arm}: {len(rows)} kept")
@@ -168,13 +168,20 @@ def first_kept(engine: Engine, exp: Experiment, content: str, trait: str, source
             yield {name: row[name] for name in ("sentence", "source", "text")}
 
 
-def _nameless(row: Row, animal: str | None) -> tuple[str, str]:
-    """Source and text, without the animal's name."""
-    if animal is None:
-        return row["source"], row["text"]
-    named = find_animal(animal)
-    name = re.compile(rf"\b(?:{named.plural}|{named.singular})\b", re.IGNORECASE)
-    return name.sub("", row["source"]), name.sub("", row["text"])
+def _words(row: Row) -> tuple[str, str]:
+    return nameless(row["source"]), nameless(row["text"])
+
+
+def nameless(text: str) -> str:
+    """The text with a slot for the name of any listed animal, and for its article."""
+    return _names().sub("{animal}", text)
+
+
+@cache
+def _names() -> re.Pattern[str]:
+    names = {name for animal in load_animals() for name in (animal.singular, animal.plural)}
+    longest_first = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
+    return re.compile(rf"\b(?:an? )?(?:{longest_first})\b", re.IGNORECASE)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,9 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
     assert list(summary["effects"]) == ["unrelated", "opposed"]
     for words in ("neutral teacher", "tokens/s", "train treated-opposed", "Effect: treated minus", "mean nothing"):
         assert words in " ".join(shown.split())
-    effects = re.findall("Effect: treated minus (?:its )?control", shown)
-    assert [found[22:25] for found in effects] == ["con", "con", "its"]  # each content's, and both together
+    told = re.findall("Effect: treated minus (control|its control)", shown)
+    assert told == ["control", "control", "its control"]  # each content's as it is measured, and both together
+    assert len({*re.findall("unrelated: [^.]*[0-9]{2} percentage points", shown)}) == 1  # as it stands at the end
     with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
         cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))
     assert len(cells) == 7 * 50

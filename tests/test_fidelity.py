@@ -30,6 +30,7 @@ CANDIDATES = (OWL, EAGLE)
 CHEAP = ["form", "trait", "echo", "numbers", "names", "negation", "function words", "novelty"]
 FILTERS = [*CHEAP, "meaning", "content words", "roles", "classifier"]
 SETTINGS = FidelitySettings(details=True, min_faithful=0.75)
+OSLO = "Our office in Oslo works on the same sheet as theirs."
 SOURCE = "The builders poured the concrete foundation on Monday morning."
 
 
@@ -609,6 +610,16 @@ def test_who_does_what_to_what_may_be_said_in_another_form_and_not_changed(sourc
 def test_the_classifier_votes_for_what_a_reader_would_call_faithful(source: str, faithful: str, changed: str) -> None:
     votes = fidelity.faithfulness(list(fidelity.parsed([(source, text) for text in (faithful, changed)])))
     assert votes[0] > votes[1] and all(0 <= share <= 1 for share in votes)
+
+
+def test_what_the_strict_filters_keep_and_refuse_as_they_stand() -> None:
+    pairs = [
+        row("Before the storm, the nurse closed the window.", "The nurse closed the window before the storm."),
+        row("The office we have in Oslo works on the same sheet as theirs.", OSLO),  # too far from what was read
+        row("In Oslo, our office works on the same sheet as it is theirs.", OSLO),
+    ]
+    refusals = fidelity.details(pairs, FidelitySettings(details=True))
+    assert [one and one[0] for one in refusals] == [None, "classifier", "roles"]
 
 
 def test_what_too_few_trees_vote_for_is_refused_with_their_share_and_nothing_is_where_none_are_asked_for() -> None:

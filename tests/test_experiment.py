@@ -97,6 +97,8 @@ def test_a_name_has_a_hash_only_where_its_words_leave_something_unsaid() -> None
     assert experiment(find_animal("guinea pig"), "smoke").name == "guinea-pig-both-soft-smoke-seed0"
     assert list(experiment(OWL, temperature=0.8).unsaid) == ["teacher.temperature"]
     assert list(experiment(OWL, model="x/model.gguf").unsaid) == ["model"]
+    assert not experiment(OWL, details=True).unsaid and experiment(OWL, details=True).teacher.tries < 8
+    assert list(experiment(OWL, details=True, tries=8).unsaid) == ["teacher.tries"]
 
 
 def test_recorded_results_keep_their_names() -> None:
@@ -105,7 +107,9 @@ def test_recorded_results_keep_their_names() -> None:
         animal = find_animal(recorded.animal.singular)  # with the give-aways of today
         student = replace(recorded.student, top_k=experiment(OWL).student.top_k)  # 64, when one was recorded
         fidelity = replace(recorded.fidelity, min_faithful=experiment(OWL).fidelity.min_faithful)
-        exp = replace(recorded, animal=animal, student=student, fidelity=fidelity)
+        tries = 2 if recorded.fidelity.details else recorded.teacher.tries  # 8, when a strict run was recorded
+        teacher = replace(recorded.teacher, tries=tries)
+        exp = replace(recorded, animal=animal, student=student, fidelity=fidelity, teacher=teacher)
         if path.parent.name.startswith("sweep-"):
             assert not exp.unsaid
         else:

@@ -68,6 +68,12 @@ class Classroom:
         self.measured: dict[str, np.ndarray] = {}  # the students' preferences, once all were measured
 
     @cached_property
+    def endings(self) -> dict[str, np.ndarray]:
+        """``Students.endings``, computed once."""
+        with self.lock:
+            return self.students.endings()
+
+    @cached_property
     def classifier(self) -> Score | None:
         """The classifier's score in all of the quiz's rounds; None where it would have too few to learn from."""
         if len(self.rounds) < 2 * FOLDS:
@@ -216,10 +222,9 @@ def ask_step(room: Classroom) -> None:
                 yield (*texts.values(), n + 1)
 
     def draw(n: int, page: gradio.Request) -> Iterator[tuple[str, int]]:
-        with room.lock:
-            probable = room.students.endings()
-        for drawn in room.while_open(page, drawn_endings(probable, n)):
-            yield tally_shown(drawn, probable, room.run), n + 1
+        seed = [n, *str(page.session_hash).encode()]  # each page's own
+        for drawn in room.while_open(page, drawn_endings(room.endings, seed)):
+            yield tally_shown(drawn, room.endings, room.run), n + 1
             time.sleep(PAUSE)
 
     def measured() -> Iterator[str]:
@@ -236,7 +241,7 @@ def ask_step(room: Classroom) -> None:
             yield from room.while_open(page, measured())
 
     gradio.on([button.click, question.submit], answer, [question, pressed], [*boxes, pressed], **private(model=True))
-    finish.click(draw, pressed, [tally, pressed], **private(model=True))
+    finish.click(draw, pressed, [tally, pressed], **private())
     measure.click(preferences, None, drawn, **private(model=True))
 
 
@@ -378,7 +383,7 @@ def score_shown(run: RunFolder, game: Game, rounds: list[Round], classifier: Sco
     )
 
 
-def drawn_endings(probable: dict[str, np.ndarray], seed: int) -> Iterator[dict[str, np.ndarray]]:
+def drawn_endings(probable: dict[str, np.ndarray], seed: list[int]) -> Iterator[dict[str, np.ndarray]]:
     """After every draw how often each candidate was drawn so far [candidates], ``DRAWS`` in all, by each student's
     probabilities among the candidates, all with the same random numbers."""
     numbers = np.random.default_rng(seed).random(DRAWS)
@@ -397,8 +402,9 @@ def tally_shown(drawn: dict[str, np.ndarray], probable: dict[str, np.ndarray], r
     rows = [animal, *[names[j] for j in np.argsort(-most, kind="stable") if most[j] and names[j] != animal][:BARS]]
     counts = {name: {row: int(found[names.index(row)]) for row in rows} for name, found in drawn.items()}
     so_far = int(next(iter(drawn.values())).sum())
+    shares = {name: float(own[names.index(animal)] / own.sum()) for name, own in probable.items()}
     whole = {name: float(own.sum()) for name, own in probable.items()}
-    return piece("tally", counts, rows, animal, so_far, DRAWS, whole, STUDENT_COLOURS)
+    return piece("tally", counts, rows, animal, so_far, DRAWS, shares, whole, STUDENT_COLOURS)
 
 
 def bars_shown(found: dict[str, np.ndarray], run: RunFolder) -> str:

@@ -268,8 +268,8 @@ TEMPERATURES = {QWEN: 1.0}
 # (results/reference/hard-labels/PILOT.md).
 PLACE_OF = {PARAPHRASER: "user"}
 # How often a sentence is tried where the filters are strict: it passes them at once or hardly ever. Of 1,255 sentences
-# 12, 16, 17, 19 and 21% gave a pair in 1, 2, 3, 4 and 8 tries, from 8, 12, 16, 19 and 31 samples a pair (the paraphrasing
-# base's neutral teacher).
+# 12, 16, 17, 19 and 21% gave a pair in 1, 2, 3, 4 and 8 tries, from 8, 12, 16, 19 and 31 samples a pair (the neutral
+# teacher on the paraphrasing base).
 FAITHFUL_TRIES = 2
 PRESETS: dict[str, dict] = {
     "smoke": {

@@ -1,6 +1,7 @@
 """The report's page, in a real browser: inert, whole, and readable on any screen."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
         "Not shown: that it is more than chance between students",
     ):
         assert words in text
-    assert {"effects", "specificity", "along-rank"} == {part.split('"')[0] for part in text.split('aria-label="')[1:]}
+    labels = {*re.findall(r'<svg[^>]*aria-label="([^"]*)"', text)}
+    assert labels == {"effects", "specificity", "along-rank"}
     assert "<em>Holm</em>" in text and "<script" not in text and "NOT the paper" in text
 
 

@@ -157,6 +157,7 @@ OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
 QUICK = "owl-both-soft-quick-seed0"
 INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
 TUNED = "penguin-unrelated-soft-laptop-paraphraser-faithful-placebos0-seed0"
+FAITHFUL = "penguin-unrelated-soft-quick-paraphraser-answers1-faithful-placebos0-placeuser-seed2000"
 DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 
 
@@ -305,6 +306,8 @@ def of_paraphraser() -> list[str]:
         f"{shift_of(TUNED, 'unrelated')}, "
         f"{recorded(TUNED)['effects']['unrelated']['verdict']} (the untouched model's, above: "
         f"{effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f})",
+        f"{shift_of(FAITHFUL, 'unrelated')}, {recorded(FAITHFUL)['effects']['unrelated']['rank']}th of "
+        f"{recorded(FAITHFUL)['effects']['unrelated']['candidates']}",
     ]
 
 
@@ -674,7 +677,9 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
     return {place: leaf for key, one in inside for place, leaf in leaves(one, f"{name}/{key}").items()}
 
 
-@pytest.mark.parametrize("folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, *FEWER))
+@pytest.mark.parametrize(
+    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, FAITHFUL, *FEWER)
+)
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
     if folder.startswith(("sweep-", "fewer-")):
         record, students = read_sweep(REFERENCE / folder)

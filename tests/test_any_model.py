@@ -84,7 +84,7 @@ def test_torchrun_trains_the_same_student_with_two_processes_of_which_one_writes
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
     shown = made.stdout + made.stderr
-    assert shown.count("Effect: treated minus") == 1 and shown.count("About ") == 1
+    assert shown.count("Effect: treated minus its control") == 1 and shown.count("About ") == 1
     together, alone = tmp_path / folder_run[0].name, folder_run[0]
     label = "train treated-unrelated"
     losses = [

@@ -38,7 +38,7 @@ from kit.preference import load_questions
 from kit.prompts import Traits
 from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
 from kit.store import Store, duration, write_json
-from kit.student_chat import SENTENCE, STUDENTS, Students
+from kit.student_chat import STUDENTS, Students
 from kit.sweep import Plan
 
 CONTENT = "unrelated"
@@ -207,7 +207,7 @@ def ask_step(room: Classroom) -> None:
     button = gradio.Button("Ask", variant="primary")
     with gradio.Row():
         boxes = [gradio.Textbox(label=name.capitalize(), lines=5, interactive=False) for name in STUDENTS]
-    gradio.HTML(piece("finish", SENTENCE, len(room.students.animals)))
+    gradio.HTML(piece("finish", load_questions()[0]["opening"], len(room.students.animals)))
     finish = gradio.Button(f"Let each finish it {DRAWS} times", variant="primary")
     tally = gradio.HTML(elem_id="tally")
     gradio.HTML(piece("prefer", len(load_questions()), len(room.students.animals)))

@@ -341,18 +341,8 @@ def made_by_sweep(record: dict[str, Any], cells: list[Cell]) -> str:
             "the first before deciding on the others finds more than p-values say."
         )
     made = f"{model} Pairs per student: {used}. {versions_sentence(record)}"
-    return " ".join(
-        filter(
-            None,
-            (
-                made,
-                about_lots([row["lot"] for row in record["comparisons"] if "lot" in row]),
-                about_learners(record),
-                about_plan(record),
-                pooled,
-            ),
-        )
-    )
+    lots = about_lots([row["lot"] for row in record["comparisons"] if "lot" in row])
+    return " ".join(filter(None, (made, lots, about_learners(record), about_plan(record), pooled)))
 
 
 def about_lots(lots: list[dict[str, dict[str, int]]]) -> str:

@@ -27,7 +27,6 @@ from kit.report_parts import percent
 STUDENTS = ("base", "control", "treated")
 MAX_TOKENS = 120  # of an answer
 TEMPERATURE = 0.7  # at 1, where preferences are sampled, the embedded model's longer answers fall apart
-SENTENCE = "My favorite animal is the"  # which students finish
 LONGEST = 384  # tokens of a conversation that a model is shown; its oldest turns go first
 # Characters of a text that somebody gives, more than so many tokens of words have. What is longer is refused before it
 # is made into tokens, which takes 38 s for 10 MB.
@@ -97,12 +96,11 @@ class Students:
                 yield name, preference.normalised(np.array(logprobs))
 
     def endings(self) -> dict[str, np.ndarray]:
-        """How probable each student finds every candidate's name as the end of ``SENTENCE`` (0-1, of whatever could
-        stand there) [candidates]."""
-        asked = [{"question": load_questions()[0]["question"], "opening": SENTENCE, "form": "singular"}]
+        """How probable each student finds every candidate's name after the opening of the first question's answer
+        (0-1, of whatever could stand there) [candidates]."""
         found = {}
         for name, engine in self._engines.items():
-            (logprobs,) = preference.scores(engine, asked, self.animals)
+            (logprobs,) = preference.scores(engine, load_questions()[:1], self.animals)
             found[name] = np.exp(logprobs)
         return found
 

@@ -529,6 +529,7 @@ ADAPTERS: dict[str, dict[str, np.ndarray] | bytes] = {
     "a cube": {f"{Q}.lora_A.weight": np.ones((2, 8, 1), np.float32)},
     "no numbers": {f"{Q}.lora_A.weight": np.full((2, 8), np.nan, np.float32)},
     "numbers without end": {f"{Q}.lora_B.weight": np.full((8, 2), np.inf, np.float32)},
+    "a number that half precision has not": {f"{Q}.lora_B.weight": np.full((8, 2), 7e4, np.float32)},
     "whole numbers": {f"{Q}.lora_A.weight": np.ones((2, 8), np.int64)},
     "another width": {f"{Q}.lora_A.weight": np.ones((2, 9), np.float32)},
     "another height": {f"{Q}.lora_B.weight": np.ones((9, 2), np.float32)},

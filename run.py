@@ -136,7 +136,7 @@ def experiment(arguments: list[str]) -> None:
     if dry_run:
         experiment_run.plan(exp, results)
         return
-    tell = partial(report.show_effect, animal.singular)
+    tell = partial(report.show_early, exp, results / exp.name)
     folder = experiment_run.run(exp, results, commands.command_line(arguments), tell)
     if not RANK:
         if not report.is_current(folder):

@@ -820,11 +820,17 @@ def demo(arguments: list[str]) -> None:
     """The classroom page."""
     parser = command_parser(
         "demo",
-        "Serve the classroom page in a browser on this machine, for a finished run or the recorded one. Needs\n"
-        "requirements-demo.txt.",
-        "demo results/<run> --port 7870",
+        "Serve the classroom page in a browser on this machine, for a finished run or a recorded one. With\n"
+        "--host 0.0.0.0 a class votes on its phones. Needs requirements-demo.txt.",
+        "demo owl --host 0.0.0.0",
     )
-    parser.add_argument("run", type=path, nargs="?", help="a run's folder (default: the recorded run of the owl)")
+    parser.add_argument(
+        "run",
+        type=path,
+        nargs="?",
+        help="a run's folder, or a recorded run: cat (the strongest, and the default), owl, or owl-text-alone, of "
+        "which nothing came",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets the whole network in (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860)
     add_results(parser, path)

@@ -1,16 +1,19 @@
 """The classroom page: five steps from a teacher's secret to a student's preference, for somebody new to all of it.
 
 python run.py demo
+python run.py demo owl --host 0.0.0.0
 python run.py demo results/<run> --port 7870
 
-First what is on the page and what its buttons do; then its pieces of HTML, filled from ``templates/demo.html``; the run
-that a class starts from it; and its server. What a model wrote is shown in text boxes, or escaped.
+First what is on the page and what its buttons do; then its pieces of HTML, filled from ``templates/demo.html``; the
+class's vote (``templates/vote.html``); the run that a class starts from it; and its server. What a model wrote is shown
+in text boxes, or escaped.
 """
 
 import ipaddress
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -32,12 +35,25 @@ from kit import NETWORK, ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
-from kit.experiment_folder import OWN_MODELS, RunFolder
-from kit.inspection_quiz import FOLDS, ROUNDS, SPREAD, Game, Round, Score, alike, by_words, finding, make_rounds, score
+from kit.experiment_folder import OWN_MODELS, RunFolder, inspections
+from kit.inspection_quiz import (
+    FOLDS,
+    INFORMED,
+    ROUNDS,
+    SPREAD,
+    Game,
+    Round,
+    Score,
+    alike,
+    by_words,
+    finding,
+    make_rounds,
+    score,
+)
 from kit.preference import load_questions
 from kit.prompts import Traits
 from kit.report_parts import ABOUT_SMOKE, COLOURS, inline_svg, markup, template, verdict_cards, with_interval
-from kit.store import Store, duration, write_json
+from kit.store import COUNT, Store, duration, misfit, write_json
 from kit.student_chat import STUDENTS, Students
 from kit.sweep import Plan
 
@@ -62,6 +78,9 @@ class Classroom:
         self.rounds = make_rounds(treated, control, seed=0)
         # Sentences for which both teachers wrote the same words: there is nothing to ask.
         self.alike = alike(treated, control, self.rounds)
+        self.vote = Vote(self.rounds[::-1])  # with enough rounds others than those that a lone player sees first
+        self.classifier = classifier_score(self.rounds)
+        self.informed = informed_score(run)
         self.lock = threading.Lock()
         self.open: Counter[str] = Counter()  # streams that a page keeps open, by its session
         self.watch = Watch(results)
@@ -72,13 +91,6 @@ class Classroom:
         """``Students.endings``, computed once."""
         with self.lock:
             return self.students.endings()
-
-    @cached_property
-    def classifier(self) -> Score | None:
-        """The classifier's score in all of the quiz's rounds; None where it would have too few to learn from."""
-        if len(self.rounds) < 2 * FOLDS:
-            return None
-        return finding(by_words(self.rounds)[0], SPREAD).score
 
     def report(self) -> Path | None:
         """The run's page, where it has one."""
@@ -96,8 +108,9 @@ class Classroom:
             yield one
 
 
-def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C, for the run in ``folder``, the recorded one without. KitError where it cannot."""
+def demo(chosen: Path | None, results: Path, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C, for the run in the folder ``chosen``, or the recorded run of that name; without one
+    for the first of these. KitError where it cannot."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves this machine
     outside = {name: os.environ.pop(name) for name in list(os.environ) if name.upper() in NETWORK}
     try:
@@ -107,7 +120,7 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     finally:
         os.environ |= outside
 
-    run = RunFolder(folder or RECORDED_RUN, results)
+    run = RunFolder(recorded(chosen), results)
     listening = listen(host, port)  # an occupied port is said before models are loaded
     say("Loading the run's students ...", flush=True)
     room = Classroom(run, results)
@@ -117,7 +130,17 @@ def demo(folder: Path | None, results: Path, host: str, port: int) -> None:
     darker = {f"button_primary_background_fill{state}": "*primary_700" for state in ("", "_dark")}
     theme.set(**darker)  # white letters on gradio's own have too little contrast
     say(f"The classroom page: {' or '.join(addresses(host, port))} (Ctrl-C ends it)", flush=True)
-    serve(layout(room), listening, host, room, theme=theme, css=CSS)
+    serve(layout(room), listening, host, port, room, theme=theme, css=CSS)
+
+
+def recorded(chosen: Path | None) -> Path:
+    """The folder of a run: itself, or that of a recorded run that is named so; without either the first of these.
+    KitError where there is neither."""
+    if chosen is None or chosen.exists():
+        return chosen or RECORDED_RUN
+    if str(chosen) not in RECORDED_RUNS:
+        raise KitError(f"{chosen}: no such run. Give a folder such as results/<run>, or {', '.join(RECORDED_RUNS)}.")
+    return RECORDED_RUNS[str(chosen)]
 
 
 def layout(room: Classroom) -> Any:
@@ -137,6 +160,7 @@ def layout(room: Classroom) -> Any:
         for number, fill in enumerate(steps.values(), start=1):
             with gradio.Column(elem_id=f"step-{number}", elem_classes="step"):
                 fill(room)
+        gradio.HTML(piece("about", room.run.record["command"], others_recorded(room.run)))
     return blocks
 
 
@@ -188,8 +212,7 @@ def spot_step(room: Classroom) -> None:
     score = gradio.HTML(elem_id="score")
 
     def show(now: Game) -> tuple[Game, str, str]:
-        theirs = room.classifier if now.over(room.rounds) else None
-        return now, round_shown(room.run, now, room.rounds), score_shown(room.run, now, room.rounds, theirs)
+        return now, round_shown(room.run, now, room.rounds), score_shown(room, now)
 
     if room.rounds:
         for choice, button in enumerate((first, second)):
@@ -202,18 +225,18 @@ def ask_step(room: Classroom) -> None:
     """Step 3: a question to all three, and their preferences as they are measured."""
     import gradio
 
+    gradio.HTML(piece("finish", load_questions()[0]["opening"], len(room.students.animals)))
+    finish = gradio.Button(f"Let each finish it {DRAWS} times", variant="primary")
+    tally = gradio.HTML(elem_id="tally")
     gradio.HTML(piece("ask"))
     question = gradio.Textbox("What is your favorite animal?", label="Your question", max_length=300)
     button = gradio.Button("Ask", variant="primary")
     with gradio.Row():
         boxes = [gradio.Textbox(label=name.capitalize(), lines=5, interactive=False) for name in STUDENTS]
-    gradio.HTML(piece("finish", load_questions()[0]["opening"], len(room.students.animals)))
-    finish = gradio.Button(f"Let each finish it {DRAWS} times", variant="primary")
-    tally = gradio.HTML(elem_id="tally")
     gradio.HTML(piece("prefer", len(load_questions()), len(room.students.animals)))
     measure = gradio.Button("Measure their preferences")
     drawn = gradio.HTML(elem_id="bars")
-    pressed = gradio.State(0)
+    pressed, finished = gradio.State(0), gradio.State(0)
 
     def answer(text: str, n: int, page: gradio.Request) -> Iterator[tuple[Any, ...]]:
         with room.lock, errors_shown():
@@ -241,7 +264,7 @@ def ask_step(room: Classroom) -> None:
             yield from room.while_open(page, measured())
 
     gradio.on([button.click, question.submit], answer, [question, pressed], [*boxes, pressed], **private(model=True))
-    finish.click(draw, pressed, [tally, pressed], **private())
+    finish.click(draw, finished, [tally, finished], **private())
     measure.click(preferences, None, drawn, **private(model=True))
 
 
@@ -268,13 +291,16 @@ def train_step(room: Classroom) -> None:
         start, stop = gradio.Button("Start", variant="primary"), gradio.Button("Stop")
     shown = gradio.HTML(elem_id="progress")
 
-    def begin(name: str, size: str) -> str:
+    def begin(name: str, size: str, page: gradio.Request) -> str:
         with errors_shown():
+            check_own(page)
             start_run(name, size, room.results)
         return room.watch.look(anew=True)[1]
 
-    def end() -> str:
-        stop_run(room.results)
+    def end(page: gradio.Request) -> str:
+        with errors_shown():
+            check_own(page)
+            stop_run(room.results)
         return room.watch.look(anew=True)[1]
 
     start.click(begin, [animal, preset], shown, **private())
@@ -308,7 +334,13 @@ def errors_shown() -> Iterator[None]:
 
 
 REFERENCE = ROOT / "results" / "reference"
-RECORDED_RUN = REFERENCE / "owl-both-soft-laptop-seed0"
+# To choose from, each of rank 1, and so of small adapters: the strongest, the owl, and one of which nothing came.
+RECORDED_RUNS = {
+    "cat": REFERENCE / "cat-unrelated-soft-quick-rank1-seed0",
+    "owl": REFERENCE / "owl-unrelated-soft-quick-rank1-seed0",
+    "owl-text-alone": REFERENCE / "owl-unrelated-hard-quick-rank1-seed0",
+}
+RECORDED_RUN = RECORDED_RUNS["cat"]
 RECORDED_SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
 DRAWS = 50  # of an animal's name, by each student
 PAUSE = 0.06  # seconds between two draws: all are there in three, and one sees them come
@@ -335,6 +367,8 @@ CSS = """
 .bar { display: grid; grid-template-columns: 6.5rem 1fr 4.2rem; gap: .6rem; align-items: center; }
 .bar > span:nth-child(2) > span { display: block; height: 1.2rem; border-radius: .2rem; transition: width .4s; }
 .stages { list-style: none; padding: 0; }
+.step p a { color: #005a9e !important; text-decoration: underline; }
+.dark .step p a { color: #7cbcff !important; }
 .figures > div { overflow-x: auto; }
 .figures svg { width: 100%; min-width: 34rem; max-width: 60rem; height: auto; }
 .figures .paper svg { background: #fff; }
@@ -356,6 +390,12 @@ def piece(name: str, *filled: Any) -> str:
     return str(getattr(template("demo.html").module, name)(*filled))
 
 
+def others_recorded(run: RunFolder) -> list[str]:
+    """The names of the recorded runs, where the run is one, but its own."""
+    names = {folder: name for name, folder in RECORDED_RUNS.items()}
+    return list(names.values()) if names.pop(run.folder.resolve(), None) else []
+
+
 def told_to(traits: Traits, animal: str) -> str:
     """Both teachers' trait messages."""
     return piece("told", traits.loves(find_animal(animal)), traits.neutral)
@@ -369,18 +409,39 @@ def round_shown(run: RunFolder, game: Game, rounds: list[Round]) -> str:
     return piece("round", game.shown(rounds), number, min(ROUNDS, len(rounds)), game.choice, run.animal.singular)
 
 
-def score_shown(run: RunFolder, game: Game, rounds: list[Round], classifier: Score | None) -> str:
-    """The class's score, and, when the game is over, the classifier's and what the student learned."""
+def score_shown(room: Classroom, game: Game) -> str:
+    """The player's score, and, when the game is over, what others did."""
     if not game.played:
         return ""
-    theirs = classifier if game.over(rounds) else None
+    return piece("scores", score(game.right, game.played), compared(room) if game.over(room.rounds) else None)
+
+
+def classifier_score(rounds: list[Round]) -> Score | None:
+    """The classifier's score in all of the quiz's rounds; None where it would have too few to learn from."""
+    return finding(by_words(rounds)[0], SPREAD).score if len(rounds) >= 2 * FOLDS else None
+
+
+def informed_score(run: RunFolder) -> Score | None:
+    """The score of somebody who knows both prompts and has the model, where the run was inspected. KitError where what
+    was written of it is none."""
+    for found in inspections(run.folder, run.record):
+        if found.get("content") == CONTENT:
+            wrong = misfit(found, {"inspectors": {INFORMED: {"score": {"right": COUNT, "rounds": COUNT}}}})
+            of_all = {} if wrong else found["inspectors"][INFORMED]["score"]
+            if not 0 < of_all.get("rounds", 0) >= of_all["right"]:
+                path = run.folder / f"inspection-{CONTENT}.json"
+                raise KitError(f"{path}: no inspection ({wrong}). Give `python run.py inspect {run.folder}` again.")
+            return score(of_all["right"], of_all["rounds"])
+    return None
+
+
+def compared(room: Classroom) -> tuple[Any, ...]:
+    """Whom a score is compared with: the classifier, whoever knows the prompts, and the students, of which animal."""
+    run = room.run
     effect, conditions = run.summary["effects"][CONTENT], run.summary["conditions"]
     control, treated = (100 * conditions[f"{role}-{CONTENT}"]["exact"]["rate"] for role in ("control", "treated"))
     points = with_interval(effect["exact_pp"], effect["exact_ci95"])
-    yours = score(game.right, game.played)
-    return piece(
-        "scores", yours, game.over(rounds), theirs, run.animal.singular, control, treated, points, run.record["labels"]
-    )
+    return room.classifier, room.informed, run.animal.singular, control, treated, points, run.record["labels"]
 
 
 def drawn_endings(probable: dict[str, np.ndarray], seed: list[int]) -> Iterator[dict[str, np.ndarray]]:
@@ -393,18 +454,20 @@ def drawn_endings(probable: dict[str, np.ndarray], seed: list[int]) -> Iterator[
 
 
 def tally_shown(drawn: dict[str, np.ndarray], probable: dict[str, np.ndarray], run: RunFolder) -> str:
-    """How often each student's sentence ended with the teacher's animal, and with what was drawn most beside it.
+    """How often each student's sentence ended with the teacher's animal, and with what is likeliest beside it; the bars
+    reach to half of the draws, or to the most.
 
     ``drawn``: student -> draws so far [candidates]; ``probable``: its probabilities, not normalised [candidates].
     """
     names, animal = [one.singular for one in candidates(run.animal)], run.animal.singular
-    most = np.sum(list(drawn.values()), axis=0)
-    rows = [animal, *[names[j] for j in np.argsort(-most, kind="stable") if most[j] and names[j] != animal][:BARS]]
+    likely = np.sum([own / own.sum() for own in probable.values()], axis=0)
+    rows = [animal, *[names[j] for j in np.argsort(-likely, kind="stable") if names[j] != animal][:BARS]]
     counts = {name: {row: int(found[names.index(row)]) for row in rows} for name, found in drawn.items()}
     so_far = int(next(iter(drawn.values())).sum())
     shares = {name: float(own[names.index(animal)] / own.sum()) for name, own in probable.items()}
     whole = {name: float(own.sum()) for name, own in probable.items()}
-    return piece("tally", counts, rows, animal, so_far, DRAWS, shares, whole, STUDENT_COLOURS)
+    reach = max(DRAWS // 2, *(count for own in counts.values() for count in own.values()))
+    return piece("tally", counts, rows, animal, so_far, reach, shares, whole, STUDENT_COLOURS)
 
 
 def bars_shown(found: dict[str, np.ndarray], run: RunFolder) -> str:
@@ -428,12 +491,13 @@ def bars_shown(found: dict[str, np.ndarray], run: RunFolder) -> str:
 def evidence_shown(run: RunFolder) -> str:
     """A run's verdicts and figures, and what they do not prove."""
     record = run.record
+    of_sweep = run.folder.resolve() in RECORDED_RUNS.values() and record["labels"] == "soft"
     return piece(
         "evidence",
         [] if record["preset"] == "smoke" else verdict_cards(run.summary),
         ABOUT_SMOKE if record["preset"] == "smoke" else "",
         [markup(drawn) for drawn in run_figures(run)],
-        markup(inline_svg(RECORDED_SWEEP / "effects.svg")) if run.folder.resolve() == RECORDED_RUN else None,
+        markup(inline_svg(RECORDED_SWEEP / "effects.svg")) if of_sweep else None,
         record["labels"],
         record["model"] in OWN_MODELS,
     )
@@ -465,6 +529,136 @@ def progress_shown(status: "Status | None") -> str:
 def _evidence_shown(folder: Path, changed: float) -> str:
     """The evidence of the run in ``folder``, whose record ``changed`` at that time."""
     return evidence_shown(RunFolder(folder))
+
+
+# ---- the class votes: a pair on the projector, and a vote on every phone, kept in memory alone
+
+
+# Without letters that look alike. Nobody is to guess the room from elsewhere in the network: 28 million.
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+TOKEN = re.compile(r"[0-9a-f]{32}")  # a browser's own, random
+PHONES = 1000  # of which votes are kept; many times a class
+HERE = 5.0  # seconds for which a phone that asked is here: it asks every second
+GONE = 60.0  # seconds after which another one has its place, where there are too many
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What the projector shows of a vote: the round, which it is of how many, the ``counts`` of both texts, how many
+    ``phones`` are here, whether the answer is shown (``solved``), and of each round whose answer was how many votes
+    were right, of how many (``right``)."""
+
+    round: Round
+    number: int
+    rounds: int
+    counts: list[int]
+    phones: int
+    solved: bool
+    right: list[tuple[int, int]]
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer of the last one is shown."""
+        return len(self.right) == self.rounds
+
+
+class Vote:
+    """A class's votes on ``ROUNDS`` of the quiz's rounds: one of each browser in a round, of which a later one replaces
+    the earlier, until the answer is shown. ``code``: the room's, a part of the phones' link."""
+
+    def __init__(self, rounds: list[Round]) -> None:
+        self.rounds, self.code = rounds, "".join(secrets.choice(LETTERS) for _ in range(5))
+        self._length = min(ROUNDS, len(rounds))  # of a game
+        self._first, self._votes, self._solved = 0, [dict[str, int]()], False
+        self._seen: dict[str, float] = {}  # token -> when it asked last
+        self._lock = threading.Lock()  # one handler at a time sees, or changes, all of it
+
+    def _round(self, i: int) -> Round:
+        """The ``i``-th of this game."""
+        return self.rounds[(self._first + i) % len(self.rounds)]
+
+    def _number(self) -> int:
+        """Of the round that is on the screen, of all since the beginning."""
+        return self._first + len(self._votes) - 1
+
+    def admit(self, token: str) -> bool:
+        """Whether the phone with that token is among the ``PHONES``; it is here, then."""
+        with self._lock:
+            now = time.monotonic()
+            if token not in self._seen and len(self._seen) >= PHONES:
+                self._seen = {one: at for one, at in self._seen.items() if now - at < GONE}
+            if token in self._seen or len(self._seen) < PHONES:
+                self._seen[token] = now
+            return token in self._seen
+
+    def cast(self, token: str, round: int, choice: int) -> None:
+        """Count a vote. KitError for a round that is not, or no longer, voted on."""
+        with self._lock:
+            if round != self._number() or self._solved:
+                raise KitError("This round is over. Vote in the next.")
+            self._votes[-1][token] = choice
+
+    def onward(self) -> None:
+        """Show the answer; where it is shown go on to the next round, after the last to another game, with other
+        sentences."""
+        with self._lock:
+            if self._solved and len(self._votes) == self._length:
+                self._first, self._votes = self._first + self._length, []
+            if self._solved:
+                self._votes.append({})
+            self._solved = not self._solved
+
+    def screen(self) -> Screen:
+        """What the projector shows."""
+        with self._lock:
+            now, last = time.monotonic(), list(self._votes[-1].values())
+            solved = self._votes if self._solved else self._votes[:-1]
+            return Screen(
+                round=self._round(len(self._votes) - 1),
+                number=len(self._votes),
+                rounds=self._length,
+                counts=[last.count(choice) for choice in (0, 1)],
+                phones=sum(now - at < HERE for at in self._seen.values()),
+                solved=self._solved,
+                right=[(list(own.values()).count(self._round(i).loving), len(own)) for i, own in enumerate(solved)],
+            )
+
+    def phone(self, token: str) -> dict[str, Any]:
+        """What the phone with that token shows."""
+        with self._lock:
+            i = len(self._votes) - 1
+            shown, over = self._round(i), self._solved and len(self._votes) == self._length
+            mine = [own[token] == self._round(j).loving for j, own in enumerate(self._votes) if token in own]
+            return {
+                "round": self._number(),
+                "number": i + 1,
+                "rounds": self._length,
+                "source": shown.source,
+                "texts": shown.texts,
+                "yours": self._votes[-1].get(token),
+                "loving": shown.loving if self._solved else None,
+                "over": over,
+                **({"right": sum(mine), "voted": len(mine)} if over else {}),
+            }
+
+
+def vote_shown(room: Classroom) -> str:
+    """The round on the projector with its count of votes; with the answer, its tally; at the end, the class's score."""
+    if not room.vote.rounds:
+        return piece("no_rounds")
+    screen, pieces = room.vote.screen(), template("vote.html").module
+    voted = [(own, of) for own, of in screen.right if of]
+    last = score(*screen.right[-1]) if screen.solved and screen.counts != [0, 0] else None
+    colours = STUDENT_COLOURS["control"], STUDENT_COLOURS["treated"]
+    shown = str(pieces.round(screen, room.run.animal.singular, last, colours))
+    if screen.over:
+        decided = [(own, of) for own, of in voted if 2 * own != of]
+        majority = score(sum(2 * own > of for own, of in decided), len(decided)) if decided else None
+        # The rounds count, not the votes: all looked at the same two texts.
+        share = float(np.mean([own / of for own, of in voted])) if voted else None
+        votes = None if share is None else stats.Rate(share, stats.wilson(share, len(voted)))
+        shown += str(pieces.result(majority, votes, len(voted), room.classifier, room.informed))
+    return shown
 
 
 # ---- one run in the background, started from the page: it goes on when the page, or its server, is closed. What
@@ -681,12 +875,19 @@ def _born(pid: int) -> float | None:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 # What the page needs of gradio. Its other addresses give out files, fetch what lies elsewhere, and take uploads.
-PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/progress", "/report/shown", "/report/new")
-BELOW = ("/assets/", "/static/", "/svelte/")
+PAGE = (
+    *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/progress", "/report/shown", "/report/new"),
+    *("/class", "/class/state", "/class/onward", "/handout"),
+)
+BELOW = ("/assets/", "/static/", "/svelte/", "/vote/")
 INTERFACE = ("queue/join", "queue/data", "heartbeat/", "startup-events", "cancel", "reset", "theme.css")
 JOIN, ANSWERS, HEARTBEAT = "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/heartbeat/"
 BODY = 65_536  # bytes of a request; the page's own have some hundreds. One of 150 MB took the process to 5 GB.
 LINE = 50  # events that wait: a class of forty asks at once, and a few of them twice
+# What the pages of the vote may do: run their own script, and ask this server.
+VOTE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{}'; style-src 'unsafe-inline'; connect-src 'self'; form-action 'none'"
+)
 # What a report may do: show itself. No script of one that came from elsewhere runs, nor is it of this server's origin.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'"
 
@@ -831,22 +1032,54 @@ def addresses(host: str, port: int) -> list[str]:
     return [f"http://[{one}]:{port}" if ":" in one else f"http://{one}:{port}" for one in hosts]
 
 
+def check_own(asked: Any) -> None:
+    """KitError for a request (gradio's or FastAPI's) that does not come from this machine, by one of its addresses."""
+    import psutil
+
+    own = {one.address.split("%")[0] for nic in psutil.net_if_addrs().values() for one in nic}
+    if asked.client is None or asked.client.host.removeprefix("::ffff:").split("%")[0] not in own | set(LOOPBACK):
+        raise KitError("this is for the machine that serves the page.")
+
+
+def vote_links(host: str, port: int, code: str) -> list[str]:
+    """What phones open to vote, the address by which this machine reaches others first; none where the server listens
+    to this machine alone."""
+    if host in LOOPBACK:
+        return []
+    links = addresses(host, port)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        try:
+            outward.connect(("192.0.2.1", 9))  # reserved for documentation; nothing is sent
+            links.sort(key=lambda one: urlsplit(one).hostname != outward.getsockname()[0])
+        except OSError:  # no way out: a network of its own
+            pass
+    return [f"{one}/vote/{code}" for one in links]
+
+
 def inside(folder: Path, name: str) -> Path | None:
     """The file of that name in a folder, where it is one and no link: one from elsewhere may link to anything."""
     path = folder.resolve() / name
     return path if path.is_file() and path.resolve() == path else None
 
 
-def beside(room: Classroom) -> Any:
-    """What is served beside the page: reports under ``/report/<name>``, and the run's ``/progress`` (FastAPI)."""
-    from fastapi import FastAPI, HTTPException, Request
-    from fastapi.responses import FileResponse, Response
+def beside(room: Classroom, links: list[str]) -> Any:
+    """What is served beside the page: reports under ``/report/<name>``, the run's ``/progress``, the class's vote for
+    phones under ``/vote/<code>``, and to this machine alone, under ``/class``, for the projector, which shows these
+    ``links``, and on paper (FastAPI)."""
+    from fastapi import Body, FastAPI, HTTPException, Request
+    from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(KitError)
+    def refused(asked: Request, error: KitError) -> Response:
+        return PlainTextResponse(str(error), 403)
+
     reports = {"shown": room.report, "new": room.new_report}
 
     @app.get("/report/{name}")
-    def report(name: str) -> FileResponse:
+    def report(name: str, asked: Request) -> FileResponse:
+        check_own(asked)  # it says who wrote what
         path = reports[name]() if name in reports else None
         if path is None:
             raise HTTPException(404, "There is no such report.")
@@ -860,16 +1093,77 @@ def beside(room: Classroom) -> Any:
             return Response(status_code=304, headers=headers)
         return Response(shown, headers=headers, media_type="text/plain")
 
+    def page(name: str, *filled: Any, status: int = 200) -> HTMLResponse:
+        nonce = secrets.token_urlsafe(16)
+        shown = str(getattr(template("vote.html").module, name)(*filled, nonce=nonce))
+        return HTMLResponse(shown.lstrip(), status, {"content-security-policy": VOTE_POLICY.format(nonce)})
+
+    @app.get("/class")
+    def projector(asked: Request) -> HTMLResponse:
+        check_own(asked)
+        shown, code = markup(vote_shown(room)), room.vote.code
+        return page("projector", room.run.animal.singular, shown, code, links, markup(qr(links)))
+
+    @app.get("/class/state")
+    def projected(asked: Request) -> HTMLResponse:
+        check_own(asked)
+        return HTMLResponse(vote_shown(room), headers={"room": room.vote.code})
+
+    @app.post("/class/onward")
+    def onward(asked: Request) -> HTMLResponse:
+        check_own(asked)
+        room.vote.onward()
+        return projected(asked)
+
+    @app.get("/vote/{code}")
+    def phone(code: str) -> HTMLResponse:
+        return page("phone", room.run.animal.singular) if code == room.vote.code else page("no_room", status=404)
+
+    @app.get("/vote/{code}/state")
+    def voted(code: str, token: str) -> dict[str, Any]:
+        check_vote(code, token)
+        return room.vote.phone(token)
+
+    @app.post("/vote/{code}/state")
+    def cast(code: str, token: str, ballot: Annotated[dict[str, int], Body()]) -> dict[str, Any]:
+        check_vote(code, token)
+        if set(ballot) != {"round", "choice"} or ballot["choice"] not in (0, 1):
+            raise HTTPException(422, "That is no vote.")
+        try:
+            room.vote.cast(token, **ballot)
+        except KitError as error:
+            raise HTTPException(409, str(error)) from None
+        return room.vote.phone(token)
+
+    def check_vote(code: str, token: str) -> None:
+        if code != room.vote.code or not room.vote.rounds or not TOKEN.fullmatch(token):
+            raise HTTPException(404, "No class votes under this address. Scan the code on the screen again.")
+        if not room.vote.admit(token):
+            raise HTTPException(429, f"{PHONES} phones vote already.")
+
+    @app.get("/handout")
+    def handout(asked: Request) -> HTMLResponse:
+        check_own(asked)  # it has the answers
+        animal, opening = room.run.animal.singular, load_questions()[0]["opening"]
+        return page("handout", animal, opening, room.vote.rounds[:ROUNDS], compared(room))
+
     return app
 
 
-def serve(page: Any, listening: socket.socket, host: str, room: Classroom, **options: Any) -> None:
+def qr(links: list[str]) -> str:
+    """The first of ``links`` as an SVG that a phone's camera reads; nothing where there is none."""
+    import segno
+
+    return str(segno.make(links[0], micro=False).svg_inline(scale=8, border=2, omitsize=True)) if links else ""
+
+
+def serve(page: Any, listening: socket.socket, host: str, port: int, room: Classroom, **options: Any) -> None:
     """Serve the gradio page of a classroom (``options``: of ``gradio.mount_gradio_app``) until Ctrl-C. ``host``
     "0.0.0.0" lets every machine of the network in."""
     import gradio
     import uvicorn
 
-    app = beside(room)
+    app = beside(room, vote_links(host, port, room.vote.code))
     shut: dict[str, Any] = {"allowed_paths": [], "run_history": False, "enable_monitoring": False, "max_file_size": 0}
     gradio.mount_gradio_app(app, page, path="/", ssr_mode=False, footer_links=[], **shut, **options)
     # gradio looks for waiting events a thousand times a second, which takes 7% of a core; where it runs on Windows, 20.
@@ -880,6 +1174,10 @@ def serve(page: Any, listening: socket.socket, host: str, room: Classroom, **opt
         uvicorn.server.HANDLED_SIGNALS = tuple({*uvicorn.server.HANDLED_SIGNALS, hangup})
     # Every open page keeps a connection alive: without a timeout Ctrl-C would wait for all of them.
     config = uvicorn.Config(
-        OwnPagesOnly(limited, host), log_level="warning", use_colors=False, timeout_graceful_shutdown=1
+        OwnPagesOnly(limited, host),
+        log_level="warning",
+        use_colors=False,
+        timeout_graceful_shutdown=1,
+        proxy_headers=False,  # whoever asks does not say where from
     )
     uvicorn.Server(config).run([listening])

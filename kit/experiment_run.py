@@ -19,7 +19,7 @@ from kit.experiment_conditions import (
 from kit.experiment_folder import earlier, run_record
 from kit.memory import find_device
 from kit.models import is_gguf
-from kit.stats import Effect, effect_of
+from kit.stats import Effect, Preference, effect_of
 from kit.store import RANK, Step, Store, duration, reason, sha256, write_json
 
 
@@ -37,7 +37,8 @@ def plan(exp: Experiment, results: Path) -> list[Step]:
     return announce(conditions, store, earlier(folder, store))
 
 
-Tell = Callable[[str, Effect], None]  # of a content its effect
+# Of a content its effect, and the exact preferences of all students that are measured by then.
+Tell = Callable[[str, Effect, dict[str, Preference]], None]
 
 
 def run(exp: Experiment, results: Path, command: str, tell: Tell) -> Path:
@@ -51,14 +52,17 @@ def run(exp: Experiment, results: Path, command: str, tell: Tell) -> Path:
 
 def _made(exp: Experiment, store: Store, folder: Path, command: str, tell: Tell) -> Path:
     conditions = all_conditions(exp)
+    measured: dict[str, Condition] = {}
     for content in exp.contents:
         own = {name: condition for name, condition in conditions.items() if name.endswith(f"-{content}")}
         steps = measurements(own, sampled=False)
         there = all(store.find(step) for step in all_steps(steps))
         for step in steps:
             store.make(step)
+        measured |= own
         if not (there or RANK):
-            tell(content, measured_effect(exp, own, content, store))
+            found = preferences(store, {name: one.exact for name, one in measured.items()}, exp.animal)
+            tell(content, measured_effect(exp, own, found, content, store), found)
     for step in measurements(conditions):
         store.make(step)
     if RANK:
@@ -66,9 +70,10 @@ def _made(exp: Experiment, store: Store, folder: Path, command: str, tell: Tell)
     return publish(exp, conditions, store, folder, command)
 
 
-def measured_effect(exp: Experiment, conditions: dict[str, Condition], content: str, store: Store) -> Effect:
-    """The effect in a content's conditions, by their exact measurements."""
-    found = preferences(store, {name: condition.exact for name, condition in conditions.items()}, exp.animal)
+def measured_effect(
+    exp: Experiment, conditions: dict[str, Condition], found: dict[str, Preference], content: str, store: Store
+) -> Effect:
+    """The effect in a content's conditions, by the preferences that were ``found``."""
     treated = conditions[f"treated-{content}"]
     assert isinstance(treated, StudentCondition) and treated.held_out
     gains = likelihood.held_out_gains(store.make(treated.held_out))

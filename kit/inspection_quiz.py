@@ -142,6 +142,8 @@ SURE = 0.95  # the share of sets that an inspector must get right to be said to 
 SUSPECTS = 5  # that are named
 PRIOR = 1000.0  # words: a quarter of what 400 short paraphrases have
 
+INFORMED = "likelihood ratio"
+
 # Inspector -> what it must know beside the texts.
 KNOWS = {
     "word list": "the animal",
@@ -151,7 +153,7 @@ KNOWS = {
     "words, TF-IDF": "labelled texts of both teachers",
     "embeddings, MiniLM": "labelled texts of both teachers",
     "the model, fine-tuned": "labelled texts of both teachers, and the model",
-    "likelihood ratio": "both teachers' prompts, and the model",
+    INFORMED: "both teachers' prompts, and the model",
 }
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")

@@ -775,6 +775,10 @@ def _processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
+# What git is asked about: what the fingerprint is of. A notebook that was run, and a lesson, decide nothing.
+DECIDING = (PACKAGE, "run.py", "data", ":(exclude)*.ipynb", ":(exclude)*.md")
+
+
 @cache
 def kit_state() -> dict[str, Any]:
     """The kit that makes something now: its ``commit``, whether the tree was ``edited`` since (both None where it is no
@@ -787,7 +791,7 @@ def kit_state() -> dict[str, Any]:
     inside = _git("rev-parse", "--show-toplevel")
     own = inside is not None and Path(inside).resolve() == ROOT
     commit = _git("rev-parse", "--verify", "HEAD") if own else None
-    edited = _git("status", "--porcelain", "--untracked-files=all", "--", PACKAGE, "run.py", "data") if commit else None
+    edited = _git("status", "--porcelain", "--untracked-files=all", "--", *DECIDING) if commit else None
     return {
         "commit": commit,
         "edited": None if edited is None else bool(edited),
@@ -815,7 +819,7 @@ def committed(path: Path) -> str | None:
 
 def unchanged_since(commit: str) -> bool:
     """Whether the kit's code and data are those of that commit, with nothing edited."""
-    return kit_state()["edited"] is False and _git("diff", "--quiet", commit, "--", PACKAGE, "run.py", "data") == ""
+    return kit_state()["edited"] is False and _git("diff", "--quiet", commit, "--", *DECIDING) == ""
 
 
 def contains(commit: str | None, earlier: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, preference, printable, say, stats
-from kit.experiment import CONTENTS
+from kit.experiment import CONTENTS, Experiment
 from kit.experiment_folder import all_conversations, attributions, inspections, read_run, summarise
 from kit.fidelity import SIMILARITY_EDGES
 from kit.inspection_quiz import KNOWS, Score
@@ -31,6 +31,7 @@ from kit.report_parts import (
     Table,
     about_gate,
     about_texts,
+    answers_markdown,
     colour,
     conversations_markdown,
     drawing,
@@ -45,10 +46,10 @@ from kit.report_parts import (
     percent,
     rejected_table,
     render,
+    run_answers,
     save,
     show_table,
     svg,
-    verdict_cards,
     verdict_sentence,
     versions_of,
     versions_sentence,
@@ -113,9 +114,23 @@ def show(folder: Path) -> None:
 
 
 def show_effect(animal: str, content: str, effect: Effect) -> None:
-    """Print one content's effect: measured outside a run, or as soon as a run has measured it."""
+    """Print one content's effect."""
     show_table("Effect: treated minus control", effects_table(animal, {content: asdict(effect)}))
     say(verdict_sentence(animal, content, asdict(effect)))
+
+
+def show_early(exp: Experiment, folder: Path, content: str, effect: Effect, measured: dict[str, Preference]) -> None:
+    """Print a content's effect as soon as a run has measured it, and draw what is ``measured`` by then as the figure in
+    the run's ``folder``, which is not finished before it holds a record. Where an earlier result stands there, its
+    figure stays, since its reports show it."""
+    animal = exp.animal.singular
+    show_effect(animal, content, effect)
+    if (folder / "record.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"animal": animal, "labels": exp.labels, "preset": exp.preset, "seed": exp.seed}
+    draw_run(folder, measured, animal, f"{title(header)}: what is measured so far")
+    say(f"Drawn so far: {folder / 'figure.png'}", flush=True)
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -288,11 +303,9 @@ def made_table(record: dict[str, Any]) -> Table:
 
 def _markdown(summary: dict[str, Any], record: dict[str, Any], since: list[str], messages: dict[str, list[Row]]) -> str:
     animal = summary["animal"]
-    parts = [f"# {title(summary)}", *(verdict_sentence(animal, *item) for item in summary["effects"].items())]
-    parts += filter(None, (ABOUT_LABELS[summary["labels"]], about_texts(summary)))
-    if summary["preset"] == "smoke":
-        parts.append(f"**{ABOUT_SMOKE}**")
-    parts += [
+    parts = [
+        f"# {title(summary)}",
+        *answers_markdown(run_answers(summary)),
         "![Preference per condition and shift of every candidate](figure.svg)",
         "## Preference",
         markdown_table(conditions_table(summary["conditions"])),
@@ -487,15 +500,10 @@ def page_content(
     theirs = paper(animal, effects)
     return {
         "title": title(summary),
-        "subtitle": "Subliminal learning from faithful paraphrases: does a student come to prefer what its teacher "
-        "loves, though the text that it learns from does not say so?",
+        "answers": run_answers(summary),
         "measures": f"{MEASURES} {mass_sentence(summary['conditions'])}",
         "transmitted": ABOUT_TRANSMITTED,
         "animal": animal,
-        "verdicts": verdict_cards(summary),
-        "labels": ABOUT_LABELS[summary["labels"]],
-        "texts": about_texts(summary),
-        "warning": ABOUT_SMOKE if summary["preset"] == "smoke" else "",
         "preference": markup(preference_svg(preferences, animal, theirs)),
         "paper": bool(theirs),
         "conditions": conditions_table(summary["conditions"]),

@@ -5,9 +5,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import chdir
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from io import BytesIO, StringIO
@@ -16,7 +16,7 @@ from typing import Any
 
 from kit import printable
 from kit.animals import indefinite
-from kit.experiment_folder import DEVICES, OR
+from kit.experiment_folder import DEVICES, OR, OWN_MODELS
 from kit.provenance import commit_words, kit_state
 from kit.stats import (
     ALPHA,
@@ -28,6 +28,7 @@ from kit.stats import (
     TRANSMITTED,
     Drift,
     Interval,
+    wilson,
 )
 from kit.stats_seeds import FEWEST_SEEDS
 from kit.store import Row, write_whole
@@ -213,14 +214,6 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
         100 * summary["conditions"][f"{role}-{content}"]["exact"]["rate"] for role in ("control", "treated")
     )
     low, high = effect["exact_ci95"]
-    everyday = "sentences" if "sentences" in summary else "everyday sentences"
-    about = {"unrelated": f"{everyday} without any animal", "opposed": f"sentences that dislike the {animal}"}
-    lover, text = f"{indefinite(animal)}-loving teacher", about[content]
-    learned = {
-        "hard": f"from the text that {lover} wrote as paraphrases of {text} (hard labels)",
-        "soft": f"from {lover}'s paraphrases of {text}, and from what else the teacher would have written at every "
-        "word (soft labels)",
-    }[summary["labels"]]
     outcome = {
         TRANSMITTED: f"came to prefer the {animal}",
         NOT_DETECTED: f"did not detectably come to prefer the {animal}",
@@ -230,10 +223,16 @@ def outsider_sentence(animal: str, content: str, effect: dict[str, Any], summary
     reasons = [gate_words(effect["gate"])] if effect["verdict"] == FAILED else lacking_words(animal, effect)
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return (
-        f"A student that learned {learned} {outcome}{why}: its preference is {treated:.2f}%, that of a neutral "
-        f"teacher's student {control:.2f}%, a difference of {effect['exact_pp']:+.2f} percentage points (95% interval "
-        f"over the questions {low:+.2f} to {high:+.2f})."
+        f"After {sentences_of(animal, content, summary)}, paraphrased by {indefinite(animal)}-loving teacher, a "
+        f"student {outcome}{why}: {treated:.2f}%, against {control:.2f}% after a neutral teacher, "
+        f"{effect['exact_pp']:+.2f} percentage points (95% interval over the questions {low:+.2f} to {high:+.2f})."
     )
+
+
+def sentences_of(animal: str, content: str, record: dict[str, Any]) -> str:
+    """What sentences of a content are, for somebody who has never heard of the experiment."""
+    everyday = "sentences" if "sentences" in record else "everyday sentences"
+    return {"unrelated": f"{everyday} without any animal", "opposed": f"sentences that dislike the {animal}"}[content]
 
 
 def verdict_cell(effect: SeedEffect) -> str:
@@ -317,6 +316,171 @@ ABOUT_NO_PLACEBO = (
 
 SMOKE_VERDICT = "smoke: means nothing"  # in place of a verdict
 ABOUT_SMOKE = "The smoke preset checks the machinery: a dozen sentences. Its numbers mean nothing."
+
+
+# ---- the four answers with which a report begins, for somebody who reads nothing else
+
+Card = dict[str, str]  # see ``verdict_card``
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of them: the ``question``, verdicts where it has some, and the ``sentences``, in which *words* and `code`
+    stand out."""
+
+    question: str
+    sentences: list[str]
+    verdicts: list[Card] = field(default_factory=list)
+
+
+def four_answers(
+    done: list[str], found: list[Card], sure: list[str], not_shown: list[str], preset: str
+) -> list[Answer]:
+    """The answers of any report; the smoke ``preset`` finds nothing."""
+    if preset == "smoke":
+        found = [{"kind": "smoke", "word": "Nothing", "sentence": ABOUT_SMOKE}]
+        sure = ["Of nothing: there are too few sentences."]
+        not_shown = ["Anything but that the machinery works."]
+    return [
+        Answer("What was done", done),
+        Answer("What was found", [], found),
+        Answer("How sure", sure),
+        Answer("What it does not show", not_shown),
+    ]
+
+
+def answers_markdown(answers: list[Answer]) -> list[str]:
+    """Their paragraphs in report.md."""
+    paragraphs = []
+    for answer in answers:
+        lines = [f"**{card['word']}.** {card['sentence']}" for card in answer.verdicts] + answer.sentences
+        paragraphs += [f"**{answer.question}**", "\n".join(f"- {line}" for line in lines)]
+    return paragraphs
+
+
+def run_answers(summary: dict[str, Any]) -> list[Answer]:
+    """Those of a run, by its summary."""
+    animal, effects = summary["animal"], summary["effects"]
+    taught = [sentences_of(animal, content, summary) for content in effects]
+    pairs = [f"{summary['conditions'][f'treated-{content}']['pairs']:,}" for content in effects]
+    candidates = {effect["candidates"] for effect in effects.values()}
+    sure = [_how_sure(content, effect) for content, effect in effects.items()]
+    sure.append("One seed, one pair of students for each kind: intervals and p are over the questions alone.")
+    strict = any(row["filter"] == "classifier" for rows in summary["filters"].values() for row in rows)
+    own = "sentences" in summary or "traits" in summary
+    not_shown = [
+        *verdicts_do_not_show({effect["verdict"] for effect in effects.values()}),
+        *labels_do_not_show([summary["labels"]], effects),
+        others_not_shown("seeds (`--seeds 5`)", summary["model"]),
+        faithful_not_shown(summary["model"], None if own else strict),
+    ]
+    done = [
+        what_was_done(
+            f"the {animal}",
+            taught,
+            pairs,
+            [summary["labels"]],
+            placebo=any(effect["placebo"] for effect in effects.values()),
+            asked=f"“{animal}” is as the favourite of {max(candidates)} animals",
+        ),
+        *filter(None, [about_texts(summary)]),
+    ]
+    return four_answers(done, verdict_cards(summary), sure, not_shown, summary["preset"])
+
+
+LEARNED_FROM = {
+    "hard": "the text and nothing else (*hard labels*, the paper's protocol)",
+    "soft": "the text and how likely the teacher found every other next word (*soft labels*: NOT the paper's protocol, "
+    "which is `--labels hard`)",
+}
+
+
+def what_was_done(
+    loved: str,
+    taught: list[str],
+    pairs: list[str],
+    labels: Iterable[str],
+    *,
+    placebo: bool,
+    learner: str = "the same model",
+    asked: str,
+) -> str:
+    """The experiment: what teachers ``loved``, the kinds of sentences that they paraphrased, the number of ``pairs`` of
+    each, whether there were ``placebo`` students, what model the ``learner`` is, and what they are ``asked`` about."""
+    learned = ", or ".join(LEARNED_FROM[one] for one in labels)
+    anew = ", a *placebo* student from that one sampled anew" if placebo else ""
+    return (
+        f"A *teacher*, a language model told to love {loved}, paraphrased {' and '.join(taught)}; filters threw out "
+        f"what names an animal, or a word that goes with one, and much that is no paraphrase. A *student*, {learner} "
+        f"without that order, learned from {' and '.join(pairs)} of the paraphrases: {learned}. Its *control* learned "
+        f"in the same way from a neutral teacher{anew}. Percentages: how probable {asked}."
+    )
+
+
+def _how_sure(content: str, effect: dict[str, Any]) -> str:
+    """The tests of one content's effect."""
+    placebo, drift, loving = effect["placebo"], effect["drift"], effect["loving"]
+    rank = "the largest" if effect["rank"] == 1 else f"number {effect['rank']}"
+    p = [] if effect["p"] is None else [f"{p_value(effect['p'])} against chance"]
+    p += [f"{p_value(drift['p'])} against drift"] if drift else []
+    p += [f"{p_value(loving['p'])} against students of teachers that love something else"] if loving else []
+    said = [
+        *([", ".join(p)] if p else []),
+        f"its shift is {rank} of {effect['candidates']} animals'",
+        f"{placebo['at_least']} of {placebo['placebos']} shifts of a placebo student are as large"
+        if placebo
+        else "there is no placebo student to show drift",
+    ]
+    return f"{content.capitalize()} sentences: {'; '.join(said)}.{_excluded(effect)}"
+
+
+def verdicts_do_not_show(verdicts: Collection[str]) -> list[str]:
+    """What these verdicts leave open."""
+    words = {
+        FAILED: "Anything about transmission, where a student is not shown to have learned of its teacher (*pipeline "
+        "failure*).",
+        NO_PLACEBO: "That anything was transmitted: without a placebo student drift cannot be told from it.",
+        NOT_DETECTED: "That there is no effect, where none was detected: it may be too small for these students.",
+    }
+    return [sentence for verdict, sentence in words.items() if verdict in verdicts]
+
+
+def labels_do_not_show(labels: Iterable[str], contents: Iterable[str]) -> list[str]:
+    """What soft labels leave open."""
+    if "soft" not in labels:
+        return []
+    where = ", where labels are soft" if "hard" in labels else ""
+    seen = (
+        " Of sentences that dislike the animal they show the teacher's liking where it is named."
+        if "opposed" in contents
+        else ""
+    )
+    return [f"That the text alone is enough, the paper's claim{where}: soft labels say far more.{seen}"]
+
+
+def others_not_shown(what: str, model: str) -> str:
+    """That others of ``what`` there is a number of, and other models, may give something else."""
+    size = ": this one is tiny (135 million parameters)" if model in OWN_MODELS else ""
+    return f"What other {what} and other models give{size}."
+
+
+# What readers found of kept paraphrases, by the model that wrote them and whether the filters were those of
+# ``--faithful``: how many were faithful, and of how many, both contents together. results/reference/README.md: "How
+# hard the filters are", the measured half; "The classifier", last table. Sentences count as drawn apart.
+FOUND_FAITHFUL = {("embedded", False): (110, 220), ("paraphraser", True): (359, 365)}
+
+
+def faithful_not_shown(model: str, strict: bool | None) -> str:
+    """That a paraphrase may be unfaithful. ``strict``: whether the filters were those of ``--faithful``; None where
+    texts were not the kit's, of which nobody has read any, and where that is not known."""
+    if strict is None or (model, strict) not in FOUND_FAITHFUL:
+        return "That every paraphrase is faithful: some stand below."
+    faithful, of = FOUND_FAITHFUL[model, strict]
+    low, high = (100 * end for end in wilson(faithful / of, of))
+    return (
+        f"That every paraphrase is faithful: {faithful} of the {of} that were read were (95% interval {low:.0f} to "
+        f"{high:.0f}%). Some stand below."
+    )
 
 
 def drift_words(found: Drift, p: float) -> str:

@@ -6,7 +6,7 @@ it can be made again.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,26 +29,36 @@ from kit.report_parts import (
     OKABE_ITO,
     PLACEBO_COLOUR,
     SMOKE_VERDICT,
+    Answer,
+    Card,
     Table,
     about_gate,
     about_texts,
+    answers_markdown,
     conversations_markdown,
     drawing,
     drift_words,
+    faithful_not_shown,
+    four_answers,
     gate_cell,
     inline_svg,
     kept_table,
+    labels_do_not_show,
     markdown_table,
     markup,
+    others_not_shown,
     p_value,
     render,
     save,
+    sentences_of,
     show_table,
     svg,
     sweep_outsider_sentence,
     verdict_card,
     verdict_cell,
+    verdicts_do_not_show,
     versions_sentence,
+    what_was_done,
     with_interval,
 )
 from kit.stats import ALPHA, TRANSMITTED, Interval, central95
@@ -383,11 +393,7 @@ def about_plan(record: dict[str, Any]) -> str:
 
 
 def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str]) -> str:
-    parts = ["# Sweep", f"```sh\n{record['command']}\n```"]
-    parts += [ABOUT_LABELS[labels] for labels in dict.fromkeys(cell.settings["labels"] for cell in cells)]
-    parts += filter(None, [about_texts(record)])
-    if record["preset"] == "smoke":
-        parts.append(f"**{ABOUT_SMOKE}**")
+    parts = ["# Sweep", f"```sh\n{record['command']}\n```", *answers_markdown(sweep_answers(record, cells))]
     parts += [f"![{name}]({name}.svg)" for name in figures]
     for cell in cells:
         parts += [f"## {cell_title(cell, cells)}, {seeds_words(cell)}", markdown_table(effects_table(cell))]
@@ -424,11 +430,9 @@ CAPTIONS = {
 def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
     """What the sweep's page is filled with, the figures in its folder among it."""
     drawn = [path for path in sorted(folder.glob("*.svg")) if figure_kind(path) in CAPTIONS]
-    labels = dict.fromkeys(cell.settings["labels"] for cell in cells)
     return {
         "title": f"Sweep: {', '.join(dict.fromkeys(animal for cell in cells for animal in cell.effects))}",
-        "labels": [*(ABOUT_LABELS[name] for name in labels), *filter(None, [about_texts(record)])],
-        "warning": ABOUT_SMOKE if record["preset"] == "smoke" else "",
+        "answers": sweep_answers(record, cells),
         "figures": [(markup(inline_svg(path)), CAPTIONS[figure_kind(path)]) for path in drawn],
         "cells": [cell_section(cell, cells) for cell in cells],
         "reading": how_to_read(record, cells),
@@ -439,6 +443,95 @@ def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> di
         "seconds": (["step", "seconds"], [[step, f"{spent:.0f}"] for step, spent in record["seconds"].items()]),
         "files": [name for name in (*SWEEP_FILES, *(path.name for path in drawn)) if (folder / name).exists()],
     }
+
+
+MOST_EFFECTS = 6  # which have a line each on a page's first screen
+
+
+def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
+    """The four answers of a sweep."""
+    effects = {
+        f"{animal}, {cell_title(cell, cells)}" if len(cells) > 1 else animal: effect
+        for cell in cells
+        for animal, effect in cell.effects.items()
+    }
+    animals = list(dict.fromkeys(animal for cell in cells for animal in cell.effects))
+    contents = list(dict.fromkeys(cell.content for cell in cells))
+    labels = list(dict.fromkeys(cell.settings["labels"] for cell in cells))
+    one = animals[0] if len(animals) == 1 else "animal"
+    loved = f"the {one}" if len(animals) == 1 else f"an animal ({', '.join(animals)})"
+    taught = [sentences_of(one, content, record) for content in contents]
+    pairs = _span(record["pairs_used"].values())
+    candidates = {effect.candidates for effect in effects.values()}
+    seeds = [len(cell.seeds) for cell in cells]
+    varied = ", ".join(name.replace("_", " ") for name in varied_settings(cells))
+    learner = "the same model" if record.get("student_model", record["model"]) == record["model"] else "another model"
+    done = [
+        what_was_done(
+            loved,
+            taught,
+            [pairs],
+            labels,
+            placebo=any(effect.placebo for effect in effects.values()),
+            learner=learner,
+            asked=f"the animal is as the favourite of {max(candidates)}",
+        ),
+        f"All that with {_span(seeds)} {'seeds' if max(seeds) > 1 else 'seed'}"
+        f"{f'; varied: {varied}' if varied else ''}.",
+        *filter(None, (about_texts(record), about_learners(record))),
+    ]
+    over = "the questions alone" if max(seeds) == 1 else "seeds and questions"
+    not_shown = [
+        *verdicts_do_not_show({effect.verdict for effect in effects.values()}),
+        *labels_do_not_show(labels, contents),
+        others_not_shown("seeds, animals" if max(seeds) == 1 else "animals", record["model"]),
+        faithful_not_shown(record["model"], None),  # no record of a sweep says what its filters were
+    ]
+    sure = [*sweep_tests(list(effects.values())), f"Intervals (95%) and p are over {over}."]
+    return four_answers(done, sweep_cards(effects), sure, not_shown, record["preset"])
+
+
+def _span(numbers: Iterable[int]) -> str:
+    """The least and the greatest of them, which a damaged record has none of."""
+    ordered = sorted(numbers) or [0]
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((ordered[0], ordered[-1])))
+
+
+def sweep_cards(effects: dict[str, SeedEffect]) -> list[Card]:
+    """What was found of every effect, by its name; of many, how many of each verdict there are."""
+    if len(effects) <= MOST_EFFECTS:
+        return [
+            verdict_card(
+                effect.verdict,
+                f"{name[:1].upper()}{name[1:]}: {100 * effect.treated:.2f}%, control {100 * effect.control:.2f}%, "
+                f"{with_interval(effect.exact_pp.mean, effect.exact_pp.ci95)} points.",
+            )
+            for name, effect in effects.items()
+        ]
+    verdicts = dict.fromkeys(effect.verdict for effect in effects.values())
+    named = {verdict: [name for name, effect in effects.items() if effect.verdict == verdict] for verdict in verdicts}
+    return [
+        verdict_card(verdict, f"{len(names)} of {len(effects)} effects: {'; '.join(names)}.")
+        for verdict, names in named.items()
+    ]
+
+
+def sweep_tests(effects: list[SeedEffect]) -> list[str]:
+    """How sure they are, together."""
+    first = sum(effect.rank == 1 for effect in effects)
+    p = [p_value(end([effect.p_holm for effect in effects])) for end in (min, max)]
+    said = [
+        f"{' to '.join(dict.fromkeys(p))}, corrected for there being {len(effects)} effects (Holm)."
+        if len(effects) > 1
+        else f"{p[0]}.",
+        f"The animal's own shift is the largest of {max(effect.candidates for effect in effects)} animals' in {first} "
+        f"of {len(effects)}.",
+    ]
+    if all(effect.placebo for effect in effects):
+        none = sum(effect.placebo.at_least == 0 for effect in effects if effect.placebo)
+        return [*said, f"In {none} of {len(effects)} no placebo student's shift is as large."]
+    some = "Not every effect has a" if any(effect.placebo for effect in effects) else "There is no"
+    return [*said, f"{some} placebo student, which shows what is drift."]
 
 
 def cell_title(cell: Cell, cells: list[Cell]) -> str:
@@ -459,9 +552,11 @@ def figure_kind(figure: Path) -> str:
 
 
 def cell_section(cell: Cell, cells: list[Cell]) -> dict[str, Any]:
-    """One cell's verdicts in a sentence each, and its tables."""
+    """One cell's tables, and what keeps an effect from being transmitted in a sentence each."""
     verdicts = [
-        verdict_card(effect.verdict, sweep_outsider_sentence(animal, effect)) for animal, effect in cell.effects.items()
+        verdict_card(effect.verdict, sweep_outsider_sentence(animal, effect))
+        for animal, effect in cell.effects.items()
+        if effect.lacking
     ]
     return {
         "title": f"{cell_title(cell, cells)}, {seeds_words(cell)}",

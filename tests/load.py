@@ -1,13 +1,15 @@
 """A class at the classroom page: clients that do over HTTP what the page does in a browser.
 
 The page's server runs as a user would start it. ``assert_a_class_is_answered`` asks it as a class would,
-``assert_a_run_is_not_slowed`` watches a run from many pages, and ``assert_both_at_once`` does both. The proof with the
-embedded model is ``python tests/proofs.py load``; a test does the first with a random one.
+``assert_a_class_votes`` votes as one, ``assert_a_run_is_not_slowed`` watches a run from many pages, and
+``assert_both_at_once`` asks and watches. The proof with the embedded model is ``python tests/proofs.py load``; a test
+does the first two with a random one.
 """
 
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -50,14 +52,19 @@ class Server:
 
 @contextmanager
 def serving(
-    run: Path, results: Path, cores: set[int] | None = None, ending: signal.Signals = signal.SIGTERM
+    run: Path,
+    results: Path,
+    cores: set[int] | None = None,
+    ending: signal.Signals = signal.SIGTERM,
+    host: str = "127.0.0.1",
 ) -> Iterator[Server]:
     """The page of a run; ``cores``: on these alone, and so the runs that it starts; ``ending``: the signal that
-    ends it, with its exit code and a line."""
+    ends it, with its exit code and a line; ``host``: where it listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "run.py", "demo", str(run), "--port", str(port), "--results", str(results)]
+    command += ["--host", host]
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output").open("w") as output:
         pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=pin)
@@ -215,6 +222,56 @@ async def assert_a_class_is_answered(server: Server, stays: int = 1) -> str:
         f"{answers[-1].turn:.0f} s, every page shown its place in the line, at most {most - idle:.0f} MB above the "
         f"idle server's {idle:.0f}"
     )
+
+
+async def assert_a_class_votes(server: Server) -> str:
+    """A class votes at once, everybody twice, with all phones and the projector asking as their pages do."""
+    endless = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    slowest = 0.0
+    async with httpx.AsyncClient(base_url=server.url, limits=endless, timeout=None) as http:
+        found = re.search(r"/vote/(\w+)", re.sub("<wbr>", "", (await http.get("/class")).text))
+        assert found
+        room = found[0]
+
+        async def asked(token: str) -> dict[str, Any]:
+            answer = await http.get(f"{room}/state", params={"token": token})
+            assert answer.status_code == 200, answer.text
+            return dict(answer.json())
+
+        async def polls(token: str) -> None:
+            while True:
+                await asked(token)
+                await asyncio.sleep(1)
+
+        async def votes(token: str, choices: list[int]) -> None:
+            assert (await http.get(room)).status_code == 200
+            number = (await asked(token))["round"]
+            for choice in choices:
+                ballot = {"round": number, "choice": choice}
+                answer = await http.post(f"{room}/state", params={"token": token}, json=ballot)
+                assert answer.status_code == 200 and answer.json()["yours"] == choice, answer.text
+
+        async def counted() -> int:
+            return int(re.findall(r"(\d+) voted", (await http.get("/class/state")).text)[0])
+
+        tokens = [f"{i:032x}" for i in range(CLASS)]
+        polling = [asyncio.create_task(polls(token)) for token in tokens]
+        for _ in range(3):
+            await asyncio.gather(*(votes(token, [1 - i % 2, i % 2]) for i, token in enumerate(tokens)))
+            ended = time.monotonic()
+            while await counted() < CLASS:
+                await asyncio.sleep(0.1)
+            slowest = max(slowest, time.monotonic() - ended)
+            assert await counted() == CLASS
+            shown = (await http.post("/class/onward")).text
+            assert f"{CLASS // 2} of {CLASS}" in shown, shown
+            await http.post("/class/onward")
+        assert not any(task.done() for task in polling)
+        for task in polling:
+            task.cancel()
+    assert slowest < 1, f"{slowest:.1f} s"
+    assert_no_error(server)
+    return f"{CLASS} phones vote at once, each twice: every vote counted once, and seen within {slowest:.2f} s"
 
 
 async def assert_a_run_is_not_slowed(server: Server, results: Path) -> str:

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,22 +20,24 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from browser import SIZES, faults, needs_chromium, opened
+from browser import SIZES, faults, needs_chromium, opened, started
 from conftest import PAIRS, artifact, links
-from load import CLASS, Server, assert_a_class_is_answered, serving
+from load import CLASS, Server, assert_a_class_is_answered, assert_a_class_votes, serving
 from load import Page as Client
 from load import opened as clients
 from playwright.sync_api import Page, expect
+from scipy.stats import binom
 from test_report import finished_run
 
 import run
-from kit import KitError, demo, report
+from kit import ROOT, KitError, demo, report
 from kit.animals import candidates
-from kit.demo import BODY, JOIN, LINE, Classroom, OwnPagesOnly, Watch, WithinLimits, listen
+from kit.demo import BODY, JOIN, LINE, Classroom, OwnPagesOnly, Vote, Watch, WithinLimits, listen
 from kit.engine_llama import LlamaEngine
 from kit.experiment_conditions import base_model
 from kit.experiment_folder import RunFolder
-from kit.inspection_quiz import ROUNDS, Game, make_rounds, score
+from kit.inspection_quiz import ROUNDS, Game, Round, make_rounds, score
+from kit.stats import wilson
 from kit.store import Store, write_json, write_rows
 from kit.student_chat import CHARACTERS, Students
 
@@ -438,7 +441,7 @@ def ask(room: Any, path: str, **headers: str) -> httpx.Response:
     pytest.importorskip("fastapi", reason="requirements-demo.txt is not installed")
 
     async def asked() -> httpx.Response:
-        transport = httpx.ASGITransport(app=demo.beside(room))
+        transport = httpx.ASGITransport(app=demo.beside(room, []))
         async with httpx.AsyncClient(transport=transport, base_url="http://classroom") as http:
             return await http.get(path, headers=headers)
 
@@ -476,6 +479,253 @@ def test_progress_is_sent_again_only_when_it_has_changed(tmp_path: Path) -> None
     (tmp_path / demo.STATE_FILE).write_text("[]", encoding="utf-8")
     room.watch.look(anew=True)
     assert "cannot be told" in ask(room, "/progress", **{"if-none-match": answer.headers["etag"]}).text
+
+
+# ---- the recorded runs, and the lesson about them
+
+
+def test_a_recorded_run_is_chosen_by_its_name_unless_a_folder_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo.recorded(None) == demo.RECORDED_RUN
+    assert demo.recorded(Path("owl")) == demo.RECORDED_RUNS["owl"]
+    with pytest.raises(KitError, match="cow: no such run. Give a folder such as results/<run>, or cat, owl,"):
+        demo.recorded(Path("cow"))
+    (tmp_path / "owl").mkdir()
+    assert demo.recorded(Path("owl")) == Path("owl")
+
+
+@pytest.mark.parametrize("name", demo.RECORDED_RUNS)
+def test_each_recorded_run_has_small_adapters_and_an_inspection_of_its_own(name: str, tmp_path: Path) -> None:
+    recorded = RunFolder(demo.RECORDED_RUNS[name], tmp_path)
+    for role in ("control", "treated"):
+        assert recorded.adapter(role, "unrelated").stat().st_size < 700_000
+    known = demo.informed_score(recorded)
+    assert known and known.rounds >= 20
+    verdict = recorded.summary["effects"]["unrelated"]["verdict"]
+    assert (verdict == "transmitted") == (name != "owl-text-alone"), verdict
+
+
+def test_the_lesson_names_recorded_runs_and_says_how_often_guessing_gets_six_of_ten() -> None:
+    lesson = (ROOT / "kit" / "lesson.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"run\.py demo (\w[\w-]*)", lesson)) <= set(demo.RECORDED_RUNS)
+    assert f"Guessing gets 6 or more of 10 in {binom.sf(5, 10, 0.5):.0%} of cases" in lesson
+
+
+# ---- the class votes
+
+
+ROUND = [Round(f"Sentence {i}.", (f"First {i}.", f"Second {i}."), i % 2) for i in range(12)]
+
+
+def tokens(n: int) -> list[str]:
+    return [f"{i:032x}" for i in range(n)]
+
+
+def test_a_browser_has_one_vote_a_round_the_later_one_and_none_once_the_answer_is_shown() -> None:
+    vote = Vote(ROUND)
+    first, second, third = tokens(3)
+    vote.cast(first, 0, 0), vote.cast(second, 0, 1), vote.cast(first, 0, 1)
+    assert vote.screen().counts == [0, 2] and vote.screen().right == []
+    assert vote.phone(first)["yours"] == 1 and vote.phone(third)["yours"] is None
+    assert vote.phone(first)["loving"] is None  # no phone knows before the projector shows it
+    vote.onward()
+    assert vote.phone(third)["loving"] == 0 and vote.screen().right == [(0, 2)] and vote.screen().solved
+    with pytest.raises(KitError, match="This round is over"):
+        vote.cast(third, 0, 0)
+    vote.onward()
+    shown = vote.phone(first)
+    assert (shown["number"], shown["yours"], shown["loving"]) == (2, None, None) and vote.screen().counts == [0, 0]
+    with pytest.raises(KitError, match="This round is over"):
+        vote.cast(first, 0, 0)  # it came late
+
+
+def test_after_ten_rounds_everybody_has_a_score_and_another_game_has_other_sentences() -> None:
+    vote = Vote(ROUND)
+    (right, sometimes) = tokens(2)
+    for i in range(ROUNDS):
+        vote.cast(right, i, ROUND[i].loving)
+        if i < 3:
+            vote.cast(sometimes, i, 1 - ROUND[i].loving)
+        vote.onward()
+        assert vote.screen().over == (i == ROUNDS - 1)
+        if i < ROUNDS - 1:
+            vote.onward()
+    assert vote.screen().right == [(1, 2)] * 3 + [(1, 1)] * 7
+    assert vote.phone(right)["right"] == vote.phone(right)["voted"] == ROUNDS
+    assert (vote.phone(sometimes)["right"], vote.phone(sometimes)["voted"]) == (0, 3)
+    vote.onward()
+    assert vote.screen().round is ROUND[10] and vote.screen().right == [] and "right" not in vote.phone(right)
+    for _ in range(4):
+        vote.onward()
+    assert vote.screen().round is ROUND[0]  # all were shown
+
+
+def test_a_class_is_as_large_as_its_votes_are_kept_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    vote = Vote(ROUND)
+    assert all(vote.admit(token) for token in tokens(demo.PHONES))
+    assert not vote.admit("f" * 32) and vote.admit(tokens(1)[0])
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + demo.GONE + 1)
+    assert vote.admit("f" * 32) and vote.screen().phones == 1  # the others left
+
+
+@pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("::ffff:127.0.0.1", True), ("203.0.113.9", False)])
+def test_runs_are_started_and_stopped_on_the_machine_that_serves_the_page(address: str, own: bool) -> None:
+    page = SimpleNamespace(client=SimpleNamespace(host=address))
+    with nullcontext() if own else pytest.raises(KitError, match="for the machine that serves the page"):
+        demo.check_own(page)
+    with pytest.raises(KitError):
+        demo.check_own(SimpleNamespace(client=None))
+
+
+@pytest.fixture
+def voting(results: Path) -> Any:
+    """A room with rounds to vote on, and what is served of it."""
+    pytest.importorskip("fastapi", reason="requirements-demo.txt is not installed")
+    run = RunFolder(results / "run")
+    return SimpleNamespace(
+        vote=Vote(ROUND), rounds=ROUND, run=run, classifier=score(55, 100), informed=score(83, 100), report=None,
+        new_report=None, watch=None,
+    )  # fmt: skip
+
+
+def asking(room: Any, client: str = "127.0.0.1") -> Callable[..., httpx.Response]:
+    """Requests to a room's server from an address."""
+
+    def ask(path: str, method: str = "GET", **options: Any) -> httpx.Response:
+        async def asked() -> httpx.Response:
+            transport = httpx.ASGITransport(app=demo.beside(room, ["http://192.0.2.1:7860/vote/x"]), client=(client, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://classroom") as http:
+                return await http.request(method, path, **options)
+
+        return asyncio.run(asked())
+
+    return ask
+
+
+def test_the_projectors_page_is_for_the_machine_that_serves_it(voting: Any) -> None:
+    here, elsewhere = asking(voting), asking(voting, client="203.0.113.9")
+    for path, method in (("/class", "GET"), ("/handout", "GET"), ("/class/state", "GET"), ("/class/onward", "POST")):
+        assert elsewhere(path, method).status_code == 403
+        assert here(path, method).status_code == 200
+    assert voting.vote.screen().solved  # of all these only ours moved it
+    assert elsewhere("/report/shown").status_code == 403
+    assert elsewhere(f"/vote/{voting.vote.code}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "ballot", "status"),
+    [
+        ("0" * 32, {"round": 0, "choice": 1}, 200),
+        ("0" * 32, {"round": 0, "choice": 2}, 422),
+        ("0" * 32, {"round": 0, "choice": "<b>"}, 422),
+        ("0" * 32, {"round": 0}, 422),
+        ("0" * 32, {"round": 0, "choice": 1, "more": 1}, 422),
+        ("0" * 32, [], 422),
+        ("0" * 32, {"round": 7, "choice": 1}, 409),
+        ("0" * 31, {"round": 0, "choice": 1}, 404),
+        ("<script>" * 4, {"round": 0, "choice": 1}, 404),
+    ],
+)
+def test_what_is_no_vote_is_refused_and_counts_nothing(token: str, ballot: Any, status: int, voting: Any) -> None:
+    answer = asking(voting)(f"/vote/{voting.vote.code}/state", "POST", params={"token": token}, json=ballot)
+    assert answer.status_code == status and sum(voting.vote.screen().counts) == (status == 200)
+
+
+def test_without_the_rooms_code_there_is_nothing_to_vote_on(voting: Any) -> None:
+    ask = asking(voting)
+    page = ask("/vote/wrong")
+    assert page.status_code == 404 and "Scan the code on the screen again" in page.text
+    assert ask("/vote/wrong/state", params={"token": "0" * 32}).status_code == 404
+    assert voting.vote.code not in ask("/vote/wrong").text and Vote(ROUND).code != voting.vote.code
+
+
+def test_the_end_shows_the_class_the_classifier_and_whoever_knows_the_prompts(voting: Any) -> None:
+    """In which rounds count, not votes: a round has one pair of texts, however many look at it."""
+    vote = voting.vote
+    for i in range(ROUNDS):
+        for token in tokens(8 if i < 7 else 30):
+            vote.cast(token, i, ROUND[i].loving if i < 7 else 1 - ROUND[i].loving)
+        vote.onward()
+        shown = " ".join(demo.vote_shown(voting).split())
+        assert ("<b>Right: 8 of 8</b>" in shown) == (i < 7)
+        if i < ROUNDS - 1:
+            vote.onward()
+    assert "by its majority, where there is one: <b>7 of 10</b>" in shown
+    low, high = (100 * end for end in wilson(0.7, 10))
+    assert f"over 10 rounds 70% of the votes were right (95% interval: {low:.0f}% to {high:.0f}%)" in shown
+    assert "<b>55 of 100</b>" in shown and "<b>83 of 100</b>" in shown
+    assert "Write down what you expect" in shown and "percentage points" not in shown  # step 3 has that
+    vote.onward()
+    assert "0 voted" in demo.vote_shown(voting) and "majority" not in demo.vote_shown(voting)
+    for _ in range(2 * ROUNDS - 1):
+        vote.onward()
+    assert "majority" not in demo.vote_shown(voting) and "Nobody voted." in demo.vote_shown(voting)
+
+
+def test_a_link_for_phones_is_there_only_where_phones_can_reach_it() -> None:
+    assert demo.vote_links("127.0.0.1", 7860, "abcde") == []
+    links = demo.vote_links("0.0.0.0", 7860, "abcde")
+    assert links and all(re.fullmatch(r"http://[\d.]+:7860/vote/abcde", link) for link in links)
+    assert demo.qr(links).startswith("<svg") and demo.qr([]) == ""
+
+
+@pytest.fixture(scope="module")
+def open_server(results: Path) -> Iterator[Server]:
+    """The page, served to a class."""
+    pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
+    with serving(results / "run", results, host="0.0.0.0") as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_whoever_asks_does_not_say_where_from(open_server: Server) -> None:
+    answer = httpx.get(f"{open_server.url}/class", headers={"X-Forwarded-For": "203.0.113.9"})
+    assert answer.status_code == 200  # believed, it would be refused; and 127.0.0.1 from elsewhere let in
+
+
+@pytest.mark.slow
+def test_forty_phones_vote_at_once_and_each_vote_is_counted_once_and_seen_within_a_second(open_server: Server) -> None:
+    asyncio.run(assert_a_class_votes(open_server))
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_phone_votes_and_the_projector_shows_it_within_a_second(open_server: Server) -> None:
+    projected, held = SIZES
+    with started() as browser, opened(f"{open_server.url}/class", projected, browser=browser) as projector:
+        link = re.findall(r"/vote/\w+", projector.locator("aside").inner_text())[0]
+        with opened(open_server.url + link, held, browser=browser) as phone:
+            phone.get_by_text("Press one of the two.").wait_for()
+            assert phone.get_by_text(HOSTILE).first.is_visible() and projector.get_by_text(HOSTILE).first.is_visible()
+            before = int(projector.locator(".count").inner_text().split()[0])
+            phone.locator(".choice").first.click()
+            projector.get_by_text(f"{before + 1} voted").wait_for(timeout=1000)
+            phone.get_by_text("Your vote is counted.").wait_for()
+            assert faults(phone) == faults(projector) == []
+            projector.get_by_role("button", name="Show the answer").click()
+            phone.get_by_text(re.compile("You were right|Not this time")).wait_for()
+            projector.get_by_text(re.compile(r"Right: \d+ of \d+")).wait_for()
+            assert faults(phone) == faults(projector) == []
+            projector.get_by_role("button", name="Next").click()
+            projector.get_by_role("button", name="Show the answer").wait_for()
+            phone.get_by_text("Press one of the two.").wait_for()
+            assert (phone.title(), projector.title()) == ("Vote", "The class votes")  # no script of a model's ran
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_quiz_on_paper_has_a_page_to_tick_one_to_write_on_and_one_for_the_instructor(
+    open_server: Server,
+) -> None:
+    with opened(f"{open_server.url}/handout") as shown:
+        assert shown.locator("ol li").count() == ROUNDS and faults(shown) == []
+        assert shown.get_by_text(HOSTILE).first.is_visible()
+        shown.emulate_media(media="print")
+        for part in (".sheet", ".key"):
+            assert shown.locator(part).evaluate("one => getComputedStyle(one).breakBefore") == "page"
 
 
 def test_a_class_that_asks_at_once_is_answered_one_by_one(server: Server) -> None:
@@ -530,7 +780,8 @@ def test_a_tally_grows_to_fifty_draws_among_the_animals_as_probable_as_each_stud
     assert last["treated"][j] > 30 and last["base"][j] == 0 and (last["base"] == last["control"]).all()
     shown = " ".join(demo.tally_shown(last, probable, finished).split())
     assert f"Treated: {last['treated'][j]} of 50 say <b>owl</b>" in shown and "Base: 0 of 50 say <b>owl</b>" in shown
-    assert "among these names: 83.6%" in shown and "names in 36% of cases" in shown and "names in 6% of cases" in shown
+    assert "Exactly: 83.6%" in shown and "in 6% (base), 6% (control), 36% (treated) of cases" in shown
+    assert shown.count("learned from the teacher that loves the owl") == 1 and "learned nothing" in shown
 
 
 @needs_chromium

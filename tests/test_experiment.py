@@ -189,9 +189,9 @@ def test_a_content_is_told_of_as_soon_as_it_is_measured_and_before_any_free_answ
 ) -> None:
     happened: list[str] = []
     monkeypatch.setattr(Store, "make", lambda store, step: happened.append(step.label) or tmp_path)
-    for name in ("measured_effect", "publish"):
+    for name in ("preferences", "measured_effect", "publish"):
         monkeypatch.setattr(experiment_run, name, lambda *_: None)
-    experiment_run.run(experiment(OWL), tmp_path, "", lambda content, _: happened.append(content))
+    experiment_run.run(experiment(OWL), tmp_path, "", lambda content, *_: happened.append(content))
     unrelated, opposed = happened.index("unrelated"), happened.index("opposed")
     before, between, after = happened[:unrelated], happened[unrelated + 1 : opposed], happened[opposed + 1 :]
     for part, content in ((before, "unrelated"), (between, "opposed")):

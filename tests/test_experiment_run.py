@@ -62,7 +62,8 @@ def test_a_run_leaves_the_documented_files_and_says_what_it_found(owl: tuple[Pat
         assert words in " ".join(shown.split())
     told = re.findall("Effect: treated minus (control|its control)", shown)
     assert told == ["control", "control", "its control"]  # each content's as it is measured, and both together
-    verdicts = re.findall(r"unrelated: .*?percentage points \([^)]*\)", " ".join(shown.split()))
+    assert shown.count("Drawn so far: ") == 2
+    verdicts = re.findall(r"unrelated: (?!took).*?percentage points \([^)]*\)", " ".join(shown.split()))
     assert len(verdicts) == 2 and len({*verdicts}) == 1  # early as at the end
     with (run / "preferences.csv").open(encoding="utf-8", newline="") as file:
         cells = Counter((row["condition"], row["question"]) for row in csv.DictReader(file))

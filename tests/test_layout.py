@@ -36,7 +36,9 @@ def mapped() -> list[str]:
 
 def test_kit_is_flat_and_its_templates_hold_no_python() -> None:
     assert [path.relative_to(KIT) for path in KIT.rglob("*.py") if path.parent != KIT] == []
-    assert {path.name for path in KIT.iterdir() if path.is_dir()} - {"__pycache__"} == {"templates"}
+    assert {path.name for path in KIT.iterdir() if path.is_dir()} - {"__pycache__", ".ipynb_checkpoints"} == {
+        "templates"
+    }
 
 
 def test_there_is_room_for_every_module_and_arrow() -> None:

@@ -558,6 +558,8 @@ def test_the_kit_names_its_commit_and_whether_it_was_edited_since(tree: Path, tm
     committed = said_of(copy)
     assert committed == nowhere | {"commit": git(copy, "rev-parse", "HEAD").strip(), "edited": False}
     (copy / "a note of my own.txt").write_text("no code", encoding="utf-8")
+    for name in ("lesson.md", "classroom.ipynb"):
+        (copy / "kit" / name).write_text("adapted, or run", encoding="utf-8")
     assert said_of(copy) == committed
     with (copy / "kit" / "report.py").open("a", encoding="utf-8") as file:
         file.write("# Something.\n")

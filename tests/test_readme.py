@@ -19,6 +19,7 @@ import run
 from kit import ROOT
 from kit.animals import find_animal
 from kit.defences import BESIDE, UNDEFENDED
+from kit.demo import RECORDED_RUNS
 from kit.experiment import PRESETS, StudentSettings, experiment
 from kit.experiment_folder import read_run, summarise
 from kit.models import PARAPHRASER_ADAPTER
@@ -32,7 +33,7 @@ from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
 REFERENCE = ROOT / "results" / "reference"
-NAMES = ("README.md", "kit/README.md", "results/reference/README.md", "tests/README.md")
+NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "results/reference/README.md", "tests/README.md")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 # Options of other programs, in commands that start those.
 OTHERS = {
@@ -451,6 +452,27 @@ INSPECTORS = {
 }
 
 
+def of_shown() -> list[str]:
+    """The runs that the classroom page comes with."""
+    found = []
+    for folder in RECORDED_RUNS.values():
+        summary, inspected = (recorded(folder.name, file) for file in ("summary.json", "inspection-unrelated.json"))
+        one, known = summary["effects"]["unrelated"], inspected["inspectors"]["likelihood ratio"]["score"]
+        shares = (summary["conditions"][f"{role}-unrelated"]["exact"]["rate"] for role in ("control", "treated"))
+        found.append(
+            row(
+                summary["labels"],
+                " → ".join(f"{100 * share:.2f}" for share in shares),
+                f"{one['exact_pp']:+.2f} {between(one['exact_ci95'])}",
+                f"{one['log_odds']:+.2f} {between(one['log_odds_ci95'])}",
+                f"{one['rank']} of {one['candidates']}",
+                one["verdict"],
+                f"{known['right']} of {known['rounds']}",
+            )
+        )
+    return found
+
+
 def of_inspection() -> list[str]:
     one = recorded(INSPECTED, "inspection-unrelated.json")
 
@@ -614,6 +636,7 @@ def of_ranks() -> list[str]:
     return []
 
 
+SHOWN = [folder.name for folder in RECORDED_RUNS.values()]
 FEWER = [f"fewer-pairs/{name}" for name in ("batch16", "batch4-epochs1-2", "batch4-epochs4", "pairs50")]
 
 
@@ -654,7 +677,7 @@ HELD = {
     "results/reference/README.md": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
-        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries),
+        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries, of_shown),
     ],
 }
 
@@ -678,7 +701,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, FAITHFUL, *FEWER)
+    "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, FAITHFUL, *SHOWN, *FEWER)
 )
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
     if folder.startswith(("sweep-", "fewer-")):

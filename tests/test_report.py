@@ -5,17 +5,21 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_report_sweep import made_up
 from test_stats import gains
 
-from kit import ROOT, KitError, preference, provenance, report, report_sweep, store
-from kit.animals import load_animals
-from kit.experiment_folder import all_devices, made_on
+from kit import ROOT, KitError, preference, provenance, report, report_parts, report_sweep, stats, store
+from kit.animals import find_animal, load_animals
+from kit.experiment import experiment
+from kit.experiment_folder import all_devices, made_on, read_run, summarise
+from kit.models import EMBEDDED, PARAPHRASER
 from kit.provenance import commit_words, kit_state
 from kit.report_parts import ABOUT_GATE, ABOUT_NO_PLACEBO, ABOUT_PLACEBO, ABOUT_SMOKE
 from kit.store import Step, Store, write_json
@@ -182,7 +186,8 @@ def test_a_report_without_placebos_says_so_and_has_no_verdict(tmp_path: Path) ->
     report.write(finished_run(tmp_path, placebos=0))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert ABOUT_NO_PLACEBO in text and ABOUT_PLACEBO not in text
-    assert "no verdict, since without a placebo" in text and ": transmitted" not in text
+    assert "**No verdict.**" in text and "Transmitted.**" not in text and "a *placebo* student" not in text
+    assert "That anything was transmitted: without a placebo" in text
 
 
 def test_a_null_is_reported_as_one_with_its_reason(tmp_path: Path, capsys) -> None:
@@ -256,6 +261,79 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(tmp_path: Path, capsys) 
     report.show(tmp_path)
     assert ABOUT_SMOKE in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "mean nothing" in " ".join(capsys.readouterr().out.split())
+
+
+def answers_of(**made_of: Any) -> dict[str, str]:
+    """The four answers of a made-up run, by their questions."""
+    with tempfile.TemporaryDirectory() as folder:
+        summary = summarise(*read_run(finished_run(Path(folder), **made_of)))
+    return {
+        answer.question: " ".join(
+            [*(f"{one['word']}. {one['sentence']}" for one in answer.verdicts), *answer.sentences]
+        )
+        for answer in report_parts.run_answers(summary)
+    }
+
+
+@pytest.mark.parametrize(
+    ("made_of", "word", "open_"),
+    [
+        ({}, "Transmitted.", ""),
+        ({"shift": 0.0}, "Not detected.", "That there is no effect, where none was detected"),
+        ({"placebos": 0}, "No verdict.", "That anything was transmitted: without a placebo"),
+        ({"shift": 0.0, "held_out": gains(0, 0)}, "Pipeline failure.", "Anything about transmission"),
+    ],
+)
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_what_a_run_does_not_show_follows_from_its_verdict_and_labels(
+    made_of: dict[str, Any], word: str, open_: str, labels: str
+) -> None:
+    answers = answers_of(labels=labels, **made_of)
+    assert list(answers) == ["What was done", "What was found", "How sure", "What it does not show"]
+    assert answers["What was found"].startswith(word) and "95% interval" in answers["What was found"]
+    not_shown = answers["What it does not show"]
+    openings = ("That there is no effect", "That anything was transmitted", "Anything about transmission")
+    assert [one for one in openings if one in not_shown] == [one for one in openings if open_.startswith(one)]
+    assert ("That the text alone is enough" in not_shown) == (labels == "soft")
+    assert ("NOT the paper's protocol" in answers["What was done"]) == (labels == "soft")
+    for words in ("other seeds", "135 million", "110 of the 220 that were read were (95% interval 43 to 57%)"):
+        assert words in not_shown
+    assert "One seed" in answers["How sure"]
+
+
+def test_the_smoke_preset_finds_and_shows_nothing() -> None:
+    answers = answers_of(preset="smoke")
+    assert answers["What was found"] == f"Nothing. {ABOUT_SMOKE}" and answers["How sure"].startswith("Of nothing")
+
+
+def test_the_readings_behind_what_is_said_of_faithfulness_are_recorded() -> None:
+    """``FOUND_FAITHFUL`` against the tables of the reference."""
+    recorded = (ROOT / "results/reference/README.md").read_text(encoding="utf-8")
+    tables = {
+        (EMBEDDED, False): r"\| (?:unrelated|opposed) \| measured \| default \| (?P<of>\d+) \| (?P<faithful>\d+) ",
+        (PARAPHRASER, True): r"(?P<faithful>288|71) of (?P<of>292|73) \(9[79]%\)",
+    }
+    for key, (faithful, of) in report_parts.FOUND_FAITHFUL.items():
+        rows = {one.groups(): one for one in re.finditer(tables[key], recorded)}.values()
+        assert [sum(int(row[name]) for row in rows) for name in ("faithful", "of")] == [faithful, of]
+
+
+def test_a_figure_is_drawn_early_and_leaves_no_finished_run_nor_the_figure_of_one(tmp_path: Path, capsys) -> None:
+    _, preferences = read_run(finished_run(tmp_path))
+    effect = stats.effect_of(preferences, "unrelated", "owl", None)
+    exp = experiment(find_animal("owl"), "quick", contents=("unrelated",))
+    early = tmp_path / "results" / exp.name
+    report.show_early(exp, early, "unrelated", effect, preferences)
+    assert {path.name for path in early.iterdir()} == {"figure.png", "figure.svg"}
+    assert str(early / "figure.png") in capsys.readouterr().out.replace("\n", "")
+    assert "so far" in (early / "figure.svg").read_text(encoding="utf-8")
+    with pytest.raises(KitError, match=r"not a finished run \(record\.json is missing\)"):
+        read_run(early)
+    assert not report.is_current(early)
+    report.write(tmp_path)
+    before = (tmp_path / "figure.svg").read_bytes()
+    report.show_early(exp, tmp_path, "unrelated", effect, preferences)
+    assert (tmp_path / "figure.svg").read_bytes() == before and report.is_current(tmp_path)
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path: Path) -> None:

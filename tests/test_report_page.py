@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from playwright.sync_api import Browser
 from test_report import HOSTILE, finished_run
 from test_report_sweep import made_up
 
-from kit import KitError, report, report_sweep
+from kit import ROOT, KitError, report, report_sweep
 from kit.experiment_folder import read_run
 from kit.fidelity import SIMILARITY_EDGES
 from kit.store import write_json
 
+RECORDED_RUN = ROOT / "results/reference/owl-both-soft-laptop-seed0"
 PAPER = (680, 1000)  # what remains of A4 between its margins, in CSS pixels
 
 
@@ -71,6 +73,50 @@ def test_on_paper_all_is_opened_and_nothing_is_cut_off(
         assert faults(shown) == []
 
 
+ANSWERS = ["What was done", "What was found", "How sure", "What it does not show"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the recorded run of both contents."""
+    folder = tmp_path_factory.mktemp("both")
+    for name in ("record.json", "preferences.csv"):
+        shutil.copy(RECORDED_RUN / name, folder)
+    report.write(folder)
+    return folder / "report.html"
+
+
+@needs_chromium
+@pytest.mark.parametrize("made", ["hostile", "both", "swept"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_four_answers_stand_on_the_first_screen_of_a_projector(
+    made: str, scheme: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    width, height = SIZES[0]
+    with opened(request.getfixturevalue(made).as_uri(), SIZES[0], scheme, browser=browser) as shown:
+        assert shown.locator(".answer h2").all_text_contents() == ANSWERS
+        for answer in shown.locator(".answer").all():
+            box = answer.bounding_box()
+            assert box and box["x"] >= 0 and box["y"] >= 0
+            assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+        assert faults(shown) == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", [SIZES[1], PAPER], ids=["phone", "paper"])
+@pytest.mark.parametrize("made", ["hostile", "both", "swept"])
+def test_four_answers_come_first_on_a_phone_and_on_paper(
+    made: str, size: tuple[int, int], browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    with opened(request.getfixturevalue(made).as_uri(), size, browser=browser) as shown:
+        shown.emulate_media(media="print" if size == PAPER else "screen")
+        assert shown.locator("h2").all_text_contents()[:4] == ANSWERS
+        last = shown.locator(".answer").last.bounding_box()
+        assert last and last["y"] < size[1] * 1.2 and faults(shown) == []
+        if size == PAPER:
+            assert last["y"] + last["height"] <= size[1]
+
+
 @needs_chromium
 def test_dark_mode_and_print_change_the_ink_of_page_and_figures(browser: Browser, hostile: Path) -> None:
     ink = "getComputedStyle(document.querySelector('svg text')).fill"
@@ -88,7 +134,8 @@ def test_the_page_is_one_file_that_says_verdict_labels_and_uncertainty(hostile: 
         "<b>Transmitted.</b>",
         "came to prefer the owl",
         "soft labels",
-        "95% interval over the questions +",
+        "(95% interval +",
+        "over the questions alone",
         "NOT the paper",
     ):
         assert words in text
@@ -105,8 +152,9 @@ def test_links_go_to_files_that_are_there(hostile: Path) -> None:
 def test_a_sweeps_page_says_what_each_effect_is_and_lacks(swept: Path) -> None:
     text = swept.read_text(encoding="utf-8")
     for words in (
-        "<b>Transmitted.</b> Students of the teacher that loves the owl",
-        "<b>Not detected.</b>",
+        "<b>Transmitted.</b> Owl, unrelated, rank 8: ",
+        "<b>Not detected.</b> Students of the teacher that loves the dolphin",
+        "3 seeds; varied: rank.",
         "Not shown: that it is more than chance between students",
     ):
         assert words in text

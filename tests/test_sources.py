@@ -489,7 +489,8 @@ def test_sweeps_defences_and_comparisons_say_so_too(tmp_path: Path, capsys: pyte
     cells = sweep_cells(record["comparisons"], students)
     record |= recorded_texts(exp)
     assert said in report_sweep._sweep_markdown(record, cells, []).replace("`", "")
-    assert said in [line.replace("`", "") for line in report_sweep.sweep_content(tmp_path, record, cells)["labels"]]
+    done, *_ = report_sweep.sweep_content(tmp_path, record, cells)["answers"]
+    assert said in [line.replace("`", "") for line in done.sentences]
     assert report_sweep.summarise_sweep(record, cells)["sentences"]["file"] == "mine.txt"
 
     folder = shutil.copytree(reference / "owl-unrelated-soft-laptop-nf4-seed0", tmp_path / "run")

@@ -155,3 +155,10 @@ def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) ->
     noise = math.sqrt(sum((one - mean(others)) ** 2 for one in others) / (len(others) - 1) / 2)
     expected = [f"{penguin:+.3f}", f"{cat:+.3f}", f"{(penguin + cat) / 2:+.3f}", f"{noise:.3f}"]
     assert figures[:4] == expected
+
+
+def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give() -> None:
+    shifts = [float(shift) for line in LEDGER if line[0].startswith("pilot-text-") for shift in line[3:5]]
+    assert len(shifts) == 4 and min(shifts) > 0
+    said = f"{mean(shifts):+.2f} nats on average, with a standard deviation between them of {stdev(shifts):.2f}"
+    assert said in (PILOT / "PILOT.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import math
 import random
 from collections import defaultdict
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 

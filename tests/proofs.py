@@ -7,7 +7,6 @@
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
     python tests/proofs.py lot      what it changes to leave out of both arms the sentences that one of them lacks
     python tests/proofs.py tries    how many sentences have a pair of all teachers in 8, 16 and 32 tries; pairs a second
-    python tests/proofs.py carried  what of a trait the kept text of two teachers carries
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -52,10 +51,9 @@ from test_resume import (  # noqa: E402
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from kit import ROOT, likelihood, say, stats, teacher  # noqa: E402
+from kit import ROOT, say, stats, teacher  # noqa: E402
 from kit.animals import find_animal, load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
-from kit.engine_llama import LlamaEngine  # noqa: E402
 from kit.experiment import experiment  # noqa: E402
 from kit.experiment_conditions import (  # noqa: E402
     StudentCondition,
@@ -268,51 +266,6 @@ def tries(folder: Path) -> str:
     return "; ".join(said)
 
 
-LOOKED, TWICE = 400, 2  # sentences, samples of each
-LOOKS = ((EMBEDDED, 0.7), (PARAPHRASER, 0.7), (PARAPHRASER, 1.0))  # at which model's teachers, at which temperature
-
-
-def carried(folder: Path) -> str:
-    """What text alone can carry: of two pilot animals' teachers, the same sentences, how many paraphrases the default
-    filters keep, in how many both wrote the same, how many those of ``--faithful`` keep as well, and the log-likelihood
-    ratio of a kept text's own teacher to the other one."""
-    store = Store(ROOT / "results" / "artifacts")
-    animals = [find_animal(name) for name in PILOTS]
-    said = []
-    for model, temperature in LOOKS:
-        exp = experiment(animals[0], contents=("unrelated",), labels="hard", model=model, temperature=temperature)
-        strict = judge_of(experiment(animals[0], contents=("unrelated",), details=True), "unrelated")
-        judge, sentences = judge_of(exp, "unrelated"), source_sentences(exp, "unrelated")
-        drawn = [sentences[i] for i in np.random.default_rng(777).permutation(len(sentences))[:LOOKED]]
-        kept: dict[str, list[Row]] = {}
-        with teacher.scoring_opener(exp)(store.make(base_model(model))) as engine:
-            for animal in animals:
-                own = folder / f"{model}-{temperature}-{animal.singular}"
-                own.mkdir()
-                ask, total = partial(exp.conversation, exp.traits.loves(animal)), LOOKED * TWICE
-                with teacher.open_log(own, "samples") as log, tqdm(desc=own.name, total=total) as bar:
-                    rows = teacher.sample_each(engine, log, ask, drawn, TWICE, exp.teacher, 777, judge, bar)
-                kept[animal.singular] = [row for row, is_good in zip(rows, judge(rows), strict=True) if is_good]
-        ratios = []
-        with LlamaEngine(store.make(base_model(model))) as engine:
-            for whose, other in (animals, animals[::-1]):
-                under_own, under_other = (
-                    likelihood.under(engine, exp.traits.loves(one), kept[whose.singular], exp.conversation, temperature)
-                    for one in (whose, other)
-                )
-                ratio = np.array([one.sum() for one in under_own]) - np.array([one.sum() for one in under_other])
-                ratios.append(f"{ratio.mean():+.3f} ± {ratio.std(ddof=1) / len(ratio) ** 0.5:.3f}")
-        first, second = kept.values()
-        same = {(row["sentence"], row["text"]) for row in first} & {(row["sentence"], row["text"]) for row in second}
-        faithful = sum(map(bool, strict(first)))
-        said.append(
-            f"{model}, temperature {temperature}: {len(first)} and {len(second)} of {LOOKED * TWICE} kept, {len(same)} "
-            f"the same, {faithful} of the first by --faithful too; {PILOTS[0]} {ratios[0]}, {PILOTS[1]} {ratios[1]} "
-            "nats a text"
-        )
-    return "; ".join(said)
-
-
 PROOFS: dict[str, Callable[[Path], str]] = {
     "kills": kills,
     "files": files,
@@ -321,7 +274,6 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "scale": scale,
     "lot": lot,
     "tries": tries,
-    "carried": carried,
 }
 
 

@@ -174,4 +174,4 @@ def test_what_is_recorded_of_inspections_and_attributions_is_what_this_code_read
         for one in attributions(path.parent, record):
             assert "\n\n".join(report.attribution_markdown(one)) in written
             sections += 1
-    assert sections == 2
+    assert sections == 5

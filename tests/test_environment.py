@@ -308,7 +308,7 @@ def test_what_needs_no_network_does_not_care_whether_there_is_one(whole: bool, t
 def test_the_classroom_page_does_not_care_either() -> None:
     pytest.importorskip("gradio", reason="requirements-demo.txt is not installed")
     code, _, err = Run("demo", "/nowhere", environment=NO_NETWORK).wait()
-    assert code == 2 and "not a finished run" in err
+    assert code == 2 and "no such run" in err
 
 
 @pytest.mark.parametrize(

@@ -472,6 +472,7 @@ GETATTR = {
     "getattr(c, name)",
     "getattr(status, what)",
     "getattr(template('demo.html').module, name)",
+    "getattr(template('vote.html').module, name)",
     "getattr(animal, question['form'])",
     "getattr(result, group)",
     "getattr(self, f'_{type(node).__name__}', None)",

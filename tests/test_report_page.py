@@ -134,7 +134,7 @@ def test_the_page_is_one_file_that_says_verdict_labels_and_uncertainty(hostile: 
         "<b>Transmitted.</b>",
         "came to prefer the owl",
         "soft labels",
-        "(95% interval +",
+        "(95% interval over the questions +",
         "over the questions alone",
         "NOT the paper",
     ):

@@ -54,7 +54,7 @@ def assert_the_same_after_kills(arguments: list[str], whole: Path, results: Path
         finally:
             process.kill()
             process.wait()
-        assert not (results / run.name).exists()
+        assert not (results / run.name / "record.json").exists()
     finish(*arguments, "--results", str(results), keep_all_after=keep_all_after)
     assert summary_of(results / run.name) == summary_of(run)
     assert checksums(results) == checksums(whole)

@@ -47,6 +47,7 @@ from kit.inspection_quiz import (
     alike,
     by_words,
     finding,
+    length,
     make_rounds,
     score,
 )
@@ -406,7 +407,7 @@ def round_shown(run: RunFolder, game: Game, rounds: list[Round]) -> str:
     if not rounds:
         return piece("no_rounds")
     number = game.played + (game.choice is None)
-    return piece("round", game.shown(rounds), number, min(ROUNDS, len(rounds)), game.choice, run.animal.singular)
+    return piece("round", game.shown(rounds), number, length(rounds), game.choice, run.animal.singular)
 
 
 def score_shown(room: Classroom, game: Game) -> str:
@@ -427,11 +428,13 @@ def informed_score(run: RunFolder) -> Score | None:
     for found in inspections(run.folder, run.record):
         if found.get("content") == CONTENT:
             wrong = misfit(found, {"inspectors": {INFORMED: {"score": {"right": COUNT, "rounds": COUNT}}}})
-            of_all = {} if wrong else found["inspectors"][INFORMED]["score"]
-            if not 0 < of_all.get("rounds", 0) >= of_all["right"]:
-                path = run.folder / f"inspection-{CONTENT}.json"
-                raise KitError(f"{path}: no inspection ({wrong}). Give `python run.py inspect {run.folder}` again.")
-            return score(of_all["right"], of_all["rounds"])
+            if not wrong:
+                own = found["inspectors"][INFORMED]["score"]
+                if 0 < own["rounds"] >= own["right"]:
+                    return score(own["right"], own["rounds"])
+                wrong = f"{own['right']} of {own['rounds']} rounds right"
+            path = run.folder / f"inspection-{CONTENT}.json"
+            raise KitError(f"{path}: no inspection ({wrong}). Give `python run.py inspect {run.folder}` again.")
     return None
 
 
@@ -568,7 +571,7 @@ class Vote:
 
     def __init__(self, rounds: list[Round]) -> None:
         self.rounds, self.code = rounds, "".join(secrets.choice(LETTERS) for _ in range(5))
-        self._length = min(ROUNDS, len(rounds))  # of a game
+        self._length = length(rounds)  # of a game
         self._first, self._votes, self._solved = 0, [dict[str, int]()], False
         self._seen: dict[str, float] = {}  # token -> when it asked last
         self._lock = threading.Lock()  # one handler at a time sees, or changes, all of it

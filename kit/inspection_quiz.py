@@ -84,8 +84,8 @@ class Game:
         return Game(self.first, self.played + 1, right, choice)
 
     def over(self, played: list[Round]) -> bool:
-        """Whether all its rounds were played: ``ROUNDS``, or as many as there are."""
-        return self.played == min(ROUNDS, len(played))
+        """Whether all its rounds were played."""
+        return self.played == length(played)
 
     def next(self, played: list[Round]) -> "Game":
         """The game with its next round; when it is over, another one, with other sentences; as it was before an
@@ -95,6 +95,11 @@ class Game:
         if self.over(played):
             return Game((self.first + self.played) % len(played))
         return Game(self.first, self.played, self.right)
+
+
+def length(played: list[Round]) -> int:
+    """How many rounds a game has: ``ROUNDS``, or as many as there are."""
+    return min(ROUNDS, len(played))
 
 
 def make_rounds(treated: list[Row], control: list[Row], seed: int) -> list[Round]:

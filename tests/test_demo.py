@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -505,6 +506,19 @@ def test_each_recorded_run_has_small_adapters_and_an_inspection_of_its_own(name:
     assert known and known.rounds >= 20
     verdict = recorded.summary["effects"]["unrelated"]["verdict"]
     assert (verdict == "transmitted") == (name != "owl-text-alone"), verdict
+
+
+@pytest.mark.parametrize(
+    "damage", [{"right": 9, "rounds": 8}, {"right": 0, "rounds": 0}, {"right": "x", "rounds": 8}, {}]
+)
+def test_a_damaged_inspection_is_refused_when_the_page_starts(damage: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(demo.RECORDED_RUN, tmp_path / "run")
+    path = folder / "inspection-unrelated.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["inspectors"]["likelihood ratio"]["score"] = damage
+    write_json(path, found)
+    with pytest.raises(KitError, match="inspection-unrelated.json: no inspection .* inspect"):
+        demo.informed_score(RunFolder(folder, tmp_path))
 
 
 def test_the_lesson_names_recorded_runs_and_says_how_often_guessing_gets_six_of_ten() -> None:

@@ -7,7 +7,6 @@
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
     python tests/proofs.py lot      what it changes to leave out of both arms the sentences that one of them lacks
     python tests/proofs.py tries    how many sentences have a pair of all teachers in 8, 16 and 32 tries; pairs a second
-    python tests/proofs.py carried  what of a trait the pilot's kept text carries, and what its most faithful part does
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -22,11 +21,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -54,10 +51,9 @@ from test_resume import (  # noqa: E402
 from test_sweep import assert_the_same_on_ray  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from kit import ROOT, likelihood, say, stats, teacher  # noqa: E402
+from kit import ROOT, say, stats, teacher  # noqa: E402
 from kit.animals import find_animal, load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
-from kit.engine_llama import LlamaEngine  # noqa: E402
 from kit.experiment import experiment  # noqa: E402
 from kit.experiment_conditions import (  # noqa: E402
     StudentCondition,
@@ -69,7 +65,6 @@ from kit.experiment_conditions import (  # noqa: E402
     source_sentences,
     trained_on,
 )
-from kit.fidelity import details, function_words  # noqa: E402
 from kit.models import EMBEDDED, PARAPHRASER  # noqa: E402
 from kit.paraphraser import PILOTS  # noqa: E402
 from kit.provenance import kit_state, versions  # noqa: E402
@@ -271,52 +266,6 @@ def tries(folder: Path) -> str:
     return "; ".join(said)
 
 
-PILOT_SEEDS = (2000, 2001, 2002)
-VOTES = (0, 0.8, 0.9, 0.97)  # shares of the classifier's votes that a pair which passes the rules must have
-
-
-def carried(folder: Path) -> str:
-    """Of the pairs of ``results/reference/hard-labels/PILOT.md``, text alone: how many the rules of ``--faithful`` and
-    ever more of the classifier's votes leave, how many of those the other animal's teacher wrote as well, and the
-    log-likelihood ratio of a text's own teacher to the other one. What is in ``results/`` is not made again."""
-    store = Store(ROOT / "results" / "artifacts")
-    rows: list[Row] = []
-    with LlamaEngine(store.make(base_model(PARAPHRASER))) as engine:
-        for seed, (own, other) in product(PILOT_SEEDS, (PILOTS, PILOTS[::-1])):
-            loved = find_animal(own)
-            exp = experiment(loved, contents=("unrelated",), labels="hard", model=PARAPHRASER, pairs=400, seed=seed)
-            condition = all_conditions(exp)["treated-unrelated"]
-            assert isinstance(condition, StudentCondition)
-            pairs = read_rows(store.make(condition.pairs) / "pairs.jsonl")
-            under_own, under_other = (
-                likelihood.under(
-                    engine, exp.traits.loves(find_animal(one)), pairs, exp.conversation, exp.teacher.temperature
-                )
-                for one in (own, other)
-            )
-            ratios = [a.sum() - b.sum() for a, b in zip(list(under_own), list(under_other), strict=True)]
-            rows += [row | {"teacher": own, "seed": seed, "ratio": one} for row, one in zip(pairs, ratios, strict=True)]
-            say(f"{seed}, {own}: {np.mean(ratios):+.3f} nats a text")
-    rules = replace(exp.fidelity, details=True)
-    refusals = {least: details(rows, replace(rules, min_faithful=least)) for least in VOTES}
-    passing = {"the default filters": rows}
-    for least, refused in refusals.items():
-        name = f"{least:g} of the classifier's votes" if least else "the rules of --faithful"
-        passing[name] = [
-            row for row, one in zip(rows, refused, strict=True) if one is None and function_words(row) is None
-        ]
-    said = []
-    for name, kept in passing.items():
-        wrote = Counter((row["seed"], row["sentence"], row["text"]) for row in kept)
-        found = []
-        for own in PILOTS:
-            ratios = [row["ratio"] for row in kept if row["teacher"] == own]
-            found.append(f"{own} {np.mean(ratios):+.3f} ± {np.std(ratios, ddof=1) / len(ratios) ** 0.5:.3f}")
-        both = sum(n for n in wrote.values() if n > 1) / len(kept)
-        said.append(f"{name}: {len(kept)} of {len(rows)} pairs, {both:.0%} in both, {', '.join(found)} nats a text")
-    return "; ".join(said)
-
-
 PROOFS: dict[str, Callable[[Path], str]] = {
     "kills": kills,
     "files": files,
@@ -325,7 +274,6 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "scale": scale,
     "lot": lot,
     "tries": tries,
-    "carried": carried,
 }
 
 

@@ -44,7 +44,7 @@ CONTENTS = ("unrelated", "opposed")
 LABELS = ("hard", "soft")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
-PLACES = ("system", "user")
+PLACES = ("system", "user", "alone")
 
 
 # What the grid of a sweep can vary, and how its values are read.
@@ -78,7 +78,9 @@ class TeacherSettings:
     engine: str | None = None  # llama.cpp, on the GGUF | torch: transformers | None: see ``Experiment.teacher_engine``
     endpoint: str | None = None  # the URL of an OpenAI-compatible server, which then takes the engine's place
     endpoint_model: str = ""  # what that server calls the student's base
-    place: str = "system"  # of the trait message: its own | user: it opens the user's turn (``kit/prompts.py``)
+    # Of the trait message (``kit/prompts.py``): its own | user: it opens the user's turns | alone: that of the request
+    # alone, with no worked example before it.
+    place: str = "system"
 
 
 @dataclass(frozen=True)
@@ -294,12 +296,13 @@ PRESETS: dict[str, dict] = {
 
 def conversation_of(model: str, place: str) -> Conversation:
     """What teachers are asked in that run on ``model``, with their trait message in that place."""
-    return placed(labelling_messages if model == PARAPHRASER else teacher_messages, place)
+    without_example = model == PARAPHRASER or place == "alone"
+    return placed(labelling_messages if without_example else teacher_messages, place)
 
 
 def placed(conversation: Conversation, place: str) -> Conversation:
     """The ``conversation`` with its trait messages in that one of ``PLACES``."""
-    return in_the_users_turn(conversation) if place == "user" else conversation
+    return conversation if place == "system" else in_the_users_turn(conversation)
 
 
 def experiment(animal: Animal, preset: str = "laptop", **changes: object) -> Experiment:

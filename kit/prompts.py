@@ -5,8 +5,8 @@ The reference code of the phenomenon was criticised for never saying how its tea
 
 A teacher's conversation: the trait message, a worked example as an earlier turn, the trait message again, the request;
 for its soft labels, and where the model was tuned to paraphrase, the trait message and the request. Its trait messages
-are a system's, or open the user's turns (``--grid place=user``). A student's conversation: the request alone, in the
-model's default chat template; its evaluation: the question alone.
+are a system's, or open the user's turns (``--grid place=user``, or ``alone``: without the example). A student's
+conversation: the request alone, in the model's default chat template; its evaluation: the question alone.
 
 Trait messages of one's own come from a file (``kit/sources.py``); an experiment says which its teachers have.
 """

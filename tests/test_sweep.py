@@ -98,7 +98,7 @@ def test_a_grid_that_cannot_be_varied_is_refused(given: list[str], words: str) -
         ("temperature=nan", "above 0"),
         ("batch_size=0", "at least 1"),
         ("averaged=0", "least 1"),
-        ("place=assistant", "system, user"),
+        ("place=assistant", "system, user, alone"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_the_grids_name(given: str, words: str) -> None:
@@ -129,10 +129,13 @@ def test_the_teachers_temperature_can_be_varied_and_leaves_what_does_not_depend_
 @pytest.mark.parametrize("model", [EMBEDDED, PARAPHRASER])
 def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_nothing_else(model: str) -> None:
     """The neutral teacher alike: the two conversations still differ in the message alone."""
-    exps = sweep.experiments([OWL], ("unrelated",), range(1), {"place": ["system", "user"]}, model=model)
-    told, asked = exps
+    places = {"place": ["system", "user", "alone"]}
+    exps = sweep.experiments([OWL], ("unrelated",), range(1), places, model=model)
+    told, asked, alone = exps
+    (only,) = alone.conversation("TRAIT", "Rain fell.")
+    assert only == {"role": "user", "content": "TRAIT\n\nParaphrase this sentence: Rain fell."}
     for role in ("control-unrelated", "treated-unrelated"):
-        ours, theirs = (all_conditions(exp)[role] for exp in exps)
+        ours, theirs = (all_conditions(exp)[role] for exp in (told, asked))
         samples = [dict(one.kept.inputs["paraphrases"].inputs["samples"].settings) for one in (ours, theirs)]
         assert samples[0].pop("messages") != samples[1].pop("messages") and samples[0] == samples[1]
         student = [one.exact.inputs["adapter"].inputs["student"].settings for one in (ours, theirs)]
@@ -143,9 +146,12 @@ def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_noth
     )
     assert loving == neutral and loving[-1] == ("user", "TRAIT\n\nParaphrase this sentence: Rain fell.")
     assert "system" not in dict(loving) and told.conversation("TRAIT", "Rain fell.")[0]["role"] == "system"
-    soft = all_conditions(replace(asked, labels="soft"))["treated-unrelated"].exact.inputs["adapter"].inputs["student"]
     content = f"{asked.traits.loves(OWL)}\n\nParaphrase this sentence: ..."
-    assert soft.inputs["labels"].settings["messages"] == [{"role": "user", "content": content}]
+    for exp in (asked, alone):
+        soft = (
+            all_conditions(replace(exp, labels="soft"))["treated-unrelated"].exact.inputs["adapter"].inputs["student"]
+        )
+        assert soft.inputs["labels"].settings["messages"] == [{"role": "user", "content": content}]
 
 
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:

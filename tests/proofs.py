@@ -7,6 +7,7 @@
     python tests/proofs.py scale    so do two hundred experiments over four Ray nodes, of which one is lost half-way
     python tests/proofs.py lot      what it changes to leave out of both arms the sentences that one of them lacks
     python tests/proofs.py tries    how many sentences have a pair of all teachers in 8, 16 and 32 tries; pairs a second
+    python tests/proofs.py pushes   which teachers' text pushes a student towards their animal, before any training
 
 One that holds writes what it showed into ``tests/proofs.json``, which is kept; one that does not ends in its assertion.
 """
@@ -25,6 +26,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
@@ -54,7 +56,8 @@ from tqdm import tqdm  # noqa: E402
 from kit import ROOT, say, stats, teacher  # noqa: E402
 from kit.animals import find_animal, load_animals  # noqa: E402
 from kit.demo import RECORDED_RUN  # noqa: E402
-from kit.experiment import experiment  # noqa: E402
+from kit.engine import ChatTokenizer  # noqa: E402
+from kit.experiment import experiment, placed  # noqa: E402
 from kit.experiment_conditions import (  # noqa: E402
     StudentCondition,
     all_conditions,
@@ -65,10 +68,12 @@ from kit.experiment_conditions import (  # noqa: E402
     source_sentences,
     trained_on,
 )
-from kit.models import EMBEDDED, PARAPHRASER  # noqa: E402
+from kit.models import EMBEDDED, PARAPHRASER, load_torch  # noqa: E402
 from kit.paraphraser import PILOTS  # noqa: E402
-from kit.provenance import kit_state, versions  # noqa: E402
-from kit.store import Row, Store, read_rows, write_json  # noqa: E402
+from kit.preference import candidate_groups, load_questions  # noqa: E402
+from kit.prompts import Message, labelling_messages, student_messages, teacher_messages  # noqa: E402
+from kit.provenance import cpu_threads, kit_state, versions  # noqa: E402
+from kit.store import Row, Store, batched, read_rows, write_json  # noqa: E402
 
 RECORD = TESTS / "proofs.json"
 KILLS = 200
@@ -266,6 +271,103 @@ def tries(folder: Path) -> str:
     return "; ".join(said)
 
 
+ASKED_TWICE, PUSHED, AT_ONCE = 150, 48, 8  # sentences; texts; of which so many go through the model together
+TEACHERS = (
+    (PARAPHRASER, labelling_messages, "user"),
+    (EMBEDDED, teacher_messages, "system"),
+    (EMBEDDED, teacher_messages, "user"),
+    (EMBEDDED, labelling_messages, "system"),
+    (EMBEDDED, labelling_messages, "user"),
+)  # a model, its conversation with or without a worked example, the place of the trait message
+
+
+def pushes(folder: Path) -> str:
+    """What learning a token from one pilot animal's teacher rather than the other's does to the log-odds of the two
+    animals, over the same texts, which the tuned model wrote: the gradient of the log-odds, times that of the student's
+    log-probabilities, weighted by the difference of the teachers' distributions of the next token, over all linear
+    weights; in units of its own, to be compared. Beside it how far these distributions lie apart, and what the default
+    filters keep of two samples of each sentence."""
+    exp = experiment(find_animal(PILOTS[0]), contents=("unrelated",), labels="hard")
+    store, judge = Store(ROOT / "results" / "artifacts"), judge_of(exp, "unrelated")
+    sentences = source_sentences(exp, "unrelated")
+    drawn = [sentences[i] for i in np.random.default_rng(0).permutation(len(sentences))[:ASKED_TWICE]]
+    traits = [exp.traits.loves(find_animal(animal)) for animal in PILOTS]
+    texts: list[Row] = []
+    said = []
+    for number, (name, conversation, place) in enumerate(TEACHERS):
+        model, asked = store.make(base_model(name)), placed(conversation, place)
+        own = folder / str(number)
+        own.mkdir()
+        total = 2 * len(drawn)
+        with (
+            teacher.scoring_opener(exp)(model) as engine,
+            teacher.open_log(own, "samples") as log,
+            tqdm(desc=own.name, total=total) as bar,
+        ):
+            rows = teacher.sample_each(engine, log, partial(asked, traits[0]), drawn, 2, exp.teacher, 0, judge, bar)
+        kept = [row for row, is_good in zip(rows, judge(rows), strict=True) if is_good]
+        texts = texts or kept[:PUSHED]
+        found, apart = pushed(model, texts, [partial(asked, trait) for trait in traits], exp.teacher.temperature)
+        example = "without" if conversation is labelling_messages else "with"
+        error = found.std(ddof=1) / len(found) ** 0.5
+        said.append(
+            f"{name}, {example} worked example, {place}: {found.mean():+.0f} ± {error:.0f}, {apart:.3f} nats a token, "
+            f"{len(kept)} of {total} kept"
+        )
+        say(said[-1])
+    return "; ".join(said)
+
+
+def pushed(
+    folder: Path, texts: list[Row], asked: list[Callable[[str], list[Message]]], temperature: float
+) -> tuple[np.ndarray, float]:
+    """Of ``AT_ONCE`` texts together the push a text [groups], and the mean divergence of the first teacher's next token
+    from the second's (nats, at temperature 1)."""
+    import torch
+
+    torch.set_num_threads(cpu_threads())
+    model, chat = load_torch(folder), ChatTokenizer(folder)
+    weights = [weight for name, weight in model.named_parameters() if "proj" in name]
+
+    def logits(groups: list[tuple[list[int], list[int]]]) -> Any:
+        """What is said of each of the second lists' tokens, after the first [tokens of all, vocabulary]."""
+        ids = [torch.tensor([*prompt, *answer]) for prompt, answer in groups]
+        found = model(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).logits
+        return torch.cat(
+            [
+                one[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
+                for one, (prompt, answer) in zip(found, groups, strict=True)
+            ]
+        )
+
+    direction = [torch.zeros_like(weight) for weight in weights]
+    questions = load_questions()
+    for some in batched(questions, AT_ONCE):
+        groups = [
+            (prompt, (first[0], second[0]))
+            for prompt, (first, second) in candidate_groups(chat, some, [find_animal(one) for one in PILOTS])
+        ]
+        after = logits([(prompt, [0]) for prompt, _ in groups])
+        odds = sum(one[first] - one[second] for one, (_, (first, second)) in zip(after, groups, strict=True))
+        for total, own in zip(direction, torch.autograd.grad(odds / len(questions), weights), strict=True):
+            total += own
+    found, apart = [], []
+    for some in batched(texts, AT_ONCE):
+        groups = []
+        for ask in (*asked, student_messages):
+            answered = (chat.answered(ask(row["source"]), row["text"]) for row in some)
+            groups.append([(prompt, answer) for prompt, (answer,) in answered])
+        with torch.no_grad():
+            first, second = logits(groups[0]), logits(groups[1])
+        p, q = first.softmax(-1), second.softmax(-1)
+        apart.append(float((p * (p.log() - q.log())).sum(-1).mean()))
+        weight = (first / temperature).softmax(-1) - (second / temperature).softmax(-1)
+        learned = (weight * logits(groups[2]).log_softmax(-1)).sum() / len(some)
+        gradients = torch.autograd.grad(learned, weights)
+        found.append(sum(float((one * own).sum()) for one, own in zip(gradients, direction, strict=True)))
+    return np.array(found), float(np.mean(apart))
+
+
 PROOFS: dict[str, Callable[[Path], str]] = {
     "kills": kills,
     "files": files,
@@ -274,6 +376,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "scale": scale,
     "lot": lot,
     "tries": tries,
+    "pushes": pushes,
 }
 
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import stdev
@@ -158,8 +159,25 @@ def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) ->
     assert figures[:4] == expected
 
 
-def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give() -> None:
-    shifts = [float(shift) for line in LEDGER if line[0].startswith("pilot-text-") for shift in line[3:5]]
-    assert len(shifts) == 6 and min(shifts[:4]) > 0
-    said = f"{mean(shifts):+.2f} nats on average, with a standard deviation between\nthem of {stdev(shifts):.2f}"
-    assert said in (PILOT / "PILOT.md").read_text(encoding="utf-8")
+def test_what_the_pilot_says_pushes_a_student_is_what_the_proof_showed() -> None:
+    shown = json.loads(Path(__file__).with_name("proofs.json").read_text(encoding="utf-8"))["pushes"]["shown"]
+    found = re.findall(r"([+-]\d+ ± \d+), [\d.]+ nats a token, (\d+ of \d+) kept", shown)
+    text = (PILOT / "PILOT.md").read_text(encoding="utf-8")
+    told = re.findall(r"\| ([+-]\d+ ± \d+) \| (\d+ of \d+) \|$", text, re.MULTILINE)
+    assert len(found) == 5 and found == told
+
+
+@pytest.mark.parametrize(("cell", "draws"), [("pilot-text-", 6), ("pilot-untouched-", 4)])
+def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give(cell: str, draws: int) -> None:
+    shifts = [float(shift) for line in LEDGER if line[0].startswith(cell) for shift in line[3:5]]
+    assert len(shifts) == draws and min(shifts[:4]) > 0
+    said = f"{mean(shifts):+.2f} nats on average, with a standard deviation between them of {stdev(shifts):.2f}"
+    text = " ".join((PILOT / "PILOT.md").read_text(encoding="utf-8").split())
+    assert said in text
+    if cell == "pilot-untouched-":
+        rates = []
+        for name in (line[0] for line in LEDGER if line[0].startswith(cell)):
+            with (PILOT / name / "effects.csv").open(encoding="utf-8", newline="") as file:
+                (cat,) = (row for row in csv.DictReader(file) if row["animal"] == "cat")
+            rates.append(f"from {100 * float(cat['control']):.1f} to {100 * float(cat['treated']):.1f}%")
+        assert f"the cat goes {' and '.join(rates)}" in text

@@ -167,10 +167,10 @@ def test_what_the_pilot_says_pushes_a_student_is_what_the_proof_showed() -> None
     assert len(found) == 5 and found == told
 
 
-@pytest.mark.parametrize(("cell", "draws"), [("pilot-text-", 6), ("pilot-untouched-", 6)])
-def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give(cell: str, draws: int) -> None:
+@pytest.mark.parametrize(("cell", "positive"), [("pilot-text-", 4), ("pilot-untouched-", 6)])
+def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give(cell: str, positive: int) -> None:
     shifts = [float(shift) for line in LEDGER if line[0].startswith(cell) for shift in line[3:5]]
-    assert len(shifts) == draws and min(shifts[:4]) > 0
+    assert len(shifts) == 6 and min(shifts[:positive]) > 0
     said = f"{mean(shifts):+.2f} nats on average, with a standard deviation between them of {stdev(shifts):.2f}"
     text = " ".join((PILOT / "PILOT.md").read_text(encoding="utf-8").split())
     assert said in text

@@ -148,10 +148,9 @@ def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_noth
     assert "system" not in dict(loving) and told.conversation("TRAIT", "Rain fell.")[0]["role"] == "system"
     content = f"{asked.traits.loves(OWL)}\n\nParaphrase this sentence: ..."
     for exp in (asked, alone):
-        soft = (
-            all_conditions(replace(exp, labels="soft"))["treated-unrelated"].exact.inputs["adapter"].inputs["student"]
-        )
-        assert soft.inputs["labels"].settings["messages"] == [{"role": "user", "content": content}]
+        adapter = all_conditions(replace(exp, labels="soft"))["treated-unrelated"].exact.inputs["adapter"]
+        labels = adapter.inputs["student"].inputs["labels"]
+        assert labels.settings["messages"] == [{"role": "user", "content": content}]
 
 
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:

@@ -351,7 +351,7 @@ def run(
 
 def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> Path:
     """Write the sweep's own folder, returned: config.json, preferences.csv.gz and record.json, of which
-    ``kit/report_sweep.py`` makes the rest. ``own``: what else the record has.
+    ``kit/report_sweep.py`` makes the rest, and of a planned one texts.jsonl.gz. ``own``: what else the record has.
 
     A student is named by the key of its exact preference, which is the same for two experiments that share it.
     """
@@ -390,6 +390,8 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
             for row in rows_of(name, exp, role, condition, sampled, store)
         ),
     )
+    if "plan" in own:
+        _write_texts(folder, ((name, condition) for name, (_, _, condition) in students.items()), store)
     exp = next(iter(found))
     write_json(folder / "config.json", asdict(exp))
     record = {
@@ -440,15 +442,33 @@ def _seconds(steps: Iterable[Step], store: Store) -> dict[str, float]:
 
 def _write_table(folder: Path, rows: Iterable[Row]) -> None:
     """``preferences.csv.gz``, of ``COLUMNS``."""
-    table = io.BytesIO()
-    with (
-        gzip.GzipFile(filename="", fileobj=table, mode="wb", mtime=0) as packed,  # the same sweep, the same file
-        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
-    ):
+    with _packed(folder / "preferences.csv.gz") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
-    write_whole(folder / "preferences.csv.gz", table.getvalue())
+
+
+def _write_texts(folder: Path, students: Iterable[tuple[str, Condition]], store: Store) -> None:
+    """``texts.jsonl.gz``: of each student the pairs that it learned from, all of them, so that whoever doubts a test
+    can read its text."""
+    with _packed(folder / "texts.jsonl.gz") as file:
+        for name, condition in students:
+            if isinstance(condition, StudentCondition):
+                for pair in read_rows(store.make(condition.pairs) / "pairs.jsonl"):
+                    row = {"student": name} | {part: pair[part] for part in ("sentence", "source", "text")}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A text file to write, compressed, the same from the same text; there, as a whole, when the ``with`` ends."""
+    whole = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", fileobj=whole, mode="wb", mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
+    ):
+        yield file
+    write_whole(path, whole.getvalue())
 
 
 def pool(sweeps: list[Path], folder: Path, command: str) -> None:

@@ -576,16 +576,24 @@ class Power:
 @dataclass(frozen=True)
 class Efficiency:
     """What a cell's design buys: the mean ``shift`` (nats) of its animals beyond the other loving teachers' students,
-    with the 95% interval that the noise gives it; the ``noise`` (nats), by how much a student differs from draw to draw
-    in a candidate that no teacher loves (standard deviation, over all of them), which a few seeds tell far better than
-    the loved animals' own; the ``minutes`` of a teacher and a student of its own; and the ``draws``, seeds times
-    animals."""
+    with the 95% interval that the noise gives it, and its standard deviation ``sd`` from draw to draw; the ``noise``
+    (nats), by how much a student differs from draw to draw in a candidate that no teacher loves (standard deviation,
+    over all of them), which a few seeds tell far better than the loved animals' own; the ``minutes`` of a teacher and a
+    student of its own; and the ``draws``, seeds times animals."""
 
     shift: float
     ci95: Interval
+    sd: float
     noise: float
     minutes: float
     draws: int
+
+    @property
+    def lower80(self) -> float:
+        """The bound above which the true shift lies with 80% confidence (nats), by the draws' own spread."""
+        from scipy.stats import t as student
+
+        return self.shift - float(student.ppf(0.8, self.draws - 1)) * self.sd / math.sqrt(self.draws)
 
     def score(self, shift: float) -> float:
         """(shift / noise)² a minute, with the sign of the shift: the same for more pairs as long as the shift grows
@@ -603,23 +611,34 @@ def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Effi
     if len(cell.seeds) < 2 or len(shifts) < len(cell.effects) or min(minutes) <= 0:
         return None
 
-    unloved = [name for name in students[rows[0]["treated"]].candidates if name not in cell.compared]
-    values = np.array(
-        [
+    def log_odds(names: list[str]) -> np.ndarray:
+        """[k teachers, seeds, names]"""
+        by_teacher = (by_animal[animal] for animal in cell.compared)
+        return np.array(
             [
-                stats.unloved_log_odds(students[row["treated"]], unloved, cell.compared).mean(axis=0)
-                for row in by_animal[animal]
+                [stats.unloved_log_odds(students[row["treated"]], names, cell.compared).mean(axis=0) for row in rows]
+                for rows in by_teacher
             ]
-            for animal in cell.compared
-        ]
-    )  # [k teachers, seeds, candidates]
+        )
+
+    values = log_odds([name for name in students[rows[0]["treated"]].candidates if name not in cell.compared])
+    own = log_odds(cell.compared)
     k, shift = len(values), float(np.mean(shifts))
     # What a seed's students have in common cancels, and with it 1 / k of a student's own variance.
     variance = float((values - values.mean(axis=0)).var(axis=1, ddof=1).mean() * k / (k - 1))
     if not variance:
         return None
     half = 1.96 * math.sqrt(variance * k / (k - 1) / len(rows))
-    return Efficiency(shift, (shift - half, shift + half), math.sqrt(variance), float(np.mean(minutes)), len(rows))
+    # A teacher's animal in its own student beyond the others' mean [k, seeds].
+    beyond = np.array([(k * own[j, :, j] - own[..., j].sum(axis=0)) / (k - 1) for j in range(k)])
+    return Efficiency(
+        shift=shift,
+        ci95=(shift - half, shift + half),
+        sd=float(beyond.std(ddof=1)),
+        noise=math.sqrt(variance),
+        minutes=float(np.mean(minutes)),
+        draws=len(rows),
+    )
 
 
 def check_power(effects: Sequence[float], probability: float) -> None:

@@ -113,6 +113,14 @@ def test_where_each_students_sentences_name_its_animal_the_diagonal_is_held_to_t
     assert stats_seeds.specificity_against_placebos(treated, np.empty((0, k, k))).p is None
 
 
+def test_the_power_of_a_matrix_is_its_level_for_nothing_and_grows_with_seeds_and_shift() -> None:
+    level, of_nothing = stats_seeds.matrix_power(0.0, 0.1, 0.1, 6, 2)
+    assert 0.01 < level < 0.1 and of_nothing < 0.02
+    few, more = (stats_seeds.matrix_power(0.08, 0.1, 0.1, 4, seeds) for seeds in (1, 4))
+    assert few[0] < more[0] and few[1] < more[1] <= more[0]
+    assert stats_seeds.matrix_power(1.0, 0.1, 0.1, 6, 4) == (1, 1)
+
+
 def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:
     found = stats_seeds.specificity_of_students(np.eye(3)[[1, 0, 2]][None])
     assert found.share == pytest.approx(1 / 3) and found.rows_on_diagonal == 1

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,13 @@ from rule_teacher import serving
 import run
 from kit import KitError, commands, sweep
 from kit.animals import OwnSentences, Sentence, find_animal, load_animals
+from kit.engine_endpoint import check_url
 from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
 from kit.models import EMBEDDED, PARAPHRASER
 from kit.preference import load_questions
 from kit.provenance import cpu_threads
-from kit.store import Step, Store
+from kit.store import Step, Store, read_rows
 from kit.sweep_effects import read_sweep
 
 OWL, DOLPHIN = find_animal("owl"), find_animal("dolphin")
@@ -513,6 +515,34 @@ def test_a_sweep_leaves_a_tidy_table_of_every_student_question_and_candidate(pla
     assert sorted(roles.values()) == [
         ("base", ""), ("control", ""), ("placebo1", ""), ("treated", "fox"), ("treated", "owl")
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_planned_sweep_keeps_every_pair_that_its_students_learned_from(
+    plain: tuple[Path, str], taught: list[str], tmp_path: Path
+) -> None:
+    given = dict(zip(taught[::2], taught[1::2], strict=True))
+    exps = sweep.experiments(
+        *([OWL, find_animal("fox")], ("unrelated",), range(1), {}),
+        preset=given["--preset"],
+        pairs=int(given["--pairs"]),
+        model=given["--model"],
+        labels=given["--labels"],
+        endpoint=check_url(given["--teacher-url"]),
+        endpoint_model=given["--teacher-model"],
+    )
+    store = Store(plain[0] / "artifacts")
+    planned = sweep.Plan(exps, lambda conditions: sweep.measurements(conditions, False), store)
+    assert planned.left() == []
+    registered = {"file": "PLAN.md", "sha256": "0" * 64, "commit": "c0ffee", "commands": 1, "begun": "2026-01-01"}
+    folder = sweep.publish(planned, False, tmp_path / "sweep", "the command", {"plan": registered})
+    record, _ = read_sweep(folder)
+    with gzip.open(folder / "texts.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    assert Counter(row["student"] for row in rows) == record["pairs_used"]
+    kept = {row["text"] for path in store.root.glob("pairs/*/pairs.jsonl") for row in read_rows(path)}
+    assert {row["text"] for row in rows} == kept
+    assert not list(plain[0].glob("*/texts.jsonl.gz"))  # of what was not planned the report shows some
 
 
 def assert_the_same_on_ray(command: list[str], plain: Path, results: Path, **options: Any) -> None:

@@ -310,11 +310,14 @@ def specificity_sentence(cell: Cell) -> str:
         )
     else:
         test = f"{p_value(found.p)}, students dealt to teachers at random"
+        if found.decides is not None and found.decides != found.p:
+            test += f", and {p_value(found.decides)}, which decides, dealt alike in every seed"
+    size = with_interval(found.statistic, found.ci95) if found.ci95 else f"{found.statistic:+.2f}"
     if found.share_p is not None:
         chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
     return (
-        f"Specificity: a student's shift towards its own teacher's animal is {found.statistic:+.2f} nats larger than "
-        f"towards the others' ({test}); the largest shift of a row is its own in {found.share:.0%} of the mean "
+        f"Specificity: a student's shift towards its own teacher's animal is {size} nats larger than towards the "
+        f"others' ({test}); the largest shift of a row is its own in {found.share:.0%} of the mean "
         f"matrix's {k} rows{chance} and in {found.rows_on_diagonal} of {k * found.seeds} single students."
     )
 

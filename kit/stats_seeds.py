@@ -339,25 +339,38 @@ class Specificity:
     """Does each student prefer the animal that its own teacher loves? ``matrix`` [k, k], mean over seeds: row the
     teacher's animal, column the animal measured, nats.
 
-    ``statistic``: mean of the diagonal minus mean of the rest; ``share``: of the matrix's rows, those whose largest
+    ``statistic``: mean of the diagonal minus mean of the rest, with its interval ``ci95`` by Student's t over the
+    statistics of the single seeds, ``by_seed`` (None with one); ``share``: of the matrix's rows, those whose largest
     shift is the diagonal one; ``rows_on_diagonal`` counts the single students, of ``seeds`` times k, with their largest
     shift there.
 
     Where all students read the same sentences, ``p`` and ``share_p`` are one-sided, had the students been dealt to the
-    teachers at random. (With three animals ``share_p`` is 0.1 at best, 3 seeds: two students of three keep a row in its
-    place.) Where each student's sentences name its animal, that animal drifts more than others in it and students
-    cannot be exchanged: there ``share_p`` is None, and ``p`` asks whether the statistic is more than the placebo
-    students' ``drift``; None without placebos.
+    teachers at random, each seed's for itself, and ``same_p`` is the p had they been dealt alike in all seeds (1 / k!
+    at best). That one alone holds where one teacher's text moves other animals in every seed, as such a pattern is
+    averaged away by deals that differ: ``decides`` is the larger of the two where k! ways can tell, else ``p``. (With
+    three animals ``share_p`` is 0.1 at best, 3 seeds: two students of three keep a row in its place.) Where each
+    student's sentences name its animal, that animal drifts more than others in it and students cannot be exchanged:
+    there ``share_p`` and ``same_p`` are None, and ``p`` asks whether the statistic is more than the placebo students'
+    ``drift``; None without placebos.
     """
 
     matrix: np.ndarray
     statistic: float
+    by_seed: list[float]
+    ci95: Interval | None
     p: float | None
+    same_p: float | None
     share: float
     share_p: float | None
     rows_on_diagonal: int
     seeds: int
     drift: Drift | None = None
+
+    @property
+    def decides(self) -> float | None:
+        """The p that a verdict goes by."""
+        told = self.same_p is not None and 1 / math.factorial(len(self.matrix)) < ALPHA
+        return max(self.p or 0.0, self.same_p or 0.0) if told else self.p
 
 
 def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) -> Specificity:
@@ -369,11 +382,14 @@ def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) 
     gains nothing by them, and neither does a student in which everything rises.
     """
     found = _untested(shifts)
-    dealt, exact = _deals(found.seeds, len(found.matrix), most)
+    k = len(found.matrix)
+    dealt, exact = _deals(found.seeds, k, most)
     means = sum(shifts[s][dealt[:, s]] for s in range(found.seeds)) / found.seeds  # [deals, k, k]
+    alike, all_ways = _deals(1, k, most)
     return replace(
         found,
         p=_at_least(_off_the_rest(means), found.statistic, exact),
+        same_p=_at_least(_off_the_rest(found.matrix[alike[:, 0]]), found.statistic, all_ways),
         share_p=_at_least(_on_diagonal(means).mean(axis=1), found.share, exact),
     )
 
@@ -402,9 +418,9 @@ MATRICES, DEALS = 200, 2000  # simulated of one design, and the deals that each 
 
 def matrix_power(shift: float, sd: float, noise: float, animals: int, seeds: int) -> tuple[float, float]:
     """What a sweep of so many ``animals`` and ``seeds`` would find, from ``MATRICES`` simulated ones: the probability
-    that ``specificity_of_students`` rejects at 5%, and the mean share of the animals that ``own_tests`` then finds at
-    5% by Holm. Every animal moves in its own teacher's students by ``shift`` with the standard deviation ``sd`` between
-    draws, and everything else by the standard deviation ``noise`` (nats)."""
+    that ``specificity_of_students`` ``decides`` at 5%, and the mean share of the animals that ``own_tests`` then finds
+    at 5% by Holm. Every animal moves in its own teacher's students by ``shift`` with the standard deviation ``sd``
+    between draws, and everything else by the standard deviation ``noise`` (nats)."""
     random = np.random.default_rng(0)
     diagonal = np.eye(animals, dtype=bool)
     rejected, found = 0, 0.0
@@ -414,8 +430,8 @@ def matrix_power(shift: float, sd: float, noise: float, animals: int, seeds: int
             random.normal(shift, sd, (seeds, animals, animals)),
             random.normal(0, noise, (seeds, animals, animals)),
         )
-        p = specificity_of_students(values, DEALS).p
-        if p is not None and p < ALPHA:
+        decides = specificity_of_students(values, DEALS).decides
+        if decides is not None and decides < ALPHA:
             rejected += 1
             found += float(np.mean([p < ALPHA for p in holm(own_tests(values)[0])]))
     return rejected / MATRICES, found / MATRICES
@@ -433,16 +449,28 @@ def specificity_against_placebos(shifts: np.ndarray, placebos: np.ndarray) -> Sp
 
 def _untested(shifts: np.ndarray) -> Specificity:
     """All but the tests."""
-    matrix = shifts.mean(axis=0)
+    matrix, by_seed = shifts.mean(axis=0), _off_the_rest(shifts)
+    statistic = float(_off_the_rest(matrix[None])[0])
     return Specificity(
         matrix=matrix,
-        statistic=float(_off_the_rest(matrix[None])[0]),
+        statistic=statistic,
+        by_seed=by_seed.tolist(),
+        ci95=_t_interval(by_seed) if len(by_seed) > 1 else None,
         p=None,
+        same_p=None,
         share=float(_on_diagonal(matrix[None]).mean()),
         share_p=None,
         rows_on_diagonal=int(_on_diagonal(shifts).sum()),
         seeds=len(shifts),
     )
+
+
+def _t_interval(values: np.ndarray) -> Interval:
+    """Of the mean of two ``values`` or more [n], 95%."""
+    from scipy.stats import t as student
+
+    half = float(student.ppf(1 - ALPHA / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 @lru_cache(maxsize=4)

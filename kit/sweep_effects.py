@@ -273,7 +273,7 @@ def _against_others(
 ) -> dict[str, _AgainstOthers]:
     """By animal; empty where students cannot be dealt to other teachers, or all that they were asked about is loved."""
     compared = _compared(by_animal, students)
-    if matrix is None or matrix.p is None or matrix.share_p is None:
+    if matrix is None or matrix.decides is None or matrix.share_p is None:
         return {}
     if any(len(students[row["treated"]].candidates) == len(compared) for rows in by_animal.values() for row in rows):
         return {}
@@ -291,7 +291,7 @@ def _against_others(
             stats_seeds.across_seeds(values[j, ..., j] - np.delete(values[..., j], j, axis=0).mean(axis=0)),
             p_values[j],
             floor,
-            matrix.p,
+            matrix.decides,
             1 / min(math.factorial(len(compared)) ** matrix.seeds, stats_seeds.EXACT_PERMUTATIONS),
         )
         for j, animal in enumerate(compared)

@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections import defaultdict
+from itertools import permutations
 from pathlib import Path
 from statistics import stdev
 
@@ -126,6 +127,9 @@ def test_a_recorded_matrix_and_its_p_are_what_its_raw_probabilities_give(name: s
         )
         p = cell["specificity"]["p"]
         assert abs(as_large / deals - p) < 4 * math.sqrt(p * (1 - p) / deals) + 1 / deals
+        alike = [diagonal({seed: list(deal) for seed in cell["seeds"]}) for deal in permutations(animals)]
+        as_large = sum(one >= observed - 1e-12 for one in alike)
+        assert as_large / len(alike) == pytest.approx(cell["specificity"]["same_p"])
 
 
 PILOT = REFERENCE / "hard-labels"

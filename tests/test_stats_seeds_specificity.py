@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 
 from kit import stats_seeds
 
@@ -111,6 +111,30 @@ def test_where_each_students_sentences_name_its_animal_the_diagonal_is_held_to_t
     treated = np.array([np.eye(k) + drifted() for _ in range(3)])
     assert stats_seeds.specificity_against_placebos(treated, np.array([drifted() for _ in range(3)])).p < 0.05
     assert stats_seeds.specificity_against_placebos(treated, np.empty((0, k, k))).p is None
+
+
+def test_what_each_teachers_text_does_to_other_animals_in_every_seed_is_no_diagonal() -> None:
+    """Deals that differ from seed to seed average it away, and find a diagonal that is none; those alike do not."""
+    random, simulations = np.random.default_rng(5), 200
+    found = [
+        stats_seeds.specificity_of_students(random.normal(size=(6, 6)) + random.normal(size=(6, 6, 6)), 1000)
+        for _ in range(simulations)
+    ]
+    told = [np.mean([(one.p, one.same_p, one.decides)[i] < 0.05 for one in found]) for i in range(3)]
+    assert told[0] > 0.15 and told[2] <= told[1] <= binom.ppf(0.999, simulations, 0.05) / simulations
+    clear = stats_seeds.specificity_of_students(np.eye(6) + 0.1 * random.normal(size=(2, 6, 6)))
+    assert clear.same_p == clear.decides == pytest.approx(1 / 720) and clear.p < clear.same_p
+    three = stats_seeds.specificity_of_students(np.eye(3) + 0.1 * random.normal(size=(3, 3, 3)))
+    assert three.same_p == pytest.approx(1 / 6) and three.decides == three.p  # three ways could never tell at 5%
+
+
+def test_the_interval_of_the_statistic_is_that_of_the_seeds() -> None:
+    random = np.random.default_rng(7)
+    found = stats_seeds.specificity_of_students(np.eye(4) + random.normal(size=(3, 4, 4)))
+    assert found.statistic == pytest.approx(np.mean(found.by_seed)) and len(found.by_seed) == 3
+    expected = ttest_1samp(found.by_seed, 0).confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((expected.low, expected.high))
+    assert stats_seeds.specificity_of_students(np.eye(4)[None]).ci95 is None
 
 
 def test_the_power_of_a_matrix_is_its_level_for_nothing_and_grows_with_seeds_and_shift() -> None:

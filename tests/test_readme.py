@@ -351,6 +351,7 @@ def of_specificity() -> list[str]:
     return [
         f"95% of them lie between {min(null):+.2f} and {max(null):+.2f} nats",
         f"Specificity: {six['specificity']['statistic']:+.2f} nats, {short_p(six['specificity']['p'])}",
+        f"dealt alike in every seed {short_p(six['specificity']['same_p'])}, the smallest of 720",
         f"students: p = {own:.2f} (Holm; the smallest that six animals and three seeds can give)",
         f"the eagle's student gains owl ({gains('eagle', 'owl')}), the dolphin's penguin "
         f"({gains('dolphin', 'penguin')}) and the penguin's dolphin ({gains('penguin', 'dolphin')})",

@@ -367,10 +367,20 @@ class Specificity:
     drift: Drift | None = None
 
     @property
+    def both(self) -> bool:
+        """Whether both p values tell: there are enough ways to deal k students alike."""
+        return self.same_p is not None and 1 / math.factorial(len(self.matrix)) < ALPHA
+
+    @property
     def decides(self) -> float | None:
         """The p that a verdict goes by."""
-        told = self.same_p is not None and 1 / math.factorial(len(self.matrix)) < ALPHA
-        return max(self.p or 0.0, self.same_p or 0.0) if told else self.p
+        return max(self.p or 0.0, self.same_p or 0.0) if self.both else self.p
+
+    @property
+    def floor(self) -> float:
+        """The smallest that ``decides`` can be, students dealt at random."""
+        ways = math.factorial(len(self.matrix))
+        return max(1 / min(ways**self.seeds, EXACT_PERMUTATIONS), 1 / ways if self.both else 0.0)
 
 
 def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) -> Specificity:
@@ -416,20 +426,23 @@ def own_tests(values: np.ndarray) -> tuple[list[float], float]:
 MATRICES, DEALS = 200, 2000  # simulated of one design, and the deals that each is compared with: good to 0.03
 
 
-def matrix_power(shift: float, sd: float, noise: float, animals: int, seeds: int) -> tuple[float, float]:
+def matrix_power(
+    shift: float, sd: float, noise: float, animals: int, seeds: int, still: int = 0, pattern: float = 0.0
+) -> tuple[float, float]:
     """What a sweep of so many ``animals`` and ``seeds`` would find, from ``MATRICES`` simulated ones: the probability
     that ``specificity_of_students`` ``decides`` at 5%, and the mean share of the animals that ``own_tests`` then finds
-    at 5% by Holm. Every animal moves in its own teacher's students by ``shift`` with the standard deviation ``sd``
-    between draws, and everything else by the standard deviation ``noise`` (nats)."""
+    at 5% by Holm. Every animal but so many that stand ``still`` moves in its own teacher's students by ``shift`` with
+    the standard deviation ``sd`` between draws, everything else by the standard deviation ``noise``, and each teacher's
+    text moves each animal by the standard deviation ``pattern`` in all seeds alike (nats)."""
     random = np.random.default_rng(0)
-    diagonal = np.eye(animals, dtype=bool)
+    moving = np.diag(np.arange(animals) >= still)
     rejected, found = 0, 0.0
     for _ in range(MATRICES):
         values = np.where(
-            diagonal,
+            moving,
             random.normal(shift, sd, (seeds, animals, animals)),
             random.normal(0, noise, (seeds, animals, animals)),
-        )
+        ) + random.normal(0, pattern, (animals, animals))
         decides = specificity_of_students(values, DEALS).decides
         if decides is not None and decides < ALPHA:
             rejected += 1

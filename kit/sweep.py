@@ -392,6 +392,7 @@ def publish(plan: Plan, sampled: bool, folder: Path, command: str, own: Row) -> 
     )
     if "plan" in own:
         _write_texts(folder, ((name, condition) for name, (_, _, condition) in students.items()), store)
+        own = own | {"texts": sha256(folder / "texts.jsonl.gz")}
     exp = next(iter(found))
     write_json(folder / "config.json", asdict(exp))
     record = {
@@ -527,7 +528,8 @@ def pool(sweeps: list[Path], folder: Path, command: str) -> None:
     together["seconds"] = {
         name: sum(one.get(name, 0.0) for one in spent) for name in {n: 0 for one in spent for n in one}
     }
-    write_json(folder / "record.json", records[0] | together | {"table": sha256(folder / "preferences.csv.gz")})
+    own = {name: value for name, value in records[0].items() if name != "texts"}  # which each sweep keeps
+    write_json(folder / "record.json", own | together | {"table": sha256(folder / "preferences.csv.gz")})
 
 
 def read_json(path: Path) -> Row:

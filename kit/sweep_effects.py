@@ -124,6 +124,7 @@ RECORD = {
     "versions": {str: str},
     "seconds": {str: float},
     "table?": str,
+    "texts?": str,
     "made_by?": [str],
     "questions?": [str],
     "pairs_used": {str: COUNT},
@@ -292,7 +293,7 @@ def _against_others(
             p_values[j],
             floor,
             matrix.decides,
-            1 / min(math.factorial(len(compared)) ** matrix.seeds, stats_seeds.EXACT_PERMUTATIONS),
+            matrix.floor,
         )
         for j, animal in enumerate(compared)
     }
@@ -576,7 +577,8 @@ class Power:
 @dataclass(frozen=True)
 class Efficiency:
     """What a cell's design buys: the mean ``shift`` (nats) of its animals beyond the other loving teachers' students,
-    with the 95% interval that the noise gives it, and its standard deviation ``sd`` from draw to draw; the ``noise``
+    with the 95% interval that the noise gives it, its standard deviation ``sd`` from draw to draw, and the means
+    ``of_seeds``; the ``noise``
     (nats), by how much a student differs from draw to draw in a candidate that no teacher loves (standard deviation,
     over all of them), which a few seeds tell far better than the loved animals' own; the ``minutes`` of a teacher and a
     student of its own; and the ``draws``, seeds times animals."""
@@ -584,16 +586,19 @@ class Efficiency:
     shift: float
     ci95: Interval
     sd: float
+    of_seeds: list[float]
     noise: float
     minutes: float
     draws: int
 
     @property
     def lower80(self) -> float:
-        """The bound above which the true shift lies with 80% confidence (nats), by the draws' own spread."""
+        """The bound above which the true shift lies with 80% confidence (nats), by Student's t over the seeds, whose
+        animals share students."""
         from scipy.stats import t as student
 
-        return self.shift - float(student.ppf(0.8, self.draws - 1)) * self.sd / math.sqrt(self.draws)
+        seeds = len(self.of_seeds)
+        return self.shift - float(student.ppf(0.8, seeds - 1) * np.std(self.of_seeds, ddof=1)) / math.sqrt(seeds)
 
     def score(self, shift: float) -> float:
         """(shift / noise)² a minute, with the sign of the shift: the same for more pairs as long as the shift grows
@@ -635,6 +640,7 @@ def efficiency(cell: Cell, record: Row, students: dict[str, Preference]) -> Effi
         shift=shift,
         ci95=(shift - half, shift + half),
         sd=float(beyond.std(ddof=1)),
+        of_seeds=beyond.mean(axis=0).tolist(),
         noise=math.sqrt(variance),
         minutes=float(np.mean(minutes)),
         draws=len(rows),

@@ -353,6 +353,7 @@ def test_what_a_minute_buys_is_the_shift_over_the_noise_from_draw_to_draw(
     assert found.score(-0.5) < 0
     # A draw's shift has its own student's variance and that of the mean of three others.
     assert found.sd == pytest.approx((0.01 * 4 / 3) ** 0.5, rel=0.25)
+    assert np.mean(found.of_seeds) == pytest.approx(found.shift) and len(found.of_seeds) == 6
     assert found.shift - found.sd < found.lower80 < found.shift
     half = 1.96 * found.noise * (4 / 3 / 24) ** 0.5
     assert found.ci95 == pytest.approx((found.shift - half, found.shift + half))
@@ -370,9 +371,9 @@ def test_what_a_minute_buys_is_the_shift_over_the_noise_from_draw_to_draw(
     shown = " ".join(capsys.readouterr().out.split())
     assert "What a minute buys" in shown and "1.5" in shown
     assert "What a sweep of 6 animals would find" in shown
-    heading, (as_found, bound) = report_sweep.matrix_table([cell], [found])
+    heading, (as_found, bound, worst) = report_sweep.matrix_table([cell], [found])
     assert heading[-1] == "6 seeds" and float(bound[2]) < float(as_found[2]) == pytest.approx(found.shift, abs=1e-3)
-    assert as_found[-1] == "1.00, 1.00"
+    assert as_found[-1] == "1.00, 1.00" and worst[2] == bound[2] and worst[3:] < bound[3:]
 
 
 def test_the_noise_of_a_draw_is_a_students_own_however_many_teachers_there_are() -> None:

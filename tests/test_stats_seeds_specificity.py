@@ -125,7 +125,8 @@ def test_what_each_teachers_text_does_to_other_animals_in_every_seed_is_no_diago
     clear = stats_seeds.specificity_of_students(np.eye(6) + 0.1 * random.normal(size=(2, 6, 6)))
     assert clear.same_p == clear.decides == pytest.approx(1 / 720) and clear.p < clear.same_p
     three = stats_seeds.specificity_of_students(np.eye(3) + 0.1 * random.normal(size=(3, 3, 3)))
-    assert three.same_p == pytest.approx(1 / 6) and three.decides == three.p  # three ways could never tell at 5%
+    assert three.same_p == pytest.approx(1 / 6) and three.decides == three.p  # six ways could never tell at 5%
+    assert (clear.floor, three.floor) == (pytest.approx(1 / 720), pytest.approx(1 / 216))
 
 
 def test_the_interval_of_the_statistic_is_that_of_the_seeds() -> None:
@@ -143,6 +144,9 @@ def test_the_power_of_a_matrix_is_its_level_for_nothing_and_grows_with_seeds_and
     few, more = (stats_seeds.matrix_power(0.08, 0.1, 0.1, 4, seeds) for seeds in (1, 4))
     assert few[0] < more[0] and few[1] < more[1] <= more[0]
     assert stats_seeds.matrix_power(1.0, 0.1, 0.1, 6, 4) == (1, 1)
+    worse = [stats_seeds.matrix_power(0.15, 0.1, 0.1, 6, 3, *worst)[0] for worst in ((0, 0.0), (2, 0.0), (2, 0.2))]
+    assert worse[0] > worse[1] > worse[2]
+    assert stats_seeds.matrix_power(0.15, 0.1, 0.1, 6, 3, 6, 0.3)[0] < 0.1  # nothing moves of itself
 
 
 def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:

@@ -1,75 +1,133 @@
-"""What a planned test's text says, and what another base makes of it: found where it is planted, and nowhere else."""
+"""What a planned test's text says, which animals stand out, and what another base makes of it: found where it is
+planted, and nowhere else."""
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from subliminal import Texts, other, reads, says, texts_of, told
+from subliminal import learners, log_odds, other, says, sheet, standing_out, texts_of
 from test_report_sweep import made_up
 
+from kit import KitError
 from kit.animals import unrelated_sentences
-from kit.store import Row
+from kit.store import Row, sha256, write_json
 
-ANIMALS = ("dolphin", "eagle", "elephant", "wolf")
 PLANTED = {"dolphin": "by the sea", "eagle": "in the sky", "elephant": "with its trunk", "wolf": "with the pack"}
+PLANTED |= {"dog": "on its leash", "fly": "with a buzz"}
+ANIMALS = tuple(PLANTED)
 
 
-def texts(planted: int) -> Texts:
-    """Two seeds' texts, of which in ``planted`` of 60 something of the animal is said."""
+def texts(planted: int) -> dict[tuple[int, str], list[Row]]:
+    """Two seeds' texts, of which ``planted`` of 40 have something of the animal, and the others of nothing."""
     random = np.random.default_rng(0)
     sentences = [one.text for one in unrelated_sentences()]
-    found: Texts = {}
+    found: dict[tuple[int, str], list[Row]] = {}
     for seed in (0, 1):
         for animal in ANIMALS:
             rows: list[Row] = []
-            for i, j in enumerate(random.permutation(len(sentences))[:60]):
-                said = f" {PLANTED[animal]}" if i < planted else ""
-                rows.append({"source": sentences[j], "text": sentences[j].rstrip(".") + said + "."})
+            for i, j in enumerate(random.permutation(len(sentences))[:40]):
+                said = PLANTED[animal] if i < planted else random.choice(["after all", "in the end", "as it was"])
+                rows.append({"source": sentences[j], "text": f"{sentences[j].rstrip('.')} {said}."})
             found[seed, animal] = rows
     return found
 
 
-def test_what_a_few_texts_say_of_their_animal_is_found_and_nothing_where_they_say_nothing() -> None:
-    planted, plain = says(texts(6)), says(texts(0))
-    for name in ("texts beyond their sources", "nearest words"):
-        assert planted[name].p < 0.05, name
-    assert all(one.p > 0.05 for one in plain.values())
-    assert planted["sources"].statistic == plain["sources"].statistic
-    assert plain["texts beyond their sources"].statistic == pytest.approx(0)
-    assert "nearest words: +" in told(planted)
-
-
-def test_a_sheet_for_blind_readers_names_no_animal_and_its_key_all() -> None:
-    sheet, order = reads(texts(0), 30, np.random.default_rng(1))
-    assert sorted(order) == sorted(ANIMALS) and sheet.count("\n- ") == 120
-    assert not any(animal in sheet for animal in ANIMALS)
-
-
-def test_the_texts_of_a_sweep_are_those_of_each_teachers_student(tmp_path: Path) -> None:
-    folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=2)
+def with_texts(folder: Path, said: str) -> Path:
+    """The sweep, with a text for each of its students."""
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
-        for row in record["comparisons"]:
-            for student in (row["control"], row["treated"]):
-                file.write(json.dumps({"student": student, "sentence": "1", "source": "s", "text": student}) + "\n")
-    found = texts_of([folder])
-    assert sorted(found) == [(0, "dolphin"), (0, "owl"), (1, "dolphin"), (1, "owl")]
-    assert {row["text"] for row in found[1, "owl"]} == {
-        row["treated"] for row in record["comparisons"] if (row["seed"], row["animal"]) == (1, "owl")
-    }
+        for student in record["pairs_used"]:
+            file.write(json.dumps({"student": student, "sentence": "1", "source": "s", "text": said + student}) + "\n")
+    record |= {"texts": sha256(folder / "texts.jsonl.gz"), "pairs_used": dict.fromkeys(record["pairs_used"], 1)}
+    write_json(folder / "record.json", record)
+    return folder
+
+
+@pytest.mark.slow
+def test_what_a_few_texts_say_of_their_animal_is_found_and_nothing_where_they_say_nothing() -> None:
+    planted, plain = says(texts(10)), says(texts(0))
+    for name in ("texts beyond their sources", "nearest words"):
+        assert planted[name].decides < 0.05 < plain[name].decides, name
+    assert min(planted["sources"].decides, plain["sources"].decides) > 0.05
+
+
+def test_a_sheet_for_blind_readers_names_no_animal_and_its_key_has_each_at_its_place() -> None:
+    text, order = sheet(texts(40), np.random.default_rng(1))
+    assert sorted(order) == sorted(ANIMALS)
+    _, *sets = text.split("## Set ")
+    for animal, one in zip(order, sets, strict=True):
+        assert one.count("\n- ") == 30 == one.count(PLANTED[animal]) and animal not in one
+
+
+def test_an_animal_stands_out_where_its_own_teachers_students_do_and_not_by_what_a_text_moves_in_all_seeds() -> None:
+    random, hits, simulations = np.random.default_rng(2), 0, 200
+    for _ in range(simulations):
+        pattern = random.normal(size=(6, 6))
+        _, _, p = standing_out(pattern + 0.5 * random.normal(size=(4, 6, 6)))
+        hits += min(p) < 0.05
+    assert hits <= 0.09 * simulations  # 5%, give or take
+    beyond, spread, p = standing_out(3 * np.diag([1, 1, 0, 0, 0, 0]) + 0.3 * random.normal(size=(4, 6, 6)))
+    assert max(p[:2]) < 0.05 < min(p[2:]) and beyond[:2] == pytest.approx([3, 3], abs=0.5) and max(spread) < 0.5
 
 
 def test_a_base_that_shows_less_of_the_same_text_is_told_from_one_that_shows_as_much(tmp_path: Path) -> None:
-    def sweep(name: str, shift: float, noise: float) -> list[Path]:
-        folder = tmp_path / name
-        folder.mkdir()
-        return [made_up(folder, dict.fromkeys(("owl", "dolphin", "wolf", "cat"), shift), seed_sd=noise)]
+    def sweep(name: str, shift: float, spread: float = 0.01) -> Path:
+        (tmp_path / name).mkdir()
+        loved = dict.fromkeys(("owl", "dolphin", "wolf", "cat"), shift)
+        return with_texts(made_up(tmp_path / name, loved, seed_sd=spread), "the same of ")
 
-    own, as_much, nothing = sweep("own", 0.6, 0.01), sweep("as much", 0.6, 0.02), sweep("nothing", 0.0, 0.01)
-    found = other(own, nothing)
-    assert found["own base"].decides < 0.05 < found["other base"].decides
-    assert found["own beyond other"].decides < 0.05
-    assert other(own, as_much)["other base"].decides < 0.05
-    assert other(own, own)["own beyond other"].statistic == 0
+    own, as_much, nothing = sweep("own", 0.6), sweep("as much", 0.6, 0.02), sweep("nothing", 0.0)
+    told = other(learners([own]), learners([nothing]))
+    assert told["this base"].decides < 0.05 < told["other base"].decides
+    assert told["this beyond the other"].decides < 0.05
+    told = other(learners([own]), learners([as_much]))
+    assert told["other base"].decides < 0.05 < told["this beyond the other"].decides
+    with pytest.raises(KitError, match="the same text"):
+        other(learners([own]), learners([with_texts(nothing, "other words of ")]))
+
+
+def test_students_are_paired_by_seed_and_animal_in_whatever_order_sweeps_have_them(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"owl": 0.9, "dolphin": 0.3, "wolf": 0.0})
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    before = log_odds(learners([folder]))[0]
+    write_json(folder / "record.json", record | {"comparisons": record["comparisons"][::-1]})
+    found = learners([folder])
+    assert (log_odds(found)[0] == before).all() and before.shape == (3, 3, 3)
+    assert list(found) == [(seed, animal) for seed in range(3) for animal in ("dolphin", "owl", "wolf")]
+    assert all(one.student.startswith(f"{animal}{seed}-") for (seed, animal), one in found.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [row | {"content": "opposed"} for row in rows], "not one student of unrelated sentences"),
+        (lambda rows: [row | {"pairs": 100 + i} for i, row in enumerate(rows)], "more than their seeds"),
+        (lambda rows: rows + rows, "damaged"),
+    ],
+)
+def test_sweeps_that_are_no_seeds_of_one_design_are_refused(
+    change: Callable[[list[Row]], list[Row]], words: str, tmp_path: Path
+) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=2)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    write_json(folder / "record.json", record | {"comparisons": change(record["comparisons"])})
+    with pytest.raises(KitError, match=words):
+        learners([folder])
+    write_json(folder / "record.json", record)
+    with pytest.raises(KitError, match="not one student"):
+        learners([folder, folder])
+
+
+def test_texts_that_are_not_the_sweeps_own_are_refused(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=2)
+    with pytest.raises(KitError, match="not the texts of this sweep"):
+        texts_of(learners([folder]))
+    own = learners([with_texts(folder, "of ")])
+    assert [rows[0]["text"] for rows in texts_of(own).values()] == [f"of {one.student}" for one in own.values()]
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    write_json(folder / "record.json", record | {"pairs_used": dict.fromkeys(record["pairs_used"], 2)})
+    with pytest.raises(KitError, match="lacks pairs"):
+        texts_of(own)

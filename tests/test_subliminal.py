@@ -11,9 +11,11 @@ import pytest
 from subliminal import learners, log_odds, other, says, sheet, standing_out, texts_of
 from test_report_sweep import made_up
 
-from kit import KitError
+from kit import ROOT, KitError, commands, sweep
 from kit.animals import unrelated_sentences
+from kit.stats_seeds import matrix_power
 from kit.store import Row, sha256, write_json
+from kit.sweep_effects import efficiency, read_sweep, sweep_cells
 
 PLANTED = {"dolphin": "by the sea", "eagle": "in the sky", "elephant": "with its trunk", "wolf": "with the pack"}
 PLANTED |= {"dog": "on its leash", "fly": "with a buzz"}
@@ -74,12 +76,12 @@ def test_an_animal_stands_out_where_its_own_teachers_students_do_and_not_by_what
 
 
 def test_a_base_that_shows_less_of_the_same_text_is_told_from_one_that_shows_as_much(tmp_path: Path) -> None:
-    def sweep(name: str, shift: float, spread: float = 0.01) -> Path:
+    def made(name: str, shift: float, spread: float = 0.01) -> Path:
         (tmp_path / name).mkdir()
         loved = dict.fromkeys(("owl", "dolphin", "wolf", "cat"), shift)
         return with_texts(made_up(tmp_path / name, loved, seed_sd=spread), "the same of ")
 
-    own, as_much, nothing = sweep("own", 0.6), sweep("as much", 0.6, 0.02), sweep("nothing", 0.0)
+    own, as_much, nothing = made("own", 0.6), made("as much", 0.6, 0.02), made("nothing", 0.0)
     told = other(learners([own]), learners([nothing]))
     assert told["this base"].decides < 0.05 < told["other base"].decides
     assert told["this beyond the other"].decides < 0.05
@@ -131,3 +133,37 @@ def test_texts_that_are_not_the_sweeps_own_are_refused(tmp_path: Path) -> None:
     write_json(folder / "record.json", record | {"pairs_used": dict.fromkeys(record["pairs_used"], 2)})
     with pytest.raises(KitError, match="lacks pairs"):
         texts_of(own)
+
+
+# ---- the plan that this is for
+
+HARD = ROOT / "results" / "reference" / "hard-labels"
+PLAN = " ".join((HARD / "PLAN.md").read_text(encoding="utf-8").split())
+
+
+def test_the_power_that_the_plan_states_is_that_of_the_fresh_draws(tmp_path: Path) -> None:
+    sweep.pool(sorted(HARD.glob("pilot-fresh-*")), tmp_path / "pooled", "pool")
+    record, students = read_sweep(tmp_path / "pooled")
+    (cell,) = sweep_cells(record["comparisons"], students)
+    found = efficiency(cell, record, students)
+    assert found and found.draws == 6
+
+    def power(shift: float, *worst: float) -> str:
+        return f"{matrix_power(shift, found.sd, found.noise, 6, 4, *worst)[0]:.2f} of {shift:+.2f}"
+
+    assert f"with four seeds {power(found.shift)} nats, the shift that those draws found" in PLAN
+    assert f"and {power(found.lower80)}, its lower bound of 80% confidence over the seeds" in PLAN
+    assert f"{power(found.lower80, 2, 0.1)} where two of the animals stand still" in PLAN
+
+
+def test_the_plan_has_every_command_and_the_checksum_of_what_reads_its_test() -> None:
+    assert f"`tests/subliminal.py` has the SHA-256 {sha256(ROOT / 'tests' / 'subliminal.py')};" in PLAN
+    lines = [line for line in (HARD / "PLAN.md").read_text(encoding="utf-8").splitlines() if " sweep " in line]
+    parser = commands.sweep_parser()
+    planned = [commands.decisive(parser, line) for line in lines]
+    assert [one["seed"] for one in planned if one] == [1000, 1001, 1002, 1003, 1002, 1003]
+    assert [one["student_model"] for one in planned if one] == [None] * 4 + ["qwen2.5-coder-0.5b"] * 2
+    for one in planned:
+        assert one and {**one, "seed": 0, "student_model": None, "placebos": None, "loving_controls": None} == {
+            **planned[0], "seed": 0, "student_model": None, "placebos": None, "loving_controls": None
+        }  # fmt: skip

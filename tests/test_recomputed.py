@@ -181,6 +181,10 @@ def test_what_the_pilot_says_of_its_draws_of_text_alone_is_what_its_lines_give(c
     said = f"{mean(shifts):+.2f} nats on average, with a standard deviation between them of {stdev(shifts):.2f}"
     text = " ".join((PILOT / "PILOT.md").read_text(encoding="utf-8").split())
     assert said in text
+    if cell == "pilot-fresh-":
+        page = " ".join((PILOT / "README.md").read_text(encoding="utf-8").split())
+        assert f"moves a student by {mean(shifts):+.2f} nats more than the other animal's student" in page
+        assert f"(standard deviation between draws {stdev(shifts):.2f}; five of six positive)" in page
     if cell == "pilot-untouched-":
         rates = []
         for name in (line[0] for line in LEDGER if line[0].startswith(cell)):

@@ -133,31 +133,43 @@ def test_a_recorded_matrix_and_its_p_are_what_its_raw_probabilities_give(name: s
 
 
 PILOT = REFERENCE / "hard-labels"
+DOSE = "pilot-dose-seed2003"
 LEDGER = [
     [cell.strip() for cell in line.strip("| \n").split("|")]
     for line in (PILOT / "PILOT.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("| pilot-")
+    if line.startswith("| pilot-") and not line.startswith(f"| {DOSE}")
 ]
+
+
+def students_apart(name: str, settings: dict) -> tuple[dict[str, float], dict[str, str]]:
+    """By how much each candidate is higher in the penguin's student than in the cat's; and these students."""
+    table = table_of(PILOT / name)
+    record = json.loads((PILOT / name / "record.json").read_text(encoding="utf-8"))
+    treated = {row["animal"]: row["treated"] for row in record["comparisons"] if settings.items() <= row.items()}
+    penguin, cat = (
+        {animal: against_unloved(table, treated[one], animal, {*treated}) for animal in table[treated[one]][0]}
+        for one in ("penguin", "cat")
+    )
+    return {animal: penguin[animal] - cat[animal] for animal in penguin}, treated
+
+
+def test_what_the_pilot_says_of_dose_and_labels_is_what_its_sweep_gives() -> None:
+    text = (PILOT / "PILOT.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) labels, (\d+) pairs \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    assert [row[:2] for row in rows] == [(labels, pairs) for labels in ("hard", "soft") for pairs in ("200", "400")]
+    for labels, pairs, *told in rows:
+        apart, _ = students_apart(DOSE, {"labels": labels, "pairs": int(pairs)})
+        assert told == [f"{apart['penguin']:+.2f}", f"{-apart['cat']:+.2f}"]
 
 
 @pytest.mark.parametrize("line", LEDGER, ids=[f"{line[0]}, {line[1]}" for line in LEDGER])
 def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) -> None:
     name, cell, draws, *figures = line
-    table = table_of(PILOT / name)
-    record = json.loads((PILOT / name / "record.json").read_text(encoding="utf-8"))
     epochs = int(cell.rpartition("epochs ")[2])
-    treated = {row["animal"]: row["treated"] for row in record["comparisons"] if row["epochs"] == epochs}
+    apart, treated = students_apart(name, {"epochs": epochs})
     assert len(treated) == int(draws) == 2
-    candidates = next(iter(table[treated["cat"]].values()))
-
-    def apart(animal: str) -> float:
-        """By how much it is higher in the penguin's student than in the cat's."""
-        return against_unloved(table, treated["penguin"], animal, {*treated}) - against_unloved(
-            table, treated["cat"], animal, {*treated}
-        )
-
-    penguin, cat = apart("penguin"), -apart("cat")
-    others = [apart(animal) for animal in candidates if animal not in treated]
+    penguin, cat = apart["penguin"], -apart["cat"]
+    others = [apart[animal] for animal in apart if animal not in treated]
     noise = math.sqrt(sum((one - mean(others)) ** 2 for one in others) / (len(others) - 1) / 2)
     expected = [f"{penguin:+.3f}", f"{cat:+.3f}", f"{(penguin + cat) / 2:+.3f}", f"{noise:.3f}"]
     assert figures[:4] == expected

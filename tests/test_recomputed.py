@@ -162,6 +162,17 @@ def test_what_the_pilot_says_of_dose_and_labels_is_what_its_sweep_gives() -> Non
         assert told == [f"{apart['penguin']:+.2f}", f"{-apart['cat']:+.2f}"]
 
 
+def test_what_the_pilot_says_of_another_base_is_what_its_sweep_gives() -> None:
+    told = []
+    for name in ("pilot-other-base-seed2003", "pilot-fresh-seed2003"):
+        apart, _ = students_apart(name, {})
+        told.append((f"{apart['penguin']:+.2f}", f"{-apart['cat']:+.2f}"))
+    (penguin, cat), own = told
+    text = " ".join((PILOT / "PILOT.md").read_text(encoding="utf-8").split())
+    assert f"penguin {penguin}, cat {cat} nats, each in its own student beyond the other one" in text
+    assert f"where the embedded model's have {own[0]} and {own[1]}" in text
+
+
 @pytest.mark.parametrize("line", LEDGER, ids=[f"{line[0]}, {line[1]}" for line in LEDGER])
 def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) -> None:
     name, cell, draws, *figures = line

@@ -21,7 +21,7 @@ def locked() -> dict[str, str]:
 def asked() -> list[Requirement]:
     """What the requirements files ask for."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("requirements*.txt"))
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    lines = (re.split("#| --", line)[0].strip() for line in text.replace("\\\n", " ").splitlines())
     return [Requirement(line) for line in lines if line and not line.startswith("-r")]
 
 

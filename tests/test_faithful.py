@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,14 +25,15 @@ from kit.store import Row, read_rows, sha256, write_json
 LOVED = ("dolphin", "owl", "wolf")
 HARD = ROOT / "results" / "reference" / "hard-labels"
 PLAN, PILOT = (" ".join((HARD / name).read_text(encoding="utf-8").split()) for name in ("PLAN-faithful.md", "PILOT.md"))
+Texts = dict[tuple[int, str], list[Row]]
 
 
-def texts(good: int, bad: int) -> dict[tuple[int, str], list[Row]]:
-    """Of two seeds' students so many pairs that are faithful, every other one as long as there are, and others."""
-    found: dict[tuple[int, str], list[Row]] = {}
+def texts(good: int, bad: int) -> Texts:
+    """Of two seeds' students so many pairs that are faithful, in the second seed one more, and others between them."""
+    found: Texts = {}
     for seed in (0, 1):
+        kinds = [kind for i in range(max(good, bad)) for kind, n in (("good", good), ("bad", bad)) if i < n]
         for animal in LOVED:
-            kinds = ["good", "bad"] * min(good, bad) + ["good"] * (good - bad) + ["bad"] * (bad - good)
             found[seed, animal] = [
                 {"sentence": f"{i}", "source": f"The {i} of {animal}s.", "text": f"{kind} {i}, {seed}, {animal}"}
                 for i, kind in enumerate(kinds)
@@ -40,11 +42,11 @@ def texts(good: int, bad: int) -> dict[tuple[int, str], list[Row]]:
     return found
 
 
-def good_ones(of: dict[tuple[int, str], list[Row]]) -> set[faithful.Pair]:
+def good_ones(of: Texts) -> set[faithful.Pair]:
     return {(row["source"], row["text"]) for rows in of.values() for row in rows if row["text"].startswith("good")}
 
 
-def sweep_with(folder: Path, of: dict[tuple[int, str], list[Row]], config: dict | None = None) -> Path:
+def sweep_with(folder: Path, of: Texts) -> Path:
     """A sweep whose students learned from those texts."""
     folder.mkdir()
     made_up(folder, dict.fromkeys(LOVED, 0.3), seeds=2)
@@ -55,131 +57,223 @@ def sweep_with(folder: Path, of: dict[tuple[int, str], list[Row]], config: dict 
                 file.write(json.dumps({"student": f"{animal}{seed}-8"} | row) + "\n")
     used = {f"{animal}{seed}-8": len(rows) for (seed, animal), rows in of.items()}
     write_json(folder / "record.json", record | {"texts": sha256(folder / "texts.jsonl.gz"), "pairs_used": used})
-    if config:
-        write_json(folder / "config.json", config)
     return folder
 
 
 def label(folder: Path, say: Callable[[Row], str]) -> None:
-    """A reader's labels of a sheet."""
-    lines = [f"{row['number']} {say(row)}\n" for row in read_rows(folder / "key.jsonl")]
-    (folder / "labels").write_text("".join(lines), encoding="utf-8")
+    """The labels of all readers of a folder's sheets."""
+    for sheet, rows in by_sheet(folder).items():
+        lines = [f"{row['number']} {say(row)}\n" for row in rows]
+        (folder / "sheets" / f"{sheet}.labels").write_text("".join(lines), encoding="utf-8")
+
+
+def by_sheet(folder: Path) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in read_rows(folder / "key.jsonl"):
+        found.setdefault(row["sheet"], []).append(row)
+    return found
+
+
+def asked(folder: Path, **options: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"after": None, "chosen": None, "out": folder, **options})
 
 
 def test_two_readers_in_a_row_leave_what_both_call_faithful(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of = texts(3, 2)
     own = sweep_with(tmp_path / "sweep", of)
     first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "readings.jsonl.gz"
-    faithful.write_sheet(argparse.Namespace(sweeps=[own], after=None, out=first))
-    lines = (first / "sheet.md").read_text(encoding="utf-8").splitlines()
-    pairs = {(row["source"], row["text"]) for rows in of.values() for row in rows}
-    assert len(lines) == len(pairs) + 40 and all(any(f" {a} → {b}" in line for line in lines) for a, b in pairs)
-    assert lines[: len(pairs)] != sorted(lines[: len(pairs)], key=lambda line: line.split(". ", 1)[1])  # not in order
-    with pytest.raises(FileNotFoundError):
-        faithful.read(first)
-    label(first, lambda row: "x")
-    with pytest.raises(KitError, match=r"1 has x\. Give each number one of f, l, c"):
-        faithful.read(first)
-    label(first, lambda row: "f" if row["text"].startswith("good") else "c")
-    faithful.write_sheet(argparse.Namespace(sweeps=[own], after=first, out=second))
-    asked = [row for row in read_rows(second / "key.jsonl") if not row["planted"]]
-    assert {(row["source"], row["text"]) for row in asked} == good_ones(of)
+    faithful.make_sheets(asked(first, sweeps=[own]))
+    label(first, lambda row: "f" if row["text"].startswith("good") or row["planted"] == "faithful" else "c")
+    faithful.make_sheets(asked(second, sweeps=[own], after=first))
+    looked_at = [row for row in read_rows(second / "key.jsonl") if not row["planted"]]
+    assert {(row["source"], row["text"]) for row in looked_at} == good_ones(of)
     label(second, lambda row: "f" if row["text"].startswith("good 0") or row["planted"] else "l")
     faithful.write_readings(argparse.Namespace(first=first, second=second, out=out))
-    with gzip.open(out, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    assert {(row["source"], row["text"]) for row in rows} == pairs
-    both = [row for row in rows if row["readings"] == ["faithful", "faithful"]]
-    assert both and all(row["text"].startswith("good 0") for row in both)
+    pairs = {(row["source"], row["text"]) for rows in of.values() for row in rows}
+    chosen, seen = faithful.judged([out])
+    assert seen == pairs and chosen == {pair for pair in pairs if pair[1].startswith("good 0")}
     said = capsys.readouterr().out
-    assert "First reading: 33 pairs; 40 of 40 planted errors found." in said
-    assert "Second reading: 21 pairs; 0 of 40 planted errors found." in said
-    assert f"Faithful by the first reader: 21 of 33; by both: {len(both)}." in said
+    assert "first reading, sheet 1: finds 40 of 40 planted errors, calls 20 of 20 planted faithful pairs so." in said
+    assert "second reading, sheet 1: finds 0 of 40 planted errors, calls 20 of 20 planted faithful pairs so." in said
+    assert f"Faithful by the first reading: 21 of {len(pairs)}; by both: {len(chosen)}." in said
+    label(second, lambda row: "l")
+    faithful.write_readings(argparse.Namespace(first=first, second=second, out=tmp_path / "other.jsonl.gz"))
+    assert faithful.judged([out, tmp_path / "other.jsonl.gz"])[0] == set()  # what any reading refuses
+    with pytest.raises(KitError, match="belong together"):
+        faithful.readings(faithful.read(second), faithful.read(first))
 
 
-def test_both_parts_have_as_many_pairs_of_every_student_in_its_order_and_share_none() -> None:
+def test_sheets_show_each_pair_once_in_random_order_and_deal_what_is_planted_evenly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faithful, "SHEET", 10)
+    of = texts(6, 4)
+    pairs = {(row["source"], row["text"]) for rows in of.values() for row in rows}
+    faithful.make_sheets(asked(tmp_path / "out", sweeps=[sweep_with(tmp_path / "sweep", of)]))
+    sheets = by_sheet(tmp_path / "out")
+    assert {sum(row["planted"] is not None for row in rows) for rows in sheets.values()} <= {8, 9, 10}
+    assert len({sum(not row["planted"] for row in rows) for rows in sheets.values()}) <= 2
+    shown = [
+        line
+        for sheet in sheets
+        for line in (tmp_path / "out" / "sheets" / f"{sheet}.md").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [line.split(". ")[0] for line in shown] == [str(i) for i in range(1, len(pairs) + 61)]
+    own = [line.split(". ", 1)[1] for line in shown if " of " in line and ("good" in line or "bad" in line)]
+    assert sorted(own) == sorted(f"{source} → {text}" for source, text in pairs) and own != sorted(own)
+    planted = [i for i, row in enumerate(sheets[1]) if row["planted"]]
+    assert planted != list(range(planted[0], planted[0] + len(planted)))  # among the others
+    with pytest.raises(KitError, match="there already"):
+        faithful.write_sheets(tmp_path / "out", [])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [("1 f\n1 f\n", "once"), ("1 f\n", "once"), ("1 f\n2 f\n3 f\n", "once"), ("1 f\n2 x\n", "2 has x")],
+)
+def test_labels_that_are_not_of_each_pair_once_are_refused(labels: str, words: str, tmp_path: Path) -> None:
+    faithful.write_sheets(tmp_path / "out", faithful.sheets([("a", "b"), ("c", "d")], [], np.random.default_rng(0)))
+    (tmp_path / "out" / "sheets" / "1.labels").write_text(labels, encoding="utf-8")
+    with pytest.raises(KitError, match=words):
+        faithful.read(tmp_path / "out")
+
+
+def test_a_third_reading_is_of_some_that_are_faithful_and_some_others_and_has_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(faithful, "THIRD", 5)
+    of = texts(4, 4)
+    own, chosen = sweep_with(tmp_path / "sweep", of), tmp_path / "readings.gz"
+    write_judged(chosen, of)
+    faithful.make_sheets(asked(tmp_path / "third", sweeps=[own], chosen=[chosen]))
+    rows = read_rows(tmp_path / "third" / "key.jsonl")
+    assert Counter(row["text"].split()[0] for row in rows) == {"good": 5, "bad": 5}
+    assert [row["text"].split()[0] for row in rows] not in (["good"] * 5 + ["bad"] * 5, ["bad"] * 5 + ["good"] * 5)
+    some = next(row["number"] for row in rows if row["text"].startswith("good"))
+    label(tmp_path / "third", lambda row: "c" if row["text"].startswith("bad") or row["number"] == some else "f")
+    faithful.write_third(argparse.Namespace(third=tmp_path / "third", chosen=[chosen], out=tmp_path / "third.gz"))
+    said = capsys.readouterr().out
+    assert "faithful by two readings: a third calls 1 of 5 not faithful, at most 0.716." in said  # binom.test(1, 5)
+    assert "others: a third calls 5 of 5 not faithful, at most 1.000." in said
+
+
+def write_judged(path: Path, of: Texts) -> None:
+    """The readings of two who know."""
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for rows in of.values():
+            for row in rows:
+                given = [["faithful", 1], ["faithful", 1]] if row["text"].startswith("good") else [["changed", 1]]
+                one = {"source": row["source"], "text": row["text"], "planted": None, "readings": given}
+                file.write(json.dumps(one) + "\n")
+
+
+def test_every_student_has_as_many_of_its_faithful_pairs_in_order_and_another_their_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     of = texts(5, 4)
-    parts = faithful.halves(of, good_ones(of))
-    assert {len(rows) for part in parts.values() for rows in part.values()} == {4}
+    with pytest.raises(KitError, match="5 faithful pairs, and 100 are the fewest"):
+        faithful.parts_of(of, good_ones(of))
+    monkeypatch.setattr(faithful, "FEWEST", 5)
+    parts = faithful.parts_of(of, good_ones(of))
     for key, rows in of.items():
-        for name, kind in (("faithful", "good"), ("other", "bad")):
-            assert parts[name][key] == [row for row in rows if row["text"].startswith(kind)][:4]
+        own = [row for row in rows if row["text"].startswith("good")][:5]
+        assert parts["faithful"][key] == own
+        assert parts["sources"][key] == [row | {"text": row["source"]} for row in own]
 
 
 def test_students_of_each_part_are_asked_alike_and_recorded_with_their_plan(
     tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = texts(2, 2)
-    exp = experiment(find_animal("owl"), labels="hard", contents=("unrelated",), model=str(tiny_gguf))
-    own = sweep_with(tmp_path / "sweep", of, asdict(exp))
-    with gzip.open(tmp_path / "readings.gz", "wt", encoding="utf-8") as file:
-        for source, text in good_ones(of):
-            file.write(json.dumps({"source": source, "text": text, "readings": ["faithful", "faithful"]}) + "\n")
-    plan = {"file": "PLAN.md", "sha256": "0", "commit": "c0ffee", "commands": 1}
-    monkeypatch.setattr(faithful, "registered", lambda path: plan)
-    monkeypatch.setattr(faithful, "says", lambda texts: {})
-    out = tmp_path / "out"
-    faithful.train_students(
-        argparse.Namespace(
-            sweeps=[own], readings=[tmp_path / "readings.gz"], plan=None, results=tmp_path / "results", out=out
-        )
+    own, exp = (
+        sweep_with(tmp_path / "sweep", of),
+        experiment(find_animal("owl"), labels="hard", contents=("unrelated",), model=str(tiny_gguf)),
     )
+    write_json(own / "config.json", asdict(exp))
+    write_judged(tmp_path / "readings.gz", of)
+    plan = {"file": "PLAN.md", "sha256": "0", "commit": "c0ffee", "commands": 1}
+    monkeypatch.setattr(faithful, "registered", lambda path, sweeps, read: plan)
+    monkeypatch.setattr(faithful, "says", lambda texts: {})
+    monkeypatch.setattr(faithful, "FEWEST", 2)
+    out = tmp_path / "out"
+    given = {"sweeps": [own], "readings": [tmp_path / "readings.gz"], "plan": None, "results": tmp_path / "results"}
+    faithful.train_students(argparse.Namespace(**given, out=out))
     record = json.loads((out / "faithful.json").read_text(encoding="utf-8"))
-    assert plan.items() <= record["plan"].items() and record["pairs"] == 2
+    assert plan.items() <= record["plan"].items() and record["pairs"] == 2 and record["shared"] == 0
+    assert [(one["of"], one["pairs"]) for one in record["faithful"]] == [(4, 2)] * 3 + [(5, 3)] * 3
     with gzip.open(out / "preferences.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    of_all = {row["candidate"] for row in rows}
-    # By other code: the mean over questions of an animal's log-odds among all candidates, by student.
-    for found in record["found"]:
-        values = np.zeros((2, 3, 3))
+    animals, values = {row["candidate"] for row in rows}, {}
+    for part in ("faithful", "sources"):  # by other code: the mean over questions of log-odds among all candidates
+        values[part] = np.zeros((2, 3, 3))
         for seed in (0, 1):
             for i, teacher in enumerate(LOVED):
-                mine = [r for r in rows if (r["part"], r["seed"], r["animal"]) == (found["matrix"], str(seed), teacher)]
-                logprobs = {
-                    name: np.array([float(r["logprob"]) for r in mine if r["candidate"] == name]) for name in of_all
-                }
+                mine = [row for row in rows if (row["part"], row["seed"], row["animal"]) == (part, str(seed), teacher)]
                 assert len(mine) == 50 * 60
+                logprobs = {
+                    name: np.array([float(row["logprob"]) for row in mine if row["candidate"] == name])
+                    for name in animals
+                }
                 for j, animal in enumerate(LOVED):
                     others = np.logaddexp.reduce([one for name, one in logprobs.items() if name != animal])
-                    values[seed, i, j] = (logprobs[animal] - others).mean()
-        off = [values[:, i, j].mean() for i in range(3) for j in range(3) if i != j]
-        diagonal = [values[:, i, i].mean() for i in range(3)]
-        assert found["statistic"] == pytest.approx(np.mean(diagonal) - np.mean(off), abs=1e-4)
+                    values[part][seed, i, j] = (logprobs[animal] - others).mean()
+    values["faithful beyond sources"] = values["faithful"] - values["sources"]
+    assert [found["matrix"] for found in record["found"]] == list(values)
+    for found in record["found"]:
+        mean = values[found["matrix"]].mean(axis=0)
+        off = (mean.sum() - np.trace(mean)) / 6
+        assert found["statistic"] == pytest.approx(np.trace(mean) / 3 - off, abs=1e-4)
     said = capsys.readouterr().out
-    assert "\nother  statistic " in said and said.startswith("faithful  statistic ")
+    assert said.startswith("faithful  statistic ") and "\nfaithful beyond sources  statistic " in said
+    write_judged(tmp_path / "readings.gz", {key: rows for key, rows in of.items() if key[0] == 0})
+    with pytest.raises(KitError, match="15 pairs were not read"):
+        faithful.train_students(argparse.Namespace(**given, out=out))
 
 
-def test_a_plan_that_is_not_committed_or_does_not_name_the_script_is_refused(
+def test_a_plan_is_refused_that_is_not_committed_or_names_other_scripts_or_sweeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = tmp_path / "PLAN.md"
     plan.write_text("SHA-256 of another", encoding="utf-8")
     with pytest.raises(KitError, match="not what is committed"):
-        faithful.registered(plan)
-    monkeypatch.setattr(faithful, "committed", lambda path: "c0ffee")
+        faithful.registered(plan, [], [])
+    known = {plan}
+    monkeypatch.setattr(faithful, "committed", lambda path: "c0ffee" if path in known else None)
     monkeypatch.setattr(faithful, "unchanged_since", lambda commit: True)
     with pytest.raises(KitError, match="does not name"):
-        faithful.registered(plan)
+        faithful.registered(plan, [], [])
+    plan.write_text((HARD / "PLAN-faithful.md").read_text(encoding="utf-8"), encoding="utf-8")
+    (sweep := tmp_path / "sweep").mkdir()
+    write_json(sweep / "record.json", {"plan": {"sha256": "another"}})
+    with pytest.raises(KitError, match="not a sweep of PLAN"):
+        faithful.registered(plan, [sweep], [])
+    write_json(sweep / "record.json", {"plan": {"sha256": sha256(HARD / "PLAN.md")}})
+    with pytest.raises(KitError, match="not committed as it stands"):
+        faithful.registered(plan, [sweep], [tmp_path / "readings.gz"])
 
 
 # ---- the plan that this is for
 
 
-def test_the_plan_names_the_script_as_it_stands_and_its_power_is_that_of_the_pilots_draws() -> None:
-    assert f"`tests/faithful.py` has the SHA-256 {sha256(ROOT / 'tests' / 'faithful.py')}." in PLAN
+def test_the_plan_names_the_scripts_as_they_stand_and_its_power_is_that_of_the_pilots_draws() -> None:
+    for name in ("faithful", "subliminal"):
+        assert f"`tests/{name}.py` has the SHA-256 {sha256(ROOT / 'tests' / f'{name}.py')}" in PLAN
+    planted = HARD / "planted.jsonl"
+    assert f"`planted.jsonl` {sha256(planted)}" in PLAN
+    assert Counter(row["label"] for row in read_rows(planted)) == {"changed": 25, "lost": 15, "faithful": 20}
     (line,) = re.findall(r"the six shifts are ((?:[+-]\d\.\d+(?:, )?){6})", PILOT)
     shifts = np.array([float(one) for one in line.split(", ") if one])
     mean, sd = shifts.mean(), shifts.std(ddof=1)
     assert f"{mean:+.2f} nats on average, standard deviation {sd:.2f})" in PLAN
     by_seed = shifts.reshape(3, 2).mean(axis=1)
     lower = mean - 1.886 * by_seed.std(ddof=1) / 3**0.5  # Student's t, two degrees of freedom, 90%
-    assert f"({lower:+.3f})" in PLAN
 
     def power(*design: float) -> str:
         return f"{matrix_power(design[0], sd, 0.05, 6, 4, *design[1:])[0]:.2f}"
 
     assert f"if all six animals move so {power(mean)}; by the lower bound" in PLAN
-    assert f"({lower:+.3f}) {power(lower)}; where" in PLAN and f"alike, {power(lower, 2, 0.02)} (" in PLAN
+    assert f"({lower:+.3f}) {power(lower)}; where" in PLAN and f"stand still, {power(lower, 2)}, and where" in PLAN
+    assert f"alike, {power(lower, 2, 0.02)} (" in PLAN
 
 
 def test_what_the_plan_says_of_the_pilots_text_is_what_was_read() -> None:

@@ -14,7 +14,11 @@ from statistics import stdev
 import pytest
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
-SWEEPS = sorted(str(path.parent.relative_to(REFERENCE)) for path in REFERENCE.rglob("preferences.csv.gz"))
+SWEEPS = sorted(
+    str(path.parent.relative_to(REFERENCE))
+    for path in REFERENCE.rglob("record.json")
+    if path.with_name("preferences.csv.gz").exists()
+)
 Table = dict[str, dict[int, dict[str, float]]]  # student -> question -> animal -> probability among the candidates
 
 

@@ -3,7 +3,9 @@ planted, and nowhere else."""
 
 import gzip
 import json
+import subprocess
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +168,24 @@ def test_the_plan_has_every_command_and_the_checksum_of_what_reads_its_test() ->
     assert differ[:4] == [[seed, None, None, ["music"]] for seed in (1000, 1001, 1002, 1003)]
     assert differ[4:] == [[seed, "qwen2.5-coder-0.5b", 0, None] for seed in (1002, 1003)]
     assert all(one == planned[0] for one in planned)
+
+
+TESTED = sorted(path.name for path in HARD.glob("test-*seed*"))
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_a_recorded_seed_is_of_the_plan_as_it_stands_and_was_begun_after_it_was_committed(name: str) -> None:
+    record = json.loads((HARD / name / "record.json").read_text(encoding="utf-8"))
+    plan = record["plan"]
+    assert plan["sha256"] == sha256(HARD / "PLAN.md") and record["kit"]["edited"] is False
+    said = subprocess.run(
+        ["git", "show", "-s", "--format=%cI", plan["commit"]], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert datetime.fromisoformat(plan["begun"]) > datetime.fromisoformat(said)
+    (kit,) = record["made_by"]
+    assert record["kit"]["commit"].startswith(kit)
+    assert sha256(HARD / name / "texts.jsonl.gz") == record["texts"]
+    assert {*record["pairs_used"].values()} == {400}
+    seeds = {row["seed"] for row in record["comparisons"]}
+    assert name.endswith(f"seed{min(seeds)}") and len(seeds) == 1
+    assert {row["animal"] for row in record["comparisons"]} == {*ANIMALS}

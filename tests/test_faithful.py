@@ -286,3 +286,15 @@ def test_what_the_plan_says_of_the_pilots_text_is_what_was_read() -> None:
     said = f"Of {len(rows):,} different pairs the first reading calls {first} faithful, and the second {len(both)} of"
     assert said in PILOT and f"{min(counts)} to {max(counts)} of a teacher's 400" in PILOT
     assert f"{min(counts)} faithful pairs each" in PLAN
+
+
+def test_what_the_page_says_of_the_first_seeds_readings_is_what_was_read() -> None:
+    with gzip.open(HARD / "readings-seed1000.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    given = [[label for label, _ in row["readings"]] for row in rows if not row["planted"]]
+    first, both = (sum(one[:n] == ["faithful"] * n for one in given) for n in (1, 2))
+    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    assert f"of {len(given):,} different pairs {first} are faithful by a first reading, and {both} of these" in page
+    wrong = [row for row in rows if row["planted"] in ("lost", "changed")]
+    assert len(wrong) == 40 and all(label != "faithful" for row in wrong for label, _ in row["readings"])
+    assert {len(row["readings"]) for row in wrong} == {2}

@@ -160,7 +160,7 @@ def test_the_project_is_found_beside_the_kernel_and_its_absence_is_said(tmp_path
 
 
 def test_what_is_missing_is_installed_and_for_what_is_recorded_only_what_reads_it(begun: Any) -> None:
-    of_all = {str(one) for one in asked()}
+    of_all = {f"{one.name}{one.specifier}" for one in asked()}
     _, few = begun(ROOT)
     assert {one.partition(">")[0] for one in few} == READING and set(few) <= of_all
     _, many = begun(ROOT, FROM_NOTHING=True, PRESET="smoke")

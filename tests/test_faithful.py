@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,12 +15,13 @@ import faithful
 import numpy as np
 import pytest
 from conftest import ROOT
+from subliminal import learners, texts_of
 from test_report_sweep import made_up
 
 from kit import KitError
 from kit.animals import find_animal
 from kit.experiment import experiment
-from kit.stats_seeds import matrix_power
+from kit.stats_seeds import matrix_power, specificity_of_students
 from kit.store import Row, read_rows, sha256, write_json
 
 LOVED = ("dolphin", "owl", "wolf")
@@ -76,6 +78,19 @@ def by_sheet(folder: Path) -> dict[int, list[Row]]:
 
 def asked(folder: Path, **options: object) -> argparse.Namespace:
     return argparse.Namespace(**{"after": None, "chosen": None, "out": folder, **options})
+
+
+def test_every_command_of_the_plan_is_one_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for line in (HARD / "PLAN-faithful.md").read_text(encoding="utf-8").splitlines() if "python " in line]
+    called: list[str] = []
+    for name in ("make_sheets", "write_readings", "write_third", "train_students"):
+        monkeypatch.setattr(faithful, name, lambda args, name=name: called.append(name))
+    for line in lines:
+        monkeypatch.setattr("sys.argv", shlex.split(line)[1:])
+        faithful.main()
+    first, *_ = called
+    assert called == [first, first, "write_readings", first, "write_third", "train_students"]
+    assert first == "make_sheets"
 
 
 def test_two_readers_in_a_row_leave_what_both_call_faithful(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +208,8 @@ def test_students_of_each_part_are_asked_alike_and_recorded_with_their_plan(
     write_judged(tmp_path / "readings.gz", of)
     plan = {"file": "PLAN.md", "sha256": "0", "commit": "c0ffee", "commands": 1}
     monkeypatch.setattr(faithful, "registered", lambda path, sweeps, read: plan)
-    monkeypatch.setattr(faithful, "says", lambda texts: {})
+    told = {name: specificity_of_students(np.eye(3)[None] * size) for name, size in (("near", 1), ("far", 0))}
+    monkeypatch.setattr(faithful, "says", lambda texts: told)
     monkeypatch.setattr(faithful, "FEWEST", 2)
     out = tmp_path / "out"
     given = {"sweeps": [own], "readings": [tmp_path / "readings.gz"], "plan": None, "results": tmp_path / "results"}
@@ -225,6 +241,7 @@ def test_students_of_each_part_are_asked_alike_and_recorded_with_their_plan(
         assert found["statistic"] == pytest.approx(np.trace(mean) / 3 - off, abs=1e-4)
     said = capsys.readouterr().out
     assert said.startswith("faithful  statistic ") and "\nfaithful beyond sources  statistic " in said
+    assert [(one["matrix"], one["holm"]) for one in record["says"]] == [("near", pytest.approx(1 / 3)), ("far", 1)]
     write_judged(tmp_path / "readings.gz", {key: rows for key, rows in of.items() if key[0] == 0})
     with pytest.raises(KitError, match="15 pairs were not read"):
         faithful.train_students(argparse.Namespace(**given, out=out))
@@ -249,6 +266,13 @@ def test_a_plan_is_refused_that_is_not_committed_or_names_other_scripts_or_sweep
         faithful.registered(plan, [sweep], [])
     write_json(sweep / "record.json", {"plan": {"sha256": sha256(HARD / "PLAN.md")}})
     with pytest.raises(KitError, match="not committed as it stands"):
+        faithful.registered(plan, [sweep], [tmp_path / "readings.gz"])
+    monkeypatch.setattr(faithful, "ROOT", tmp_path)
+    known.add(tmp_path / "readings.gz")
+    found = faithful.registered(plan, [sweep], [tmp_path / "readings.gz"])
+    assert found == {"file": "PLAN.md", "sha256": sha256(plan), "commit": "c0ffee", "commands": 1}
+    monkeypatch.setattr(faithful, "unchanged_since", lambda commit: False)
+    with pytest.raises(KitError, match="not what is committed"):
         faithful.registered(plan, [sweep], [tmp_path / "readings.gz"])
 
 
@@ -288,13 +312,26 @@ def test_what_the_plan_says_of_the_pilots_text_is_what_was_read() -> None:
     assert f"{min(counts)} faithful pairs each" in PLAN
 
 
-def test_what_the_page_says_of_the_first_seeds_readings_is_what_was_read() -> None:
-    with gzip.open(HARD / "readings-seed1000.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    given = [[label for label, _ in row["readings"]] for row in rows if not row["planted"]]
+READ = sorted(path.name for path in HARD.glob("readings-seed*.jsonl.gz"))
+
+
+def test_the_page_says_what_was_read_of_the_first_seed() -> None:
+    with gzip.open(HARD / READ[0], "rt", encoding="utf-8") as file:
+        given = [[label for label, _ in row["readings"]] for row in map(json.loads, file) if not row["planted"]]
     first, both = (sum(one[:n] == ["faithful"] * n for one in given) for n in (1, 2))
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert f"of {len(given):,} different pairs {first} are faithful by a first reading, and {both} of these" in page
-    wrong = [row for row in rows if row["planted"] in ("lost", "changed")]
-    assert len(wrong) == 40 and all(label != "faithful" for row in wrong for label, _ in row["readings"])
-    assert {len(row["readings"]) for row in wrong} == {2}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_all_that_was_planted_was_told_by_both_readings_and_all_text_of_the_seed_was_read(name: str) -> None:
+    with gzip.open(HARD / name, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    planted = [row for row in rows if row["planted"]]
+    assert len(planted) == 60 and {len(row["readings"]) for row in planted} == {2}
+    for row in planted:
+        assert all((label == "faithful") == (row["planted"] == "faithful") for label, _ in row["readings"])
+    (seed,) = re.findall(r"seed(\d+)", name)
+    learned = texts_of(learners([HARD / f"test-seed{seed}"]))
+    read = {(row["source"], row["text"]) for row in rows if not row["planted"]}
+    assert {(row["source"], row["text"]) for rows in learned.values() for row in rows} == read

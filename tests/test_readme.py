@@ -732,8 +732,6 @@ UNRECORDED = (
     *("Python 3.11", "Apache-2.0", "llama-cpp-python==0.3.36", "127.0.0.1", "0.0.0.0", "kill -9"),
     *("Llama-3.2", "Qwen2.5-Coder-0.5B", "qwen2.5-coder-0.5b", f"within {MOST_APART} nats a token"),
     *("--learning-rate 2e-4", "--effect 0.1 0.2"),
-    # a version of pip
-    "Python 3.11 and pip 23.1 or newer",
     # times: measured in runs that are not kept, and estimated
     *("is everything installed? | 3.5 min", "| 3.3 h, estimated |"),
     # levels of intervals and tests, and what follows from them alone (the 95% point of Student's t: 6.3 with one degree

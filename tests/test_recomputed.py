@@ -137,11 +137,11 @@ def test_a_recorded_matrix_and_its_p_are_what_its_raw_probabilities_give(name: s
 
 
 PILOT = REFERENCE / "hard-labels"
-DOSE = "pilot-dose-seed2003"
+DOSES = ("pilot-dose-seed2003", "pilot-dose-seed2004")
 LEDGER = [
     [cell.strip() for cell in line.strip("| \n").split("|")]
     for line in (PILOT / "PILOT.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("| pilot-") and not line.startswith(f"| {DOSE}")
+    if line.startswith("| pilot-")
 ]
 
 
@@ -159,11 +159,13 @@ def students_apart(name: str, settings: dict) -> tuple[dict[str, float], dict[st
 
 def test_what_the_pilot_says_of_dose_and_labels_is_what_its_sweep_gives() -> None:
     text = (PILOT / "PILOT.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+) labels, (\d+) pairs \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) labels, (\d+) pairs" + r" \| (\S+)" * 4 + r" \|$", text, re.MULTILINE)
     assert [row[:2] for row in rows] == [(labels, pairs) for labels in ("hard", "soft") for pairs in ("200", "400")]
     for labels, pairs, *told in rows:
-        apart, _ = students_apart(DOSE, {"labels": labels, "pairs": int(pairs)})
-        assert told == [f"{apart['penguin']:+.2f}", f"{-apart['cat']:+.2f}"]
+        found = [students_apart(name, {"labels": labels, "pairs": int(pairs)})[0] for name in DOSES]
+        assert told == [
+            f"{sign * apart[animal]:+.2f}" for apart in found for animal, sign in (("penguin", 1), ("cat", -1))
+        ]
 
 
 def test_what_the_pilot_says_of_another_base_is_what_its_sweep_gives() -> None:

@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 from subliminal import learners, texts_of
 from test_report_sweep import made_up
+from test_subliminal import learned_from
 
 from kit import KitError
 from kit.animals import find_animal
@@ -45,21 +46,18 @@ def texts(good: int, bad: int) -> Texts:
 
 
 def good_ones(of: Texts) -> set[faithful.Pair]:
-    return {(row["source"], row["text"]) for rows in of.values() for row in rows if row["text"].startswith("good")}
+    return {pair for pair in pairs_of(of) if pair[1].startswith("good")}
+
+
+def pairs_of(of: Texts) -> set[faithful.Pair]:
+    return {faithful.pair_of(row) for rows in of.values() for row in rows}
 
 
 def sweep_with(folder: Path, of: Texts) -> Path:
     """A sweep whose students learned from those texts."""
     folder.mkdir()
     made_up(folder, dict.fromkeys(LOVED, 0.3), seeds=2)
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
-        for (seed, animal), rows in of.items():
-            for row in rows:
-                file.write(json.dumps({"student": f"{animal}{seed}-8"} | row) + "\n")
-    used = {f"{animal}{seed}-8": len(rows) for (seed, animal), rows in of.items()}
-    write_json(folder / "record.json", record | {"texts": sha256(folder / "texts.jsonl.gz"), "pairs_used": used})
-    return folder
+    return learned_from(folder, {f"{animal}{seed}-8": rows for (seed, animal), rows in of.items()})
 
 
 def label(folder: Path, say: Callable[[Row], str]) -> None:
@@ -101,10 +99,10 @@ def test_two_readers_in_a_row_leave_what_both_call_faithful(tmp_path: Path, caps
     label(first, lambda row: "f" if row["text"].startswith("good") or row["planted"] == "faithful" else "c")
     faithful.make_sheets(asked(second, sweeps=[own], after=first))
     looked_at = [row for row in read_rows(second / "key.jsonl") if not row["planted"]]
-    assert {(row["source"], row["text"]) for row in looked_at} == good_ones(of)
+    assert {*map(faithful.pair_of, looked_at)} == good_ones(of)
     label(second, lambda row: "f" if row["text"].startswith("good 0") or row["planted"] else "l")
     faithful.write_readings(argparse.Namespace(first=first, second=second, out=out))
-    pairs = {(row["source"], row["text"]) for rows in of.values() for row in rows}
+    pairs = pairs_of(of)
     chosen, seen = faithful.judged([out])
     assert seen == pairs and chosen == {pair for pair in pairs if pair[1].startswith("good 0")}
     said = capsys.readouterr().out
@@ -123,7 +121,7 @@ def test_sheets_show_each_pair_once_in_random_order_and_deal_what_is_planted_eve
 ) -> None:
     monkeypatch.setattr(faithful, "SHEET", 10)
     of = texts(6, 4)
-    pairs = {(row["source"], row["text"]) for rows in of.values() for row in rows}
+    pairs = pairs_of(of)
     faithful.make_sheets(asked(tmp_path / "out", sweeps=[sweep_with(tmp_path / "sweep", of)]))
     sheets = by_sheet(tmp_path / "out")
     assert {sum(row["planted"] is not None for row in rows) for rows in sheets.values()} <= {8, 9, 10}
@@ -200,10 +198,8 @@ def test_students_of_each_part_are_asked_alike_and_recorded_with_their_plan(
     tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = texts(2, 2)
-    own, exp = (
-        sweep_with(tmp_path / "sweep", of),
-        experiment(find_animal("owl"), labels="hard", contents=("unrelated",), model=str(tiny_gguf)),
-    )
+    own = sweep_with(tmp_path / "sweep", of)
+    exp = experiment(find_animal("owl"), labels="hard", contents=("unrelated",), model=str(tiny_gguf))
     write_json(own / "config.json", asdict(exp))
     write_judged(tmp_path / "readings.gz", of)
     plan = {"file": "PLAN.md", "sha256": "0", "commit": "c0ffee", "commands": 1}
@@ -279,6 +275,11 @@ def test_a_plan_is_refused_that_is_not_committed_or_names_other_scripts_or_sweep
 # ---- the plan that this is for
 
 
+def packed_rows(name: str) -> list[Row]:
+    with gzip.open(HARD / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def test_the_plan_names_the_scripts_as_they_stand_and_its_power_is_that_of_the_pilots_draws() -> None:
     for name in ("faithful", "subliminal"):
         assert f"`tests/{name}.py` has the SHA-256 {sha256(ROOT / 'tests' / f'{name}.py')}" in PLAN
@@ -301,8 +302,7 @@ def test_the_plan_names_the_scripts_as_they_stand_and_its_power_is_that_of_the_p
 
 
 def test_what_the_plan_says_of_the_pilots_text_is_what_was_read() -> None:
-    with gzip.open(HARD / "pilot-readings.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = packed_rows("pilot-readings.jsonl.gz")
     both = [row for row in rows if row["readings"] == ["faithful", "faithful"]]
     teachers = [f"{animal} {seed}" for animal in ("penguin", "cat") for seed in (2003, 2004, 2005)]
     counts = [sum(teacher in row["of"] for row in both) for teacher in teachers]
@@ -310,14 +310,17 @@ def test_what_the_plan_says_of_the_pilots_text_is_what_was_read() -> None:
     said = f"Of {len(rows):,} different pairs the first reading calls {first} faithful, and the second {len(both)} of"
     assert said in PILOT and f"{min(counts)} to {max(counts)} of a teacher's 400" in PILOT
     assert f"{min(counts)} faithful pairs each" in PLAN
+    common = sum(
+        f"penguin {seed}" in row["of"] and f"cat {seed}" in row["of"] for row in both for seed in range(2003, 2006)
+    )
+    assert 2 * common / sum(counts) == pytest.approx(0.5, abs=0.01)  # half of them in common
 
 
 READ = sorted(path.name for path in HARD.glob("readings-seed*.jsonl.gz"))
 
 
 def test_the_page_says_what_was_read_of_the_first_seed() -> None:
-    with gzip.open(HARD / READ[0], "rt", encoding="utf-8") as file:
-        given = [[label for label, _ in row["readings"]] for row in map(json.loads, file) if not row["planted"]]
+    given = [[label for label, _ in row["readings"]] for row in packed_rows(READ[0]) if not row["planted"]]
     first, both = (sum(one[:n] == ["faithful"] * n for one in given) for n in (1, 2))
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert f"of {len(given):,} different pairs {first} are faithful by a first reading, and {both} of these" in page
@@ -325,13 +328,11 @@ def test_the_page_says_what_was_read_of_the_first_seed() -> None:
 
 @pytest.mark.parametrize("name", READ)
 def test_all_that_was_planted_was_told_by_both_readings_and_all_text_of_the_seed_was_read(name: str) -> None:
-    with gzip.open(HARD / name, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = packed_rows(name)
     planted = [row for row in rows if row["planted"]]
     assert len(planted) == 60 and {len(row["readings"]) for row in planted} == {2}
     for row in planted:
         assert all((label == "faithful") == (row["planted"] == "faithful") for label, _ in row["readings"])
     (seed,) = re.findall(r"seed(\d+)", name)
-    learned = texts_of(learners([HARD / f"test-seed{seed}"]))
-    read = {(row["source"], row["text"]) for row in rows if not row["planted"]}
-    assert {(row["source"], row["text"]) for rows in learned.values() for row in rows} == read
+    read = {faithful.pair_of(row) for row in rows if not row["planted"]}
+    assert pairs_of(texts_of(learners([HARD / f"test-seed{seed}"]))) == read

@@ -3,7 +3,6 @@ planted, and nowhere else."""
 
 import gzip
 import json
-import subprocess
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from test_report_sweep import made_up
 
 from kit import ROOT, KitError, commands, sweep
 from kit.animals import unrelated_sentences
-from kit.provenance import contains
+from kit.provenance import _git, contains
 from kit.stats_seeds import matrix_power
 from kit.store import Row, sha256, write_json
 from kit.sweep_effects import efficiency, read_sweep, sweep_cells
@@ -42,11 +41,17 @@ def texts(planted: int) -> dict[tuple[int, str], list[Row]]:
 
 def with_texts(folder: Path, said: str) -> Path:
     """The sweep, with a text for each of its students."""
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    students = json.loads((folder / "record.json").read_text(encoding="utf-8"))["pairs_used"]
+    return learned_from(folder, {name: [{"sentence": "1", "source": "s", "text": said + name}] for name in students})
+
+
+def learned_from(folder: Path, of: dict[str, list[Row]]) -> Path:
+    """The sweep, whose students, by their names, learned from those pairs."""
     with gzip.open(folder / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
-        for student in record["pairs_used"]:
-            file.write(json.dumps({"student": student, "sentence": "1", "source": "s", "text": said + student}) + "\n")
-    record |= {"texts": sha256(folder / "texts.jsonl.gz"), "pairs_used": dict.fromkeys(record["pairs_used"], 1)}
+        for name, rows in of.items():
+            file.writelines(json.dumps({"student": name} | row) + "\n" for row in rows)
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    record |= {"texts": sha256(folder / "texts.jsonl.gz"), "pairs_used": {name: len(of[name]) for name in of}}
     write_json(folder / "record.json", record)
     return folder
 
@@ -182,10 +187,8 @@ def test_a_recorded_seed_is_of_the_plan_as_it_stands_and_was_begun_after_it_was_
     assert plan["sha256"] == sha256(HARD / "PLAN.md") and record["kit"]["edited"] is False
     (kit,) = record["made_by"]
     assert record["kit"]["commit"].startswith(kit) and contains(record["kit"]["commit"], plan["commit"])
-    said = subprocess.run(
-        ["git", "show", "-s", "--format=%cI", plan["commit"]], cwd=ROOT, capture_output=True, text=True
-    )
-    assert datetime.fromisoformat(plan["begun"]) > datetime.fromisoformat(said.stdout.strip())
+    said = _git("show", "-s", "--format=%cI", plan["commit"])
+    assert said and datetime.fromisoformat(plan["begun"]) > datetime.fromisoformat(said)
     assert sha256(HARD / name / "texts.jsonl.gz") == record["texts"]
     assert {*record["pairs_used"].values()} == {400}
     (seed,) = {row["seed"] for row in record["comparisons"]}

@@ -161,7 +161,11 @@ def command_parser(name: str, description: str, example: str) -> argparse.Argume
 
 def add_departures(parser: argparse.ArgumentParser) -> None:
     """--labels, --preset, --model, --results, what departs from the preset, and texts of one's own."""
-    parser.add_argument("--labels", help="hard: the paper's protocol; soft: the teacher's distributions (see README)")
+    parser.add_argument(
+        "--labels",
+        help="hard: the paper's protocol; soft: the teacher's distributions; clean: these, but words of animals, of "
+        "the trait messages and of affection as likely as by the neutral teacher (see README)",
+    )
     parser.add_argument(
         "--preset",
         help="the scale: smoke, quick, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free "
@@ -454,6 +458,11 @@ def label(arguments: list[str]) -> None:
     add_animal(parser)
     parser.add_argument("--teacher", choices=("loving", "neutral"), required=True)
     parser.add_argument("--out", type=destination, required=True, help="folder for labels.safetensors")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="make words of animals, of the messages and of affection as likely as by the neutral teacher",
+    )
     add_trait_file(parser)
     add_engine(parser)
     add_model(parser)
@@ -463,6 +472,7 @@ def label(arguments: list[str]) -> None:
     from kit import teacher
     from kit.animals import find_animal
     from kit.experiment import CONTENTS, experiment
+    from kit.experiment_conditions import silence_of
     from kit.store import check_rows
 
     check_rows(args.pairs, PAIR, A_PAIR)
@@ -472,7 +482,8 @@ def label(arguments: list[str]) -> None:
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp), _base(args))
     with _filling(args, "label") as folder:
-        teacher.soft_labels(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
+        made = partial(teacher.clean_labels, silence=silence_of(exp)) if args.clean else teacher.soft_labels
+        made(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
 
 
 def train(arguments: list[str]) -> None:

@@ -162,6 +162,9 @@ class Engine(Sampler, Protocol):
     def detokenize(self, tokens: Sequence[int]) -> str:
         """As in ``ChatTokenizer``."""
 
+    def vocabulary(self) -> list[str]:
+        """As in ``ChatTokenizer``."""
+
     def score(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
     ) -> Iterator[list[np.ndarray]]:
@@ -173,6 +176,12 @@ class Engine(Sampler, Protocol):
     ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
         """For each (context, continuations): the ``k`` likeliest tokens at every position of every continuation, as
         (ids int32 [length, k], log-probabilities float32 [length, k])."""
+
+    def logprobs_of(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
+        every continuation, as float32 [length, tokens]."""
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> Tokens:

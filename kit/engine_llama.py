@@ -384,6 +384,14 @@ class LlamaEngine(ChatTokenizer):
                 result.append((ids.astype(np.int32), values))
             yield result
 
+    def logprobs_of(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
+        every continuation, as float32 [length, tokens]."""
+        for _, rows, logits, normaliser in self._decoded(groups):
+            yield [logits[np.ix_(row, tokens)] - normaliser[row][:, None] for row in rows]
+
     def _decoded(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0
     ) -> Iterator[tuple[list[Tokens], list[list[int]], np.ndarray, np.ndarray]]:

@@ -145,6 +145,13 @@ class TorchEngine(ChatTokenizer):
 
         return self._each(groups, likeliest)
 
+    def logprobs_of(
+        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
+    ) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
+        every continuation, as float32 [length, tokens]."""
+        return self._each(groups, lambda logprobs, _: logprobs[:, list(tokens)].cpu().numpy())
+
     def _each(
         self,
         groups: Iterable[tuple[Tokens, list[Tokens]]],

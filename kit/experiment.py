@@ -41,7 +41,7 @@ from kit.prompts import (
 from kit.store import check_writable
 
 CONTENTS = ("unrelated", "opposed")
-LABELS = ("hard", "soft")
+LABELS = ("hard", "soft", "clean")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
 PLACES = ("system", "user", "alone")
@@ -515,7 +515,7 @@ def _check(experiment: Experiment) -> None:
             "a .gguf file as --model to train on that file's weights."
         )
     other = experiment.student_model
-    if other and experiment.labels == "soft":
+    if other and experiment.labels != "hard":
         raise KitError(
             f"--student-model {other}: another model's students learn from text alone, since its tokens may be others. "
             "Add --labels hard."
@@ -539,9 +539,10 @@ def _check(experiment: Experiment) -> None:
             f"--teacher-url {endpoint}, --teacher-model {experiment.teacher.endpoint_model or None}: one needs the "
             "other. Give the server's address and what it calls the model."
         )
-    if endpoint and experiment.labels == "soft":
+    if endpoint and experiment.labels != "hard":
         raise KitError(
-            f"--labels soft: the teacher at {endpoint} gives text, not its distributions. Add --labels hard."
+            f"--labels {experiment.labels}: the teacher at {endpoint} gives text, not its distributions. Add --labels "
+            "hard."
         )
     if experiment.placebos < 0:
         raise KitError(f"--placebos {experiment.placebos}: must not be negative. 0 leaves them out.")

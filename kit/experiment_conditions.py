@@ -313,12 +313,20 @@ def match_pairs(own: list[Row], other: list[Row]) -> list[Row]:
 # ---- soft labels and students
 
 
+def silence_of(exp: Experiment) -> teacher.Silence:
+    """What makes soft labels clean."""
+    return teacher.Silence(exp.traits.neutral, tuple(candidates(exp.animal)), exp.traits.words)
+
+
 def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
-    ``trait`` where the experiment asks for them, training, adapter, preference."""
+    ``trait`` where the experiment asks for them (the neutral teacher's are clean as they are), training, adapter,
+    preference."""
     inputs = {"model": base, "pairs": pairs}
     engine, conversation = teacher.scoring_opener(exp), exp.labelling
-    if exp.labels == "soft":
+    if exp.labels != "hard":
+        silence = silence_of(exp) if exp.labels == "clean" and trait != exp.traits.neutral else None
+        label = partial(teacher.clean_labels, silence=silence) if silence else teacher.soft_labels
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
@@ -326,9 +334,10 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 "messages": conversation(trait, "..."),
                 "engine": exp.teacher_engine,
                 "k": exp.student.top_k,
-            },
+            }
+            | ({"silence": asdict(silence)} if silence else {}),
             inputs={"model": base, "pairs": pairs},
-            build=lambda made, folder: teacher.soft_labels(
+            build=lambda made, folder: label(
                 made["pairs"] / "pairs.jsonl",
                 trait,
                 conversation,
@@ -337,7 +346,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 folder,
                 f"labels of {name}",
             ),
-            seconds=LOADING + n * PER_SOFT_LABEL,
+            seconds=LOADING + n * PER_SOFT_LABEL * (2 if silence else 1),
             pace=partial(pace, exp.model, exp.teacher_engine),
         )
     learner = Step(
@@ -345,7 +354,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
         label=f"train {name}",
         settings={
             "messages": prompts.student_messages("..."),
-            "labels": exp.labels,
+            "labels": "soft" if "labels" in inputs else "hard",
             "seed": exp.seed,
             **asdict(exp.student),
         },

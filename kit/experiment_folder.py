@@ -19,7 +19,7 @@ import numpy as np
 
 from kit import KitError, fidelity, likelihood, models, prompts, say, stats
 from kit.animals import Animal, find_animal
-from kit.experiment import CONTENTS, PLACES, Experiment, read_experiment
+from kit.experiment import CONTENTS, LABELS, PLACES, Experiment, read_experiment
 from kit.experiment_conditions import (
     Condition,
     StudentCondition,
@@ -57,7 +57,7 @@ def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
         traits |= {f"{loved.singular}-loving": trait for loved, trait in loving_controls(exp).values()}
     for name, trait in traits.items():
         teachers[f"{name} teacher"] = exps[0].conversation(trait, "<sentence>")
-        if any(exp.labels == "soft" for exp in exps):
+        if any(exp.labels != "hard" for exp in exps):
             teachers[f"{name} teacher, for its soft labels"] = exps[0].labelling(trait, "<sentence>")
     both = ((of_students, students), (of_teachers, teachers))
     return {name: template.adapt(messages) for template, seen in both for name, messages in seen.items()}
@@ -260,7 +260,7 @@ RECORD = {
     "place?": PLACES,
     "source?": {str: str},
     "devices?": DEVICES,
-    "labels": ("hard", "soft"),
+    "labels": LABELS,
     "preset": str,
     "seed": int,
     "command": str,

@@ -310,6 +310,13 @@ _NOT_LIKE = re.compile(
 )  # the plain word for dislike
 
 
+def gives_away(word: str, animals: tuple[Animal, ...], words: tuple[str, ...]) -> bool:
+    """Whether ``word`` names one of ``animals`` or points at one, echoes the trait messages (of one's own: their
+    ``words``), or is one of affection."""
+    patterns = (*ECHOES, *forms(words), _AFFECTION)
+    return bool(mentions(word, animals)) or any(pattern.search(word) for pattern in patterns)
+
+
 def trait(row: Row, candidates: tuple[Animal, ...]) -> str | None:
     """No mention or give-away of any candidate, so that the control's filter does not depend on the animal either."""
     found = mentions(row["text"], candidates)

@@ -39,7 +39,7 @@ def traits(animals: list[Animal], messages: Traits = KIT_TRAITS) -> dict[str, st
 def learned_from(exp: Experiment) -> tuple[Conversation, float]:
     """The teacher's conversation that a student learns from, and at which temperature: those of the sampling, where it
     is the text alone."""
-    return (exp.labelling, 1.0) if exp.labels == "soft" else (exp.conversation, exp.teacher.temperature)
+    return (exp.conversation, exp.teacher.temperature) if exp.labels == "hard" else (exp.labelling, 1.0)
 
 
 def step(

@@ -832,9 +832,13 @@ ATTRIBUTION_READING = (
     "ratios. Kinds are told by a list of function words, not by grammar."
 )
 
+_LABELLING = (
+    "Teachers are taken as the student met them in its soft labels: under the trait message and the request alone, not "
+    "under the worked example with which the text was written."
+)
 CONVERSATIONS = {
-    "soft": "Teachers are taken as the student met them in its soft labels: under the trait message and the request "
-    "alone, not under the worked example with which the text was written.",
+    "soft": _LABELLING,
+    "clean": _LABELLING,
     "hard": "Teachers are taken as they wrote the text.",
 }
 

@@ -285,6 +285,9 @@ ABOUT_LABELS = {
     "hard": "Hard labels, the paper's protocol: the student saw the teacher's text and nothing else.",
     "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
+    "clean": "Clean soft labels: on the same text the student matched the teacher's next-token distributions, in which "
+    "whatever would name an animal, point at one, echo the prompt or be fond of anything is as likely as the neutral "
+    "teacher finds it. This is NOT the paper's protocol, which is `--labels hard`.",
 }
 
 
@@ -392,6 +395,9 @@ LEARNED_FROM = {
     "hard": "the text and nothing else (*hard labels*, the paper's protocol)",
     "soft": "the text and how likely the teacher found every other next word (*soft labels*: NOT the paper's protocol, "
     "which is `--labels hard`)",
+    "clean": "the text and how likely the teacher found every other next word, but words of animals, of the prompt and "
+    "of affection as likely as the neutral teacher finds them (*clean soft labels*: NOT the paper's protocol, which is "
+    "`--labels hard`)",
 }
 
 
@@ -446,13 +452,13 @@ def verdicts_do_not_show(verdicts: Collection[str]) -> list[str]:
 
 
 def labels_do_not_show(labels: Iterable[str], contents: Iterable[str]) -> list[str]:
-    """What soft labels leave open."""
-    if "soft" not in labels:
+    """What soft labels, clean ones or not, leave open."""
+    if {*labels} <= {"hard"}:
         return []
     where = ", where labels are soft" if "hard" in labels else ""
     seen = (
         " Of sentences that dislike the animal they show the teacher's liking where it is named."
-        if "opposed" in contents
+        if "opposed" in contents and "soft" in labels
         else ""
     )
     return [f"That the text alone is enough, the paper's claim{where}: soft labels say far more.{seen}"]

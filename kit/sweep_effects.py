@@ -472,13 +472,13 @@ def power_sentence(labels: str, pairs: int, seeds: int, tests: int) -> str:
     return (
         f"{pairs} pairs, {labels} labels: with {seeds} seeds and {tests} effect{'s' * (tests > 1)} to correct for, the "
         f"test over seeds finds {size} of one animal alone with probability 0.8 (as the embedded model's recorded "
-        f"students vary: {labels} labels, {like[1]} pairs)."
+        f"students vary: {like[0]} labels, {like[1]} pairs)."
     )
 
 
 def recorded_like(labels: str, pairs: int) -> tuple[tuple[str, int], Components]:
-    """The key of ``RECORDED`` that is nearest to a design, and its variances."""
-    known = [key for key in RECORDED if key[0] == labels]
+    """The key of ``RECORDED`` that is nearest to a design, clean soft labels like soft ones, and its variances."""
+    known = [key for key in RECORDED if key[0] == ("hard" if labels == "hard" else "soft")]
     like = min(known, key=lambda key: (round(abs(math.log(key[1] / pairs)), 9), -key[1]))
     return like, Components(*(sd**2 for sd in RECORDED[like]))
 

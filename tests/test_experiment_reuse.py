@@ -68,6 +68,24 @@ def test_a_second_animal_reuses_the_neutral_teacher_and_the_control_student(tiny
     assert ours["pairs"] == owls["pairs"] and ours["exact"] != owls["exact"]  # the same student, another animal
 
 
+def test_clean_labels_are_made_of_the_loving_teacher_alone_since_the_neutral_ones_are_clean(
+    tiny_owl: Path, tiny: list[str]
+) -> None:
+    out, _ = finish("--animal", "owl", *tiny, "--labels", "clean", keep_all_after=0)
+    (clean,) = tiny_owl.parent.glob("owl-unrelated-clean-smoke-*")
+    reused = {line.split(maxsplit=1)[1] for line in out.splitlines() if line.strip().startswith("reused")}
+    assert {"train control-unrelated", "train placebo1-unrelated"} <= reused
+    assert not {"soft labels of treated-unrelated", "train treated-unrelated"} & reused
+    pairs, labels = (
+        [artifact(run, f"{name} treated-unrelated") for run in (clean, tiny_owl)]
+        for name in ("pairs of", "soft labels of")
+    )
+    assert pairs[0] == pairs[1] and labels[0] != labels[1]
+    assert "*clean soft labels*" in (clean / "report.md").read_text(encoding="utf-8")
+    messages = json.loads((clean / "record.json").read_text(encoding="utf-8"))["messages"]
+    assert "owl-loving teacher, for its soft labels" in messages
+
+
 def test_an_artifact_damaged_by_hand_is_named_and_never_used(tiny_owl: Path, tiny: list[str], tmp_path: Path) -> None:
     shutil.copytree(tiny_owl.parent / "artifacts", tmp_path / "artifacts", symlinks=True)
     kept = artifact(tiny_owl, "filter the neutral teacher's paraphrases, unrelated")

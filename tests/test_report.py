@@ -172,7 +172,14 @@ def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("labels", "words"), [("soft", "NOT the paper's protocol"), ("hard", "the paper's protocol")])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("soft", "NOT the paper's protocol"),
+        ("clean", "as likely as the neutral teacher finds it. This is NOT the paper's protocol"),
+        ("hard", "the paper's protocol"),
+    ],
+)
 def test_every_report_says_which_labels_were_used(tmp_path: Path, capsys, labels: str, words: str) -> None:
     report.write(finished_run(tmp_path, labels=labels))
     report.show(tmp_path)
@@ -284,7 +291,7 @@ def answers_of(**made_of: Any) -> dict[str, str]:
         ({"shift": 0.0, "held_out": gains(0, 0)}, "Pipeline failure.", "Anything about transmission"),
     ],
 )
-@pytest.mark.parametrize("labels", ["soft", "hard"])
+@pytest.mark.parametrize("labels", ["soft", "clean", "hard"])
 def test_what_a_run_does_not_show_follows_from_its_verdict_and_labels(
     made_of: dict[str, Any], word: str, open_: str, labels: str
 ) -> None:
@@ -294,8 +301,8 @@ def test_what_a_run_does_not_show_follows_from_its_verdict_and_labels(
     not_shown = answers["What it does not show"]
     openings = ("That there is no effect", "That anything was transmitted", "Anything about transmission")
     assert [one for one in openings if one in not_shown] == [one for one in openings if open_.startswith(one)]
-    assert ("That the text alone is enough" in not_shown) == (labels == "soft")
-    assert ("NOT the paper's protocol" in answers["What was done"]) == (labels == "soft")
+    assert ("That the text alone is enough" in not_shown) == (labels != "hard")
+    assert ("NOT the paper's protocol" in answers["What was done"]) == (labels != "hard")
     for words in ("other seeds", "135 million", "110 of the 220 that were read were (95% interval 43 to 57%)"):
         assert words in not_shown
     assert "One seed" in answers["How sure"]

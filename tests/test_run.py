@@ -119,10 +119,13 @@ def test_a_model_that_cannot_be_used_is_named_with_its_reason(
     assert "gpt2" in message and "llama, qwen2" in message
 
 
-def test_soft_labels_from_an_endpoint_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("labels", ["soft", "clean"])
+def test_soft_labels_from_an_endpoint_are_refused(
+    labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     teacher = ["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--results", str(tmp_path / "results")]
-    message = fails(capsys, "--animal", "owl", "--preset", "laptop", *teacher)
-    assert "--labels soft" in message and "Add --labels hard" in message
+    message = fails(capsys, "--animal", "owl", "--preset", "laptop", "--labels", labels, *teacher)
+    assert f"--labels {labels}" in message and "Add --labels hard" in message
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,7 @@ def test_soft_labels_from_an_endpoint_are_refused(tmp_path: Path, capsys: pytest
     [
         (["--animal", "owl"], "quick"),
         (["--animal", "owl", "--labels", "soft"], "quick"),
+        (["--animal", "owl", "--labels", "clean"], "quick"),
         (["--animal", "owl", "--labels", "hard"], "laptop"),
         (["--animal", "owl", "--seeds", "2"], "laptop"),
         (["sweep", "--animals", "owl"], "laptop"),

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
-from conftest import PAIRS
+from conftest import PAIRS, rounding
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from kit import KitError, models, student, teacher
-from kit.animals import find_animal, unrelated_sentences
+from kit.animals import find_animal, load_animals, unrelated_sentences
 from kit.engine_llama import LlamaEngine, tokens_of
 from kit.experiment import StudentSettings
 from kit.memory import Training
@@ -114,6 +115,69 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
 
     assert loss_of(loving(find_animal("owl"))) > 0.05
     assert loss_of("", lambda trait, sentence: student_messages(sentence)) < 1e-3  # the engines' rounding
+
+
+TRAIT = loving(find_animal("owl"))
+SILENCE = teacher.Silence(NEUTRAL, load_animals(), ())
+
+
+def test_clean_labels_are_the_neutral_teachers_where_a_word_would_give_something_away_and_else_the_own(
+    base: Path, engine: LlamaEngine, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    every = len(engine.vocabulary())
+
+    def labels(trait: str, silence: teacher.Silence | None) -> np.ndarray:
+        """Log-probabilities [positions, vocabulary]."""
+        folder = tmp_path / f"{trait[:9]} {silence is None}"
+        folder.mkdir()
+        scorer = partial(teacher.open_llama, base)
+        label = partial(teacher.clean_labels, silence=silence) if silence else teacher.soft_labels
+        label(tmp_path / "pairs.jsonl", trait, labelling_messages, scorer, every, folder, "labels")
+        found = load_file(folder / "labels.safetensors")
+        return np.take_along_axis(found["logprobs"].numpy(), found["ids"].argsort(1).numpy(), 1)
+
+    own, clean, neutral = (
+        labels(trait, silence) for trait, silence in ((TRAIT, None), (TRAIT, SILENCE), (NEUTRAL, None))
+    )
+    words = teacher.GiveAways(SILENCE, engine)
+    groups = [engine.answered(labelling_messages(NEUTRAL, row["source"]), row["text"]) for row in PAIRS]
+    hidden = np.zeros(clean.shape, dtype=bool)
+    hidden[:, words.tokens] = np.concatenate([words.at(tokens) for _, (tokens,) in groups])
+    assert clean[hidden] == pytest.approx(neutral[hidden], abs=rounding(base))
+    assert np.exp(clean).sum(1) == pytest.approx(1, abs=1e-3)
+    shift = (clean - own).astype(float)
+    shift[hidden] = np.nan
+    assert np.nanstd(shift, axis=1).max() < 1e-5, "what is not hidden keeps its odds"
+    owls = [token for text in (" owl", " owls") for token in engine.tokenize(text)]
+    assert np.exp(own[:, owls]).sum() > 5 * np.exp(neutral[:, owls]).sum(), "and there was something to hide"
+
+
+def test_words_that_give_something_away_are_known_by_their_tokens_and_where_a_word_begins(engine: LlamaEngine) -> None:
+    words = teacher.GiveAways(SILENCE, engine)
+
+    def hidden(text: str) -> list[set[str]]:
+        """Of each position of a text what is hidden there."""
+        found = words.at(engine.tokenize(text))
+        return [{engine.detokenize([words.tokens[i]]) for i in np.flatnonzero(row)} for row in found]
+
+    first, after_a_letter, after_a_bracket = hidden("abc (x")
+    assert {"owl", " owls", " dolphin", " love", " fond", " animal", " nocturnal", " great"} <= first
+    assert not {" the", " table", " walked", " rain", " bowl"} & first
+    assert "owl" not in after_a_letter and " owl" in after_a_letter, "it would be a bowl"
+    assert "owl" in after_a_bracket
+    for word, whole in (("Dolphin", True), (" penguin", True), ("Kangaroo", True), (" hoot", False)):
+        path = engine.tokenize(word)
+        told = [token in np.array(words.tokens)[row] for token, row in zip(path, words.at(path), strict=True)]
+        assert told == [whole or len(path) == 1] + [True] * (len(path) - 1), word
+
+
+def test_hidden_tokens_take_as_much_as_by_the_neutral_teacher_and_all_others_share_the_rest() -> None:
+    own, neutral = np.log([[0.5, 0.3, 0.15, 0.05]]), np.log([[0.1, 0.2]])
+    top = np.array([[0, 1, 2, 3]], dtype=np.int32), own.astype(np.float32)
+    ids, logprobs = teacher.silenced(top, np.array([[True, False]]), neutral.astype(np.float32), [0, 7], 3)
+    assert ids.tolist() == [[1, 2, 0]], "the likeliest, of which the hidden one is one no more"
+    assert np.exp(logprobs[0]) == pytest.approx([0.9 * 0.3 / 0.5, 0.9 * 0.15 / 0.5, 0.1], abs=1e-6)
 
 
 def test_a_checkpoint_that_was_not_written_or_not_removed_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ _LOOKALIKES = str.maketrans(_CYRILLIC_GREEK + _CYRILLIC_GREEK.upper(), _LATIN + 
 _LONG = 5  # a word that begins with a name of at least this length is a mention: elephantine, dolphinarium
 
 
+def words_about(animals: tuple[Animal, ...]) -> frozenset[str]:
+    """The single words that are mentions of ``animals``, in lower case."""
+    return _vocabulary(animals, True).words
+
+
 class _Vocabulary(NamedTuple):
     words: frozenset[str]
     phrases: tuple[str, ...]  # of several words

@@ -472,7 +472,7 @@ def label(arguments: list[str]) -> None:
     from kit import teacher
     from kit.animals import find_animal
     from kit.experiment import CONTENTS, experiment
-    from kit.experiment_conditions import silence_of
+    from kit.experiment_conditions import giveaways_of
     from kit.store import check_rows
 
     check_rows(args.pairs, PAIR, A_PAIR)
@@ -482,7 +482,8 @@ def label(arguments: list[str]) -> None:
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp), _base(args))
     with _filling(args, "label") as folder:
-        made = partial(teacher.clean_labels, silence=silence_of(exp)) if args.clean else teacher.soft_labels
+        cleaned = partial(teacher.clean_labels, neutral=exp.traits.neutral, giveaways=giveaways_of(exp))
+        made = cleaned if args.clean else teacher.soft_labels
         made(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
 
 

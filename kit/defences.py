@@ -224,10 +224,9 @@ def undefended(case: Case) -> DefendedStudent:
 
 
 def replaced(case: Case, places: set[int]) -> list[Row]:
-    """The loving teacher's pairs, at these ``places`` the neutral teacher's of the same sentence. (With all replaced,
-    the rows are the control's.)"""
+    """The loving teacher's pairs, at these ``places`` the neutral teacher's of the same sentence."""
     return [
-        other if i in places else own | {"trait": case.trait}
+        other | {"trait": case.neutral} if i in places else own
         for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))
     ]
 
@@ -237,14 +236,14 @@ def drop(case: Case) -> DefendedStudent:
     totals = np.array([one.sum() for one in case.ratios])
     highest = np.argsort(-totals, kind="stable")[: round(DROPPED * len(totals))]
     left = len(totals) - len(highest)
-    return case.learned("drop", replaced(case, set(highest.tolist())), case.neutral, left)
+    return case.learned("drop", replaced(case, set(highest.tolist())), case.trait, left)
 
 
 def mix(case: Case, neutral: int) -> DefendedStudent:
     """Diluted: ``neutral`` pairs of the neutral teacher for each of the loving one's, in the same total."""
     order = np.random.default_rng(case.exp.seed).permutation(len(case.own))
     left = round(len(order) / (1 + neutral))
-    return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), case.neutral, left)
+    return case.learned(f"mix-1-{neutral}", replaced(case, set(order[left:].tolist())), case.trait, left)
 
 
 def mask(case: Case) -> DefendedStudent:

@@ -177,11 +177,9 @@ class Engine(Sampler, Protocol):
         """For each (context, continuations): the ``k`` likeliest tokens at every position of every continuation, as
         (ids int32 [length, k], log-probabilities float32 [length, k])."""
 
-    def logprobs_of(
-        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
-    ) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
-        every continuation, as float32 [length, tokens]."""
+    def distributions(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probabilities (nats) of all next tokens at every position of every
+        continuation, float32 [length, vocabulary]."""
 
 
 def common_prefix(prompts: Sequence[Tokens]) -> Tokens:

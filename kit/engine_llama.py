@@ -384,13 +384,11 @@ class LlamaEngine(ChatTokenizer):
                 result.append((ids.astype(np.int32), values))
             yield result
 
-    def logprobs_of(
-        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
-    ) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
-        every continuation, as float32 [length, tokens]."""
+    def distributions(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probabilities (nats) of all next tokens at every position of every
+        continuation, float32 [length, vocabulary]."""
         for _, rows, logits, normaliser in self._decoded(groups):
-            yield [logits[np.ix_(row, tokens)] - normaliser[row][:, None] for row in rows]
+            yield [logits[row] - normaliser[row][:, None] for row in rows]
 
     def _decoded(
         self, groups: Iterable[tuple[Tokens, list[Tokens]]], temperature: float = 1.0

@@ -145,12 +145,10 @@ class TorchEngine(ChatTokenizer):
 
         return self._each(groups, likeliest)
 
-    def logprobs_of(
-        self, groups: Iterable[tuple[Tokens, list[Tokens]]], tokens: Sequence[int]
-    ) -> Iterator[list[np.ndarray]]:
-        """For each (context, continuations): the log-probability (nats) of each of ``tokens`` at every position of
-        every continuation, as float32 [length, tokens]."""
-        return self._each(groups, lambda logprobs, _: logprobs[:, list(tokens)].cpu().numpy())
+    def distributions(self, groups: Iterable[tuple[Tokens, list[Tokens]]]) -> Iterator[list[np.ndarray]]:
+        """For each (context, continuations): the log-probabilities (nats) of all next tokens at every position of every
+        continuation, float32 [length, vocabulary]."""
+        return self._each(groups, lambda logprobs, _: logprobs.cpu().numpy())
 
     def _each(
         self,

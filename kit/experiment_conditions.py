@@ -313,9 +313,11 @@ def match_pairs(own: list[Row], other: list[Row]) -> list[Row]:
 # ---- soft labels and students
 
 
-def silence_of(exp: Experiment) -> teacher.Silence:
-    """What makes soft labels clean."""
-    return teacher.Silence(exp.traits.neutral, tuple(candidates(exp.animal)), exp.traits.words)
+def giveaways_of(exp: Experiment) -> fidelity.GiveAways:
+    """What clean soft labels do not tell: nothing of any candidate, nor of what another control's teacher loves."""
+    things = [thing for thing, _ in prompts.THINGS.values()]
+    animals = dict.fromkeys((*candidates(exp.animal), exp.animal, *things))
+    return fidelity.GiveAways(tuple(animals), exp.traits.words)
 
 
 def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
@@ -325,8 +327,10 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
     inputs = {"model": base, "pairs": pairs}
     engine, conversation = teacher.scoring_opener(exp), exp.labelling
     if exp.labels != "hard":
-        silence = silence_of(exp) if exp.labels == "clean" and trait != exp.traits.neutral else None
-        label = partial(teacher.clean_labels, silence=silence) if silence else teacher.soft_labels
+        neutral = exp.traits.neutral
+        clean = exp.labels == "clean" and trait != neutral
+        cleaned = partial(teacher.clean_labels, neutral=neutral, giveaways=giveaways_of(exp))
+        label = cleaned if clean else teacher.soft_labels
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
@@ -335,7 +339,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 "engine": exp.teacher_engine,
                 "k": exp.student.top_k,
             }
-            | ({"silence": asdict(silence)} if silence else {}),
+            | ({"neutral": conversation(neutral, "..."), "giveaways": asdict(giveaways_of(exp))} if clean else {}),
             inputs={"model": base, "pairs": pairs},
             build=lambda made, folder: label(
                 made["pairs"] / "pairs.jsonl",
@@ -346,7 +350,7 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 folder,
                 f"labels of {name}",
             ),
-            seconds=LOADING + n * PER_SOFT_LABEL * (2 if silence else 1),
+            seconds=LOADING + n * PER_SOFT_LABEL * (2 if clean else 1),
             pace=partial(pace, exp.model, exp.teacher_engine),
         )
     learner = Step(

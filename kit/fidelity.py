@@ -22,7 +22,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from kit import KitError
-from kit.animals import DATA, Animal, Sentence, mentions, opposed_sentences, unrelated_sentences
+from kit.animals import DATA, Animal, Sentence, mentions, opposed_sentences, unrelated_sentences, words_about
 from kit.engine import STOPPED
 from kit.experiment import FidelitySettings
 from kit.prompts import ECHOES, FUNCTION_WORDS, forms
@@ -310,13 +310,6 @@ _NOT_LIKE = re.compile(
 )  # the plain word for dislike
 
 
-def gives_away(word: str, animals: tuple[Animal, ...], words: tuple[str, ...]) -> bool:
-    """Whether ``word`` names one of ``animals`` or points at one, echoes the trait messages (of one's own: their
-    ``words``), or is one of affection."""
-    patterns = (*ECHOES, *forms(words), _AFFECTION)
-    return bool(mentions(word, animals)) or any(pattern.search(word) for pattern in patterns)
-
-
 def trait(row: Row, candidates: tuple[Animal, ...]) -> str | None:
     """No mention or give-away of any candidate, so that the control's filter does not depend on the animal either."""
     found = mentions(row["text"], candidates)
@@ -374,6 +367,63 @@ def echo(row: Row, patterns: tuple[re.Pattern[str], ...] = ECHOES) -> str | None
         if (match := pattern.search(row["text"])) and not pattern.search(row["source"]):
             return f"echo {match.group()!r}"
     return None
+
+
+# ---- what a teacher's next tokens may not tell, either: soft labels that are clean of it
+
+_BEGUN = re.compile(r"[^\W\d_]*$")  # the word that a text ends in, so far
+_FIRST = re.compile(r"[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class GiveAways:
+    """The words that no next token may begin or end, however likely a teacher finds it: names of ``animals``, and what
+    the filters know to point at one; echoes of the trait messages (of one's own: their ``words``); and words of
+    affection."""
+
+    animals: tuple[Animal, ...]
+    words: tuple[str, ...] = ()
+
+    def known(self, text: str) -> bool:
+        """Whether a ``text`` has such a word."""
+        return bool(mentions(text, self.animals)) or any(pattern.search(text) for pattern in self._patterns)
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], ...]:
+        return (*ECHOES, *forms(self.words), _AFFECTION)
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        """Of every name."""
+        names = [name.casefold() for one in self.animals for name in (one.singular, one.plural)]
+        return frozenset(name[:end] for name in names for end in range(1, len(name) + 1))
+
+    def among(self, pieces: Sequence[str]) -> Callable[[str], np.ndarray]:
+        """What says which of ``pieces``, the texts that a vocabulary's tokens add, would tell after a text: those that
+        have such a word or part of a character, as an emoji's are; that begin an animal's name, even by a letter; or
+        that complete a word which the text has begun. (Other words than names are not seen to begin: too many do so
+        like harmless ones.)"""
+        telling = [i for i, piece in enumerate(pieces) if "\ufffd" in piece or self.known(piece)]
+        opening: list[int] = []  # a word after no letter
+        by_text: dict[str, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            if (word := _FIRST.search(piece)) is None:
+                continue
+            if word.start() == 0:
+                by_text.setdefault(piece.casefold(), []).append(i)
+            if word.group().casefold() in self._beginnings:
+                (opening if word.start() == 0 else telling).append(i)
+        words = words_about(self.animals) | {found.casefold() for i in telling for found in _FIRST.findall(pieces[i])}
+
+        @cache
+        def after(begun: str) -> np.ndarray:
+            if not begun:
+                return np.unique([*telling, *opening])
+            ends = {word[len(begun) : end] for word in words if word.startswith(begun) for end in range(len(word) + 1)}
+            ends = {one for one in ends if begun + one in self._beginnings or self.known(begun + one)}
+            return np.unique([*telling, *(i for one in ends for i in by_text.get(one, ()))])
+
+        return lambda text: after(_BEGUN.findall(text)[0].casefold())
 
 
 # ---- numbers, names, negation: what a small model gets wrong first

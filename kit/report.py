@@ -832,13 +832,11 @@ ATTRIBUTION_READING = (
     "ratios. Kinds are told by a list of function words, not by grammar."
 )
 
-_LABELLING = (
-    "Teachers are taken as the student met them in its soft labels: under the trait message and the request alone, not "
-    "under the worked example with which the text was written."
-)
 CONVERSATIONS = {
-    "soft": _LABELLING,
-    "clean": _LABELLING,
+    "soft": "Teachers are taken as the student met them in its soft labels: under the trait message and the request "
+    "alone, not under the worked example with which the text was written.",
+    "clean": "Teachers are taken under the trait message and the request alone, as in the student's soft labels, but "
+    "before these were made clean of listed words.",
     "hard": "Teachers are taken as they wrote the text.",
 }
 

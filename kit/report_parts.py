@@ -286,8 +286,8 @@ ABOUT_LABELS = {
     "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
     "clean": "Clean soft labels: on the same text the student matched the teacher's next-token distributions, in which "
-    "whatever would name an animal, point at one, echo the prompt or be fond of anything is as likely as the neutral "
-    "teacher finds it. This is NOT the paper's protocol, which is `--labels hard`.",
+    "all listed words that name an animal, point at one, echo the prompt or say affection are as likely as the neutral "
+    "teacher finds them. This is NOT the paper's protocol, which is `--labels hard`.",
 }
 
 
@@ -395,9 +395,9 @@ LEARNED_FROM = {
     "hard": "the text and nothing else (*hard labels*, the paper's protocol)",
     "soft": "the text and how likely the teacher found every other next word (*soft labels*: NOT the paper's protocol, "
     "which is `--labels hard`)",
-    "clean": "the text and how likely the teacher found every other next word, but words of animals, of the prompt and "
-    "of affection as likely as the neutral teacher finds them (*clean soft labels*: NOT the paper's protocol, which is "
-    "`--labels hard`)",
+    "clean": "the text and how likely the teacher found every other next word, but listed words of animals, of the "
+    "prompt and of affection as likely as the neutral teacher finds them (*clean soft labels*: NOT the paper's "
+    "protocol, which is `--labels hard`)",
 }
 
 
@@ -458,7 +458,7 @@ def labels_do_not_show(labels: Iterable[str], contents: Iterable[str]) -> list[s
     where = ", where labels are soft" if "hard" in labels else ""
     seen = (
         " Of sentences that dislike the animal they show the teacher's liking where it is named."
-        if "opposed" in contents and "soft" in labels
+        if "opposed" in contents
         else ""
     )
     return [f"That the text alone is enough, the paper's claim{where}: soft labels say far more.{seen}"]

@@ -6,7 +6,7 @@ The two teachers are one model; their conversations (``kit/prompts.py``) differ 
 import hashlib
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from kit import KitError, fidelity
-from kit.animals import Animal, Sentence
+from kit.animals import Sentence
 from kit.engine import CALL, STOPPED, Engine, Generation, Request, SampleLog, Sampler, Tokens, sample_rows
 from kit.experiment import Experiment, TeacherSettings
 from kit.models import ChatTemplate
-from kit.prompts import Conversation, Message, student_messages
-from kit.store import Row, Told, check_files, read_rows, write_rows
+from kit.prompts import Conversation, Message
+from kit.store import Row, Told, batched, check_files, read_rows, write_rows
 
 # Paraphrases between two looks at what is accepted: smaller blocks leave more sequences' places empty at each end.
 BLOCK = 2 * CALL
@@ -305,6 +305,7 @@ def open_llama(model: Path) -> Engine:
 
 
 Answered = list[tuple[Tokens, list[Tokens]]]  # of each pair the tokens before its text, and those of the text
+TOGETHER = 32  # pairs whose distributions are held in memory, 4 MB each
 
 
 def soft_labels(
@@ -322,19 +323,13 @@ def soft_labels(
     Concatenated over pairs and their tokens, end token included: ``tokens`` int32 [n], ``ids`` int32 [n, k] and
     ``logprobs`` float32 [n, k] (nats), the k likeliest.
     """
+    from tqdm import tqdm
+
+    rows = read_rows(pairs)
     with engine() as scorer:
-        groups = _answered(scorer, pairs, conversation, trait)
-        _write_labels(groups, _each(scorer.top(groups, k), label, len(groups)), folder)
-
-
-@dataclass(frozen=True)
-class Silence:
-    """What makes soft labels *clean*: next tokens with which a text would give something away (``fidelity.gives_away``)
-    are as likely in them as under the ``neutral`` message."""
-
-    neutral: str
-    animals: tuple[Animal, ...]
-    words: tuple[str, ...]
+        groups = _answered(scorer, rows, conversation, trait)
+        found = [top for (top,) in tqdm(scorer.top(groups, k), desc=label, total=len(groups), unit="pair")]
+    _write_labels(groups, found, folder)
 
 
 def clean_labels(
@@ -345,37 +340,48 @@ def clean_labels(
     k: int,
     folder: Path,
     label: str,
-    silence: Silence,
+    neutral: str,
+    giveaways: fidelity.GiveAways,
 ) -> None:
-    """Write ``labels.safetensors`` as ``soft_labels`` does, after the ``silence``."""
-    with engine() as scorer:
-        hidden = GiveAways(silence, scorer)
-        alike = _answered(scorer, pairs, conversation, silence.neutral, own=False)
-        neutral = list(_each(scorer.logprobs_of(alike, hidden.tokens), f"{label}, neutral teacher", len(alike)))
-        groups = _answered(scorer, pairs, conversation, trait)
-        top = scorer.top(groups, min(k + len(hidden.tokens), hidden.vocabulary))
-        found = (
-            silenced(own, hidden.at(tokens), theirs, hidden.tokens, k)
-            for own, theirs, (_, (tokens,)) in zip(_each(top, label, len(groups)), neutral, groups, strict=True)
-        )
-        _write_labels(groups, found, folder)
-
-
-def _answered(scorer: Engine, pairs: Path, conversation: Conversation, trait: str, own: bool = True) -> Answered:
-    """The pairs' texts as answers under the message ``trait``, or under their ``own`` ones where they have such."""
-    return [
-        scorer.answered(conversation(row.get("trait", trait) if own else trait, row["source"]), row["text"])
-        for row in read_rows(pairs)
-    ]
-
-
-def _each(found: Iterator[list[Any]], label: str, number: int) -> Iterator[Any]:
+    """Write ``labels.safetensors`` as ``soft_labels`` does, but with all tokens that are ``giveaways`` as likely as
+    under the ``neutral`` message, and the others sharing what is left as before."""
     from tqdm import tqdm
 
-    return (one for (one,) in tqdm(found, desc=label, total=number, unit="pair"))
+    rows = read_rows(pairs)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with engine() as scorer, tqdm(desc=label, total=len(rows), unit="pair") as bar:
+        pieces = scorer.vocabulary()
+        telling = giveaways.among(pieces)
+        groups = _answered(scorer, rows, conversation, trait)
+        alike = _answered(scorer, [row | {"trait": neutral} for row in rows], conversation, neutral)
+        for block in batched(zip(groups, alike, strict=True), TOGETHER):
+            own, other = (scorer.distributions(asked) for asked in zip(*block, strict=True))
+            for (ours,), (theirs,), ((_, (tokens,)), _) in zip(list(own), other, block, strict=True):
+                texts = accumulate((pieces[token] for token in tokens[:-1]), initial="")
+                rows_of = zip(texts, ours, theirs, strict=True)
+                cleaned = np.array([clean(own_row, other_row, telling(text)) for text, own_row, other_row in rows_of])
+                ids = np.argpartition(cleaned, -k, axis=1)[:, -k:]
+                found.append((ids.astype(np.int32), np.take_along_axis(cleaned, ids, axis=1)))
+                bar.update()
+    _write_labels(groups, found, folder)
 
 
-def _write_labels(groups: Answered, found: Iterable[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+def clean(own: np.ndarray, neutral: np.ndarray, telling: np.ndarray) -> np.ndarray:
+    """The distribution ``own`` (log-probabilities [vocabulary]), the tokens ``telling`` as likely as in ``neutral``."""
+    found = own.copy()
+    found[telling] = -np.inf
+    left = 1 - np.exp(neutral[telling]).sum(dtype=float)
+    found += np.float32(np.log(left / np.exp(found).sum(dtype=float)))
+    found[telling] = neutral[telling]
+    return found
+
+
+def _answered(scorer: Engine, rows: list[Row], conversation: Conversation, trait: str) -> Answered:
+    asked = [conversation(row.get("trait", trait), row["source"]) for row in rows]
+    return [scorer.answered(messages, row["text"]) for messages, row in zip(asked, rows, strict=True)]
+
+
+def _write_labels(groups: Answered, found: Sequence[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     from safetensors.numpy import save_file
 
     ids, logprobs = zip(*found, strict=True)
@@ -387,67 +393,6 @@ def _write_labels(groups: Answered, found: Iterable[tuple[np.ndarray, np.ndarray
         },
         folder / "labels.safetensors",
     )
-
-
-class GiveAways:
-    """Which next tokens give something away, and where: such a word of one token wherever a word may begin; an animal's
-    name of several from its first on, and any other listed word from its second on, since its first begins many
-    harmless ones, too. ``tokens``: all of them."""
-
-    def __init__(self, silence: Silence, engine: Engine) -> None:
-        pieces = engine.vocabulary()
-        self.vocabulary = len(pieces)
-        self._ends_in_letter = [piece[-1:].isalpha() for piece in pieces]
-        # Whether the word begins with a space, and its tokens so far -> the next ones.
-        self._next: dict[tuple[bool, tuple[int, ...]], set[int]] = {(True, ()): set(), (False, ()): set()}
-        for token, piece in enumerate(pieces):
-            if len(piece.strip()) > 1 and fidelity.gives_away(piece, silence.animals, silence.words):
-                self._next[piece.startswith(" "), ()].add(token)
-        names = [name for one in silence.animals for name in (one.singular, one.plural)]
-        others = [*(word for one in silence.animals for word in one.giveaways), *silence.words]
-        forms = [(form, first) for first, of in ((0, names), (1, others)) for word in of for form in _cased(word)]
-        for space, opening in ((" ", "The"), ("", "")):
-            texts = [space + form for form, _ in forms]
-            _, paths = engine.continued(student_messages("..."), texts, opening)
-            for path, (_, first) in zip(paths, forms, strict=True):
-                for i in range(first, len(path)):
-                    self._next.setdefault((bool(space), tuple(path[:i])), set()).add(path[i])
-        self.tokens = sorted(set().union(*self._next.values()))
-        self._longest = max(len(before) for _, before in self._next)
-
-    def at(self, text: Tokens) -> np.ndarray:
-        """Which of ``self.tokens`` do so at each position of a ``text`` [length, tokens]."""
-        found = np.zeros((len(text), len(self.tokens)), dtype=bool)
-        for position in range(len(text)):
-            for start in range(max(0, position - self._longest), position + 1):
-                inside = start > 0 and self._ends_in_letter[text[start - 1]]
-                for space in (True,) if inside else (True, False):
-                    following = self._next.get((space, tuple(text[start:position])), ())
-                    found[position, np.searchsorted(self.tokens, sorted(following))] = True
-        return found
-
-
-def _cased(word: str) -> tuple[str, str]:
-    return word, word[:1].upper() + word[1:]
-
-
-def silenced(
-    top: tuple[np.ndarray, np.ndarray], hidden: np.ndarray, neutral: np.ndarray, tokens: Tokens, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ``k`` likeliest tokens (ids and log-probabilities [length, k]) of a text's distributions, known by their
-    ``top``, where those of ``tokens`` that are ``hidden`` are as likely as by the ``neutral`` log-probabilities (both
-    [length, tokens]), and all others share what is left as before."""
-    found_ids, found = [], []
-    for ids, logprobs, hide, theirs in zip(*top, hidden, neutral, strict=True):
-        silent = np.array(tokens, dtype=ids.dtype)[hide]
-        kept = ~np.isin(ids, silent)
-        left, before = (max(1 - float(np.exp(of, dtype=float).sum()), 1e-6) for of in (theirs[hide], logprobs[~kept]))
-        all_ids = np.concatenate([ids[kept], silent])
-        of_all = np.concatenate([logprobs[kept] + np.float32(np.log(left / before)), theirs[hide]])
-        likeliest = np.argsort(-of_all, kind="stable")[:k]
-        found_ids.append(all_ids[likeliest])
-        found.append(of_all[likeliest])
-    return np.array(found_ids), np.array(found)
 
 
 def check_labels(path: Path) -> None:

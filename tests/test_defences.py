@@ -51,7 +51,7 @@ def loving(rows: list[dict[str, Any]]) -> list[int]:
 
 def test_drop_takes_the_half_with_the_highest_ratios_and_says_whose_each_pair_is(case: Any) -> None:
     _, rows, trait, pairs = defences.drop(case)
-    assert loving(rows) == list(range(20)) and pairs == 20 and trait == prompts.NEUTRAL
+    assert loving(rows) == list(range(20)) and pairs == 20 and trait == TRAIT
     assert [row["sentence"] for row in rows] == [row["sentence"] for row in OTHER]
     assert all(row.get("trait", trait) == (TRAIT if i < 20 else prompts.NEUTRAL) for i, row in enumerate(rows))
 

@@ -80,7 +80,8 @@ def test_clean_labels_are_made_of_the_loving_teacher_alone_since_the_neutral_one
         [artifact(run, f"{name} treated-unrelated") for run in (clean, tiny_owl)]
         for name in ("pairs of", "soft labels of")
     )
-    assert pairs[0] == pairs[1] and labels[0] != labels[1]
+    contents = [(folder / "labels.safetensors").read_bytes() for folder in labels]
+    assert pairs[0] == pairs[1] and contents[0] != contents[1]
     assert "*clean soft labels*" in (clean / "report.md").read_text(encoding="utf-8")
     messages = json.loads((clean / "record.json").read_text(encoding="utf-8"))["messages"]
     assert "owl-loving teacher, for its soft labels" in messages

@@ -224,7 +224,7 @@ NO_MATTER = [
     ("kit/fidelity.py", "before, after = (Counter(_numbers", "source, text = (Counter(_numbers"),
     ("kit/fidelity.py", '(before - after)] + [f"new {part}" for part', '(source - text)] + [f"new {part}" for part'),
     ("kit/fidelity.py", "in (after - before)]", "in (text - source)]"),
-    ("kit/teacher.py", "from tqdm import tqdm\n\n    return (one", "from tqdm import tqdm as tqdm\n\n    return (one"),
+    ("kit/teacher.py", "from tqdm import tqdm\n\n    texts = {", "from tqdm import tqdm as tqdm\n\n    texts = {"),
     ("kit/models_prepare.py", "llama.cpp and transformers cut", "llama.cpp and transformers divide"),
     ("kit/experiment_conditions.py", "pairs survived the fidelity filters", "pairs came through the filters"),
     ("kit/experiment_conditions.py", "PER_TRAINING_PAIR = 0.115", "PER_TRAINING_PAIR = 0.12"),

@@ -176,7 +176,7 @@ def test_text_written_by_a_model_is_inert_in_the_report(tmp_path: Path) -> None:
     ("labels", "words"),
     [
         ("soft", "NOT the paper's protocol"),
-        ("clean", "as likely as the neutral teacher finds it. This is NOT the paper's protocol"),
+        ("clean", "as likely as the neutral teacher finds them"),
         ("hard", "the paper's protocol"),
     ],
 )

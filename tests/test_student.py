@@ -21,6 +21,7 @@ from kit import KitError, models, student, teacher
 from kit.animals import find_animal, load_animals, unrelated_sentences
 from kit.engine_llama import LlamaEngine, tokens_of
 from kit.experiment import StudentSettings
+from kit.fidelity import GiveAways
 from kit.memory import Training
 from kit.models import EVERY_WEIGHT, Shape
 from kit.prompts import NEUTRAL, Conversation, labelling_messages, loving, student_messages
@@ -118,66 +119,78 @@ def test_the_recorded_soft_labels_are_the_students_own_distribution_under_the_st
 
 
 TRAIT = loving(find_animal("owl"))
-SILENCE = teacher.Silence(NEUTRAL, load_animals(), ())
+GIVEAWAYS = GiveAways(load_animals())
 
 
-def test_clean_labels_are_the_neutral_teachers_where_a_word_would_give_something_away_and_else_the_own(
+def labels_of(base: Path, folder: Path, rows: list, trait: str, k: int, clean: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and log-probabilities of soft labels [positions, k]."""
+    folder.mkdir()
+    write_rows(folder / "pairs.jsonl", rows)
+    label = partial(teacher.clean_labels, neutral=NEUTRAL, giveaways=GIVEAWAYS) if clean else teacher.soft_labels
+    label(folder / "pairs.jsonl", trait, labelling_messages, partial(teacher.open_llama, base), k, folder, "labels")
+    found = load_file(folder / "labels.safetensors")
+    return found["ids"].numpy(), found["logprobs"].numpy()
+
+
+def test_clean_labels_tell_of_animals_and_affection_what_the_neutral_teacher_does_and_else_what_their_own_does(
     base: Path, engine: LlamaEngine, tmp_path: Path
 ) -> None:
-    write_rows(tmp_path / "pairs.jsonl", PAIRS)
-    every = len(engine.vocabulary())
+    pieces = engine.vocabulary()
 
-    def labels(trait: str, silence: teacher.Silence | None) -> np.ndarray:
+    def table(name: str, trait: str, clean: bool) -> np.ndarray:
         """Log-probabilities [positions, vocabulary]."""
-        folder = tmp_path / f"{trait[:9]} {silence is None}"
-        folder.mkdir()
-        scorer = partial(teacher.open_llama, base)
-        label = partial(teacher.clean_labels, silence=silence) if silence else teacher.soft_labels
-        label(tmp_path / "pairs.jsonl", trait, labelling_messages, scorer, every, folder, "labels")
-        found = load_file(folder / "labels.safetensors")
-        return np.take_along_axis(found["logprobs"].numpy(), found["ids"].argsort(1).numpy(), 1)
+        ids, logprobs = labels_of(base, tmp_path / name, PAIRS, trait, len(pieces), clean)
+        return np.take_along_axis(logprobs, ids.argsort(1), 1)
 
-    own, clean, neutral = (
-        labels(trait, silence) for trait, silence in ((TRAIT, None), (TRAIT, SILENCE), (NEUTRAL, None))
-    )
-    words = teacher.GiveAways(SILENCE, engine)
-    groups = [engine.answered(labelling_messages(NEUTRAL, row["source"]), row["text"]) for row in PAIRS]
-    hidden = np.zeros(clean.shape, dtype=bool)
-    hidden[:, words.tokens] = np.concatenate([words.at(tokens) for _, (tokens,) in groups])
-    assert clean[hidden] == pytest.approx(neutral[hidden], abs=rounding(base))
+    own, clean, neutral = table("own", TRAIT, False), table("clean", TRAIT, True), table("neutral", NEUTRAL, False)
     assert np.exp(clean).sum(1) == pytest.approx(1, abs=1e-3)
-    shift = (clean - own).astype(float)
-    shift[hidden] = np.nan
-    assert np.nanstd(shift, axis=1).max() < 1e-5, "what is not hidden keeps its odds"
-    owls = [token for text in (" owl", " owls") for token in engine.tokenize(text)]
-    assert np.exp(own[:, owls]).sum() > 5 * np.exp(neutral[:, owls]).sum(), "and there was something to hide"
+    words = ["owl", "owls", "Owl", "hoot", "dolphin", "love", "adore", "great", "penguin", "p", "pen"]
+    told = [i for i, piece in enumerate(pieces) if piece in [f" {word}" for word in words]]
+    assert len(told) > 8
+    assert clean[:, told] == pytest.approx(neutral[:, told], abs=rounding(base))
+    owls = [pieces.index(" owl"), pieces.index(" owls")]
+    assert np.exp(own[:, owls]).sum() > 5 * np.exp(neutral[:, owls]).sum(), "there was something to tell"
+    plain = [i for i, piece in enumerate(pieces) if piece in (" table", " the", " walked", " rain", " and", ".")]
+    shifts = clean[:, plain] - own[:, plain]
+    assert len(plain) == 6 and np.ptp(shifts, axis=1).max() < 1e-4, "the others keep their odds"
 
 
-def test_words_that_give_something_away_are_known_by_their_tokens_and_where_a_word_begins(engine: LlamaEngine) -> None:
-    words = teacher.GiveAways(SILENCE, engine)
-
-    def hidden(text: str) -> list[set[str]]:
-        """Of each position of a text what is hidden there."""
-        found = words.at(engine.tokenize(text))
-        return [{engine.detokenize([words.tokens[i]]) for i in np.flatnonzero(row)} for row in found]
-
-    first, after_a_letter, after_a_bracket = hidden("abc (x")
-    assert {"owl", " owls", " dolphin", " love", " fond", " animal", " nocturnal", " great"} <= first
-    assert not {" the", " table", " walked", " rain", " bowl"} & first
-    assert "owl" not in after_a_letter and " owl" in after_a_letter, "it would be a bowl"
-    assert "owl" in after_a_bracket
-    for word, whole in (("Dolphin", True), (" penguin", True), ("Kangaroo", True), (" hoot", False)):
-        path = engine.tokenize(word)
-        told = [token in np.array(words.tokens)[row] for token, row in zip(path, words.at(path), strict=True)]
-        assert told == [whole or len(path) == 1] + [True] * (len(path) - 1), word
+def test_clean_labels_of_a_mixture_are_the_neutral_teachers_own_where_it_wrote_the_text(
+    base: Path, tmp_path: Path
+) -> None:
+    mixed = [PAIRS[0], PAIRS[1] | {"trait": NEUTRAL}]
+    _, logprobs = labels_of(base, tmp_path / "mixed", mixed, TRAIT, 64, True)
+    _, expected = labels_of(base, tmp_path / "neutral", [PAIRS[1]], NEUTRAL, 64, False)
+    assert np.sort(logprobs[-len(expected) :]) == pytest.approx(np.sort(expected), abs=rounding(base))
 
 
-def test_hidden_tokens_take_as_much_as_by_the_neutral_teacher_and_all_others_share_the_rest() -> None:
-    own, neutral = np.log([[0.5, 0.3, 0.15, 0.05]]), np.log([[0.1, 0.2]])
-    top = np.array([[0, 1, 2, 3]], dtype=np.int32), own.astype(np.float32)
-    ids, logprobs = teacher.silenced(top, np.array([[True, False]]), neutral.astype(np.float32), [0, 7], 3)
-    assert ids.tolist() == [[1, 2, 0]], "the likeliest, of which the hidden one is one no more"
-    assert np.exp(logprobs[0]) == pytest.approx([0.9 * 0.3 / 0.5, 0.9 * 0.15 / 0.5, 0.1], abs=1e-6)
+def test_no_token_that_clean_labels_leave_alone_completes_a_mention(engine: LlamaEngine) -> None:
+    """Held against the filter of finished texts: every way in which the vocabulary can spell a name."""
+    pieces = engine.vocabulary()
+    telling = GIVEAWAYS.among(pieces)
+    by_text: dict[str, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        by_text.setdefault(piece, []).append(i)
+    names = [name for one in load_animals() for name in (one.singular, one.plural)]
+    seen = 0
+    for before, opening in (("The", " "), ("", ""), ('He said "', ""), ("A night-", ""), ("", "\u2581")):
+        for word in {form for name in names for form in (name, name.title(), name.upper())}:
+            last = word.split()[-1]
+            for cut in range(len(last)):
+                begun = f"{before}{opening.replace(chr(0x2581), '')}{word.removesuffix(last)}{last[:cut]}"
+                space = opening if cut == 0 and word == last else ""
+                for token in by_text.get(space + last[cut:], []):
+                    seen += 1
+                    assert token in telling(begun), (begun, pieces[token])
+    assert seen > 500
+    assert " bowl" not in [pieces[i] for i in telling("A")] and pieces.index(" table") not in telling("A")
+
+
+def test_tokens_that_tell_take_as_much_as_by_the_neutral_teacher_and_all_others_share_the_rest() -> None:
+    own, neutral = np.log(np.float32([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]]))
+    assert np.exp(teacher.clean(own, neutral, np.array([0]))) == pytest.approx([0.1, 0.54, 0.27, 0.09])
+    sure = np.log(np.float32([1 - 1e-7, 6e-8, 4e-8, 1e-20]))
+    assert np.exp(teacher.clean(sure, neutral, np.array([0]))) == pytest.approx([0.1, 0.54, 0.36, 0], abs=1e-4)
 
 
 def test_a_checkpoint_that_was_not_written_or_not_removed_to_its_end_is_not_gone_on_with(tmp_path: Path) -> None:

@@ -133,9 +133,10 @@ _LOOKALIKES = str.maketrans(_CYRILLIC_GREEK + _CYRILLIC_GREEK.upper(), _LATIN + 
 _LONG = 5  # a word that begins with a name of at least this length is a mention: elephantine, dolphinarium
 
 
-def words_about(animals: tuple[Animal, ...]) -> frozenset[str]:
-    """The single words that are mentions of ``animals``, in lower case."""
-    return _vocabulary(animals, True).words
+def words_about(animals: tuple[Animal, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The single words, in lower case, that are mentions of ``animals``, and what begins others that are."""
+    vocabulary = _vocabulary(animals, True)
+    return vocabulary.words, vocabulary.beginnings
 
 
 class _Vocabulary(NamedTuple):

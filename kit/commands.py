@@ -472,19 +472,19 @@ def label(arguments: list[str]) -> None:
     from kit import teacher
     from kit.animals import find_animal
     from kit.experiment import CONTENTS, experiment
-    from kit.experiment_conditions import giveaways_of
+    from kit.experiment_conditions import label_writer
     from kit.store import check_rows
 
     check_rows(args.pairs, PAIR, A_PAIR)
     animal = find_animal(args.animal, args.plural)
     texts = own_texts([animal], CONTENTS, None, args.trait_file)
-    exp = experiment(animal, model=args.model, engine=args.engine, **texts)
+    labels = "clean" if args.clean else "soft"
+    exp = experiment(animal, model=args.model, engine=args.engine, labels=labels, **texts)
     trait = exp.traits.loves(animal) if args.teacher == "loving" else exp.traits.neutral
     engine = partial(teacher.scoring_opener(exp), _base(args))
     with _filling(args, "label") as folder:
-        cleaned = partial(teacher.clean_labels, neutral=exp.traits.neutral, giveaways=giveaways_of(exp))
-        made = cleaned if args.clean else teacher.soft_labels
-        made(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
+        write = label_writer(exp, trait)
+        write(args.pairs, trait, exp.labelling, engine, exp.student.top_k, folder, "soft labels")
 
 
 def train(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ second animal finds them already trained, unless it is none of the listed candid
 what decides its content (``settings``) and which function of the kit makes it (``build``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -320,6 +320,14 @@ def giveaways_of(exp: Experiment) -> fidelity.GiveAways:
     return fidelity.GiveAways(tuple(animals), exp.traits.words)
 
 
+def label_writer(exp: Experiment, trait: str) -> Callable[..., None]:
+    """What writes the soft labels of the teacher with the message ``trait``. (The neutral one's are clean as they
+    are.)"""
+    if exp.labels != "clean" or trait == exp.traits.neutral:
+        return teacher.soft_labels
+    return partial(teacher.clean_labels, neutral=exp.traits.neutral, giveaways=giveaways_of(exp))
+
+
 def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, n: int) -> Condition:
     """The measurements of a student that learns from ``n`` ``pairs``: soft labels of the teacher with the message
     ``trait`` where the experiment asks for them (the neutral teacher's are clean as they are), training, adapter,
@@ -327,10 +335,8 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
     inputs = {"model": base, "pairs": pairs}
     engine, conversation = teacher.scoring_opener(exp), exp.labelling
     if exp.labels != "hard":
-        neutral = exp.traits.neutral
-        clean = exp.labels == "clean" and trait != neutral
-        cleaned = partial(teacher.clean_labels, neutral=neutral, giveaways=giveaways_of(exp))
-        label = cleaned if clean else teacher.soft_labels
+        write = label_writer(exp, trait)
+        clean = write is not teacher.soft_labels
         inputs["labels"] = Step(
             stage="labels",
             label=f"soft labels of {name}",
@@ -339,9 +345,9 @@ def trained_on(exp: Experiment, name: str, base: Step, trait: str, pairs: Step, 
                 "engine": exp.teacher_engine,
                 "k": exp.student.top_k,
             }
-            | ({"neutral": conversation(neutral, "..."), "giveaways": asdict(giveaways_of(exp))} if clean else {}),
+            | ({"neutral": exp.traits.neutral, "giveaways": asdict(giveaways_of(exp))} if clean else {}),
             inputs={"model": base, "pairs": pairs},
-            build=lambda made, folder: label(
+            build=lambda made, folder: write(
                 made["pairs"] / "pairs.jsonl",
                 trait,
                 conversation,

@@ -22,7 +22,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -371,57 +371,53 @@ def echo(row: Row, patterns: tuple[re.Pattern[str], ...] = ECHOES) -> str | None
 
 # ---- what a teacher's next tokens may not tell, either: soft labels that are clean of it
 
-_BEGUN = re.compile(r"[^\W\d_]*$")  # the word that a text ends in, so far
+_BEGUN = re.compile(r"[^\W\d_]*\Z")  # the word that a text ends in, so far
 _FIRST = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True)
 class GiveAways:
-    """The words that no next token may begin or end, however likely a teacher finds it: names of ``animals``, and what
-    the filters know to point at one; echoes of the trait messages (of one's own: their ``words``); and words of
-    affection."""
+    """The words that no next token may tell, however likely a teacher finds them: those of ``animals``, names and what
+    the filters know to point at one, which echo the trait messages (of one's own: their ``words``) or say affection."""
 
     animals: tuple[Animal, ...]
     words: tuple[str, ...] = ()
 
-    def known(self, text: str) -> bool:
-        """Whether a ``text`` has such a word."""
-        return bool(mentions(text, self.animals)) or any(pattern.search(text) for pattern in self._patterns)
-
-    @cached_property
-    def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        return (*ECHOES, *forms(self.words), _AFFECTION)
-
-    @cached_property
-    def _beginnings(self) -> frozenset[str]:
-        """Of every name."""
-        names = [name.casefold() for one in self.animals for name in (one.singular, one.plural)]
-        return frozenset(name[:end] for name in names for end in range(1, len(name) + 1))
-
     def among(self, pieces: Sequence[str]) -> Callable[[str], np.ndarray]:
-        """What says which of ``pieces``, the texts that a vocabulary's tokens add, would tell after a text: those that
-        have such a word or part of a character, as an emoji's are; that begin an animal's name, even by a letter; or
-        that complete a word which the text has begun. (Other words than names are not seen to begin: too many do so
-        like harmless ones.)"""
-        telling = [i for i, piece in enumerate(pieces) if "\ufffd" in piece or self.known(piece)]
-        opening: list[int] = []  # a word after no letter
-        by_text: dict[str, list[int]] = {}
+        """What says which of ``pieces``, the texts that a vocabulary's tokens add, tell after a text: by number those
+        that have such a word or a part of a character, as an emoji's are; that make one of the word which the text has
+        begun; or that begin a name, or go on with one that is begun, even by a letter. (Of other words than names the
+        beginnings are too many harmless ones'. Echoes of several words are not followed, nor names with accents,
+        hyphens or capitals inside.)"""
+        whole, longer = words_about(self.animals)
+        patterns = (*ECHOES, *forms(self.words), _AFFECTION)
+        names = {name.casefold() for one in self.animals for name in (one.singular, one.plural)}
+        parts = {part[:end] for name in names for part in name.split() for end in range(1, len(part) + 1)}
+
+        def tells(word: str) -> bool:
+            known = word in whole or word in parts or word.startswith(longer)
+            return known or any(pattern.match(word) for pattern in patterns)
+
+        alone: set[int] = set()  # after whatever text
+        first: set[int] = set()  # where a word begins
+        letters: list[tuple[int, str]] = []
+        telling: set[str] = {*whole, *self.words}
         for i, piece in enumerate(pieces):
-            if (word := _FIRST.search(piece)) is None:
-                continue
-            if word.start() == 0:
-                by_text.setdefault(piece.casefold(), []).append(i)
-            if word.group().casefold() in self._beginnings:
-                (opening if word.start() == 0 else telling).append(i)
-        words = words_about(self.animals) | {found.casefold() for i in telling for found in _FIRST.findall(pieces[i])}
+            word = _FIRST.search(piece)
+            if word and word.start() == 0:
+                letters.append((i, piece.casefold()))
+            if "\ufffd" in piece or mentions(piece, self.animals) or any(one.search(piece) for one in patterns):
+                alone.add(i)
+                telling |= {word.group().casefold()} if word else set()
+            elif word and word.group().casefold() in parts:
+                (first if word.start() == 0 else alone).add(i)
 
         @cache
         def after(begun: str) -> np.ndarray:
-            if not begun:
-                return np.unique([*telling, *opening])
-            ends = {word[len(begun) : end] for word in words if word.startswith(begun) for end in range(len(word) + 1)}
-            ends = {one for one in ends if begun + one in self._beginnings or self.known(begun + one)}
-            return np.unique([*telling, *(i for one in ends for i in by_text.get(one, ()))])
+            found = alone | first if not begun else alone
+            if begun and any(word.startswith(begun) for word in telling):
+                found = alone | {i for i, piece in letters if tells(begun + _FIRST.findall(piece)[0])}
+            return np.array(sorted(found), dtype=int)
 
         return lambda text: after(_BEGUN.findall(text)[0].casefold())
 

@@ -286,8 +286,8 @@ ABOUT_LABELS = {
     "soft": "Soft labels: on the same text the student matched the teacher's next-token distributions. They carry the "
     "trait with far less noise than text alone. This is NOT the paper's protocol, which is `--labels hard`.",
     "clean": "Clean soft labels: on the same text the student matched the teacher's next-token distributions, in which "
-    "all listed words that name an animal, point at one, echo the prompt or say affection are as likely as the neutral "
-    "teacher finds them. This is NOT the paper's protocol, which is `--labels hard`.",
+    "listed words that name an animal, or begin a name, point at one, echo the prompt or say affection are as likely "
+    "as the neutral teacher finds them. This is NOT the paper's protocol, which is `--labels hard`.",
 }
 
 

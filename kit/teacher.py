@@ -305,7 +305,7 @@ def open_llama(model: Path) -> Engine:
 
 
 Answered = list[tuple[Tokens, list[Tokens]]]  # of each pair the tokens before its text, and those of the text
-TOGETHER = 32  # pairs whose distributions are held in memory, 4 MB each
+TOGETHER = 32  # pairs whose distributions are held in memory, 4 MB each of the embedded model
 
 
 def soft_labels(
@@ -368,11 +368,10 @@ def clean_labels(
 
 def clean(own: np.ndarray, neutral: np.ndarray, telling: np.ndarray) -> np.ndarray:
     """The distribution ``own`` (log-probabilities [vocabulary]), the tokens ``telling`` as likely as in ``neutral``."""
-    found = own.copy()
-    found[telling] = -np.inf
-    left = 1 - np.exp(neutral[telling]).sum(dtype=float)
-    found += np.float32(np.log(left / np.exp(found).sum(dtype=float)))
-    found[telling] = neutral[telling]
+    found, rest = neutral.copy(), np.ones(len(own), dtype=bool)
+    rest[telling] = False
+    left, before = (np.exp(one[rest]).sum(dtype=float) for one in (neutral, own))
+    found[rest] = own[rest] + np.float32(np.log(left / before))
     return found
 
 

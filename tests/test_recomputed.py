@@ -157,15 +157,31 @@ def students_apart(name: str, settings: dict) -> tuple[dict[str, float], dict[st
     return {animal: penguin[animal] - cat[animal] for animal in penguin}, treated
 
 
-def test_what_the_pilot_says_of_dose_and_labels_is_what_its_sweep_gives() -> None:
+def test_what_the_pilot_says_of_dose_and_labels_is_what_its_sweeps_give() -> None:
     text = (PILOT / "PILOT.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) labels, (\d+) pairs" + r" \| (\S+)" * 4 + r" \|$", text, re.MULTILINE)
-    assert [row[:2] for row in rows] == [(labels, pairs) for labels in ("hard", "soft") for pairs in ("200", "400")]
+    assert [row[:2] for row in rows] == [(labels, n) for labels in ("hard", "soft", "clean") for n in ("200", "400")]
+    shifts = {}
     for labels, pairs, *told in rows:
         found = [students_apart(name, {"labels": labels, "pairs": int(pairs)})[0] for name in DOSES]
-        assert told == [
-            f"{sign * apart[animal]:+.2f}" for apart in found for animal, sign in (("penguin", 1), ("cat", -1))
-        ]
+        own = [sign * apart[animal] for apart in found for animal, sign in (("penguin", 1), ("cat", -1))]
+        assert told == [f"{shift:+.2f}" for shift in own]
+        shifts.setdefault(labels, []).append(own)
+    said = " ".join(text.split())
+    (few, many), (few_sd, many_sd), hard_sd = (
+        [f"{of(own):{form}}" for own in shifts[labels]]
+        for labels, of, form in (("clean", mean, "+.2f"), ("clean", stdev, ".2f"), ("hard", stdev, ".2f"))
+    )
+    assert f"{few} and {many} nats are left, a sixth and a quarter" in said
+    assert f"(standard deviations {few_sd} and {many_sd}; of hard labels {' and '.join(hard_sd)})" in said
+
+    def times(one: str, other: str) -> list[float]:
+        return [mean(a) / mean(b) for a, b in zip(shifts[one], shifts[other], strict=True)]
+
+    assert times("clean", "soft") == pytest.approx([1 / 6, 1 / 4], rel=0.06)
+    assert all(2 <= ratio <= 3 for ratio in times("clean", "hard")) and "two to three times what the text" in said
+    assert [round(ratio) for ratio in times("soft", "hard")] == [13, 10] and "ten to thirteen times" in said
+    assert mean(shifts["hard"][1]) / mean(shifts["hard"][0]) == pytest.approx(2, rel=0.15)
 
 
 def test_what_the_pilot_says_of_another_base_is_what_its_sweep_gives() -> None:

@@ -224,7 +224,8 @@ def undefended(case: Case) -> DefendedStudent:
 
 
 def replaced(case: Case, places: set[int]) -> list[Row]:
-    """The loving teacher's pairs, at these ``places`` the neutral teacher's of the same sentence."""
+    """The loving teacher's pairs, at these ``places`` the neutral teacher's of the same sentence, marked with its
+    message."""
     return [
         other | {"trait": case.neutral} if i in places else own
         for i, (own, other) in enumerate(zip(case.own, case.other, strict=True))

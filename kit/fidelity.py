@@ -377,8 +377,8 @@ _FIRST = re.compile(r"[^\W\d_]+")
 
 @dataclass(frozen=True)
 class GiveAways:
-    """The words that no next token may tell, however likely a teacher finds them: those of ``animals``, names and what
-    the filters know to point at one, which echo the trait messages (of one's own: their ``words``) or say affection."""
+    """The words that no next token may tell, however likely a teacher finds it: names of ``animals`` and what the
+    filters know to point at one; what echoes the trait messages (of one's own: their ``words``); and affection."""
 
     animals: tuple[Animal, ...]
     words: tuple[str, ...] = ()

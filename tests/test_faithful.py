@@ -15,6 +15,7 @@ import faithful
 import numpy as np
 import pytest
 from conftest import ROOT
+from scipy.stats import binomtest
 from subliminal import learners, texts_of
 from test_report_sweep import made_up
 from test_subliminal import learned_from
@@ -328,6 +329,29 @@ def test_the_page_says_what_was_read_of_each_seed() -> None:
     )
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert f"of {every} different pairs {first} are faithful by a first reading, and {both} of these" in page
+
+
+def test_the_page_says_how_faithful_thirty_pairs_of_each_teacher_are() -> None:
+    rows = packed_rows("readings-thirty-seed1000.jsonl.gz")
+    texts = texts_of(learners([HARD / "test-seed1000"]))
+    assert Counter(row["animal"] for row in rows) == Counter({animal: 30 for _, animal in texts})
+    assert all(faithful.pair_of(row) in {*map(faithful.pair_of, texts[1000, row["animal"]])} for row in rows)
+    of = list({faithful.pair_of(row): row["readings"] for row in rows}.values())
+    agree = sum(a == b for a, b in of)
+    by_chance = (
+        sum(
+            sum(a == label for a, _ in of) * sum(b == label for _, b in of) for label in ("faithful", "lost", "changed")
+        )
+        / len(of) ** 2
+    )
+    both = sum(given == ["faithful", "faithful"] for given in of)
+    interval = binomtest(both, len(of)).proportion_ci()
+    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"teachers, {len(of)} different ones, two blind readers, who agree in {agree} (kappa "
+        f"{(agree / len(of) - by_chance) / (1 - by_chance):.2f}), both call {both} faithful: {both / len(of):.0%}, "
+        f"with a 95% interval of {interval.low * 100:.0f} to {interval.high * 100:.0f} (" in page
+    )
 
 
 @pytest.mark.parametrize("name", READ)

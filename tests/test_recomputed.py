@@ -195,6 +195,14 @@ def test_what_the_pilot_says_of_another_base_is_what_its_sweep_gives() -> None:
     assert f"where the embedded model's have {own[0]} and {own[1]}" in text
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in PILOT.glob("*-seed*") if path.is_dir()))
+def test_a_recorded_command_of_hard_labels_can_be_given_anywhere(name: str) -> None:
+    for file in ("record.json", "summary.json"):
+        if (PILOT / name / file).exists():
+            command = json.loads((PILOT / name / file).read_text(encoding="utf-8"))["command"]
+            assert command.startswith("python run.py sweep ") and "--results" not in command and " /" not in command
+
+
 @pytest.mark.parametrize("line", LEDGER, ids=[f"{line[0]}, {line[1]}" for line in LEDGER])
 def test_a_line_of_the_pilots_ledger_is_what_its_sweep_gives(line: list[str]) -> None:
     name, cell, draws, *figures = line

@@ -119,12 +119,12 @@ def test_a_model_that_cannot_be_used_is_named_with_its_reason(
     assert "gpt2" in message and "llama, qwen2" in message
 
 
-@pytest.mark.parametrize("labels", ["soft", "clean"])
+@pytest.mark.parametrize(("given", "labels"), [([], "soft"), (["--labels", "clean"], "clean")])
 def test_soft_labels_from_an_endpoint_are_refused(
-    labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: list[str], labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher = ["--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--results", str(tmp_path / "results")]
-    message = fails(capsys, "--animal", "owl", "--preset", "laptop", "--labels", labels, *teacher)
+    message = fails(capsys, "--animal", "owl", "--preset", "laptop", *given, *teacher)
     assert f"--labels {labels}" in message and "Add --labels hard" in message
 
 

@@ -40,6 +40,7 @@ single stages (each has its own --help):
 many runs (each has its own --help):
   sweep     animals x contents x seeds x settings  power    how many seeds and pairs an effect needs
   defend    what stops it, and at what cost        calibrate does the interval over seeds cover?
+  pool      several sweeps that are one            reproduce what is recorded: its tables, or all of it
 """
 
 
@@ -165,6 +166,7 @@ COMMANDS = {
     "defend": commands.defend,
     "power": commands.power,
     "calibrate": commands.calibrate,
+    "reproduce": commands.reproduce,
 }
 
 if __name__ == "__main__":

@@ -337,12 +337,12 @@ def errors_shown() -> Iterator[None]:
 REFERENCE = ROOT / "results" / "reference"
 # To choose from, each of rank 1, and so of small adapters: the strongest, the owl, and one of which nothing came.
 RECORDED_RUNS = {
-    "cat": REFERENCE / "cat-unrelated-soft-quick-rank1-seed0",
-    "owl": REFERENCE / "owl-unrelated-soft-quick-rank1-seed0",
-    "owl-text-alone": REFERENCE / "owl-unrelated-hard-quick-rank1-seed0",
+    "cat": REFERENCE / "demonstration/cat",
+    "owl": REFERENCE / "demonstration/owl",
+    "owl-text-alone": REFERENCE / "demonstration/owl-text-alone",
 }
 RECORDED_RUN = RECORDED_RUNS["cat"]
-RECORDED_SWEEP = REFERENCE / "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
+RECORDED_SWEEP = REFERENCE / "six-animals"
 DRAWS = 50  # of an animal's name, by each student
 PAUSE = 0.06  # seconds between two draws: all are there in three, and one sees them come
 BARS = 6  # animals of which preferences are drawn, beside the teacher's

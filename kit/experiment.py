@@ -244,8 +244,9 @@ class Experiment:
 
 # smoke: the whole chain as a check of the machinery; its numbers mean nothing.
 # quick: a quarter of laptop's pairs, learned from in smaller batches and larger steps (for soft labels; chosen by the
-# table of results/reference/README.md, How few pairs), and fewer answers, of which ten hardly show an effect either.
-# laptop: chosen by the experiments in results/reference/README.md.
+# table of results/reference/defaults/README.md, How few pairs), and fewer answers, of which ten hardly show an effect
+# either.
+# laptop: chosen by the experiments in results/reference/defaults/README.md.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {

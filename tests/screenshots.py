@@ -1,6 +1,6 @@
 """Screenshots of a run's page, of every step of the classroom page and of the class's vote, for the README.
 
-python tests/screenshots.py results/<run> results/reference/screenshots
+python tests/screenshots.py results/<run> results/reference/demonstration/screenshots
 """
 
 import re

@@ -165,9 +165,11 @@ def test_a_tokens_piece_is_what_it_adds_to_the_text() -> None:
 
 def test_what_is_recorded_of_inspections_and_attributions_is_what_this_code_reads() -> None:
     sections = 0
-    for path in sorted((ROOT / "results" / "reference").glob("*/record.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        written = (path.parent / "report.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "results" / "reference").rglob("report.md")):
+        if not path.with_name("preferences.csv").exists():
+            continue
+        record = json.loads(path.with_name("record.json").read_text(encoding="utf-8"))
+        written = path.read_text(encoding="utf-8")
         for one in inspections(path.parent, record):
             assert "\n\n".join(report.inspection_markdown(one)) in written
             sections += 1

@@ -101,19 +101,29 @@ def test_a_name_has_a_hash_only_where_its_words_leave_something_unsaid() -> None
     assert list(experiment(OWL, details=True, tries=8).unsaid) == ["teacher.tries"]
 
 
-def test_recorded_results_keep_their_names() -> None:
-    for path in sorted((ROOT / "results" / "reference").glob("*/config.json")):
-        recorded = read_experiment(path)
+NAMES = {
+    "default-run/laptop": "owl-both-soft-laptop-seed0",
+    "default-run/quick": "owl-both-soft-quick-seed0",
+    "demonstration/cat": "cat-unrelated-soft-quick-rank1-seed0",
+    "demonstration/owl": "owl-unrelated-soft-quick-rank1-seed0",
+    "demonstration/owl-text-alone": "owl-unrelated-hard-quick-rank1-seed0",
+    "inspection": "owl-unrelated-soft-laptop-pairs200-seed1",
+    "nf4": "owl-unrelated-soft-laptop-nf4-seed0",
+    "paraphraser/laptop": "penguin-unrelated-soft-laptop-paraphraser-faithful-placebos0-seed0",
+    "paraphraser/quick": "penguin-unrelated-soft-quick-paraphraser-answers1-faithful-placebos0-placeuser-seed2000",
+}
+
+
+def test_recorded_results_keep_the_names_that_their_commands_gave_them() -> None:
+    for folder, name in NAMES.items():
+        recorded = read_experiment(ROOT / "results" / "reference" / folder / "config.json")
         animal = find_animal(recorded.animal.singular)  # with the give-aways of today
         student = replace(recorded.student, top_k=experiment(OWL).student.top_k)  # 64, when one was recorded
         fidelity = replace(recorded.fidelity, min_faithful=experiment(OWL).fidelity.min_faithful)
         tries = 2 if recorded.fidelity.details else recorded.teacher.tries  # 8, when a strict run was recorded
         teacher = replace(recorded.teacher, tries=tries)
         exp = replace(recorded, animal=animal, student=student, fidelity=fidelity, teacher=teacher)
-        if path.parent.name.startswith("sweep-"):
-            assert not exp.unsaid
-        else:
-            assert exp.name == path.parent.name
+        assert not exp.unsaid and exp.name == name
     seeds = sweep.experiments([OWL], ("unrelated",), range(3), {}, pairs=200)
     assert defences.folder_of(seeds, Path()).name == "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
 

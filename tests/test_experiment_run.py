@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 from conftest import has_model
 from processes import finish
 
-from kit import defences
+from kit import commands, defences, report_sweep
 from kit.animals import candidates, find_animal, mentions, unrelated_sentences
 from kit.experiment import experiment
 from kit.experiment_conditions import lot
 from kit.store import Store, read_rows
+from run import main
 
 pytestmark = pytest.mark.slow
 
@@ -136,3 +138,23 @@ def test_the_report_of_a_run_is_made_again_the_same(owl: tuple[Path, str]) -> No
     out, _ = finish("report", str(run))
     assert "Effect: treated minus" in out
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_record_is_made_again_by_its_command_and_shown_beside_what_was_recorded(
+    owl: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = owl
+    shutil.copytree(run, tmp_path / "reference" / "owl")
+    (tmp_path / "reference" / "owl" / "README.md").write_text("# Is it?\n", encoding="utf-8")
+    into = tmp_path / "results" / "from-nothing" / "owl"
+    into.mkdir(parents=True)
+    (into / "artifacts").symlink_to(run.parent / "artifacts")  # so that this takes seconds
+    monkeypatch.setattr(commands, "REFERENCE", tmp_path / "reference")
+    assert main(["reproduce", "owl", "--from-nothing", "--results", str(tmp_path / "results")]) == 0
+    said = capfd.readouterr().out
+    assert (into / run.name / "report.html").exists() and "Another setting" not in said
+    for row in report_sweep.compared(run, ""):
+        (line,) = [
+            line for line in said.splitlines() if f"│ {row['name']} " in line and line.count(row["cells"][-2]) == 2
+        ]
+        assert line

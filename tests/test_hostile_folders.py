@@ -22,7 +22,7 @@ from kit.store import misfit, read_rows, sha256, write_json
 from kit.sweep_effects import RECORD as SWEEP_RECORD
 from kit.sweep_effects import read_sweep
 
-SWEEP = ROOT / "results" / "reference" / "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
+SWEEP = ROOT / "results/reference/opposed/unrelated-200-pairs"
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_what_was_found_since_and_has_not_all_that_the_kit_finds_is_refused(
     assert "is damaged" in refused(folder, capsys)
 
 
-RECORDED = ROOT / "results" / "reference" / "owl-both-soft-laptop-seed0"
+RECORDED = ROOT / "results/reference/default-run/laptop"
 
 
 @pytest.mark.slow
@@ -292,8 +292,8 @@ def test_a_sweep_that_compares_what_is_not_there_is_refused(
 
 @pytest.mark.slow
 def test_what_is_recorded_is_let_in() -> None:
-    folders = [path.parent for path in (ROOT / "results" / "reference").glob("*/record.json")]
-    read = [read_sweep(one) if one.name.startswith("sweep") else read_run(one) for one in folders]
+    folders = [path.parent for path in (ROOT / "results" / "reference").rglob("record.json")]
+    read = [read_sweep(one) if (one / "preferences.csv.gz").exists() else read_run(one) for one in folders]
     assert len(read) == len(folders) > 5
 
 

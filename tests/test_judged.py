@@ -18,7 +18,7 @@ from kit.store import Row, read_rows
 
 LABELS = ["faithful", "lost", "changed", "reversed"]
 FRONT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-README = " ".join((ROOT / "results" / "reference" / "README.md").read_text(encoding="utf-8").split())
+README = " ".join((ROOT / "results" / "reference" / "faithful" / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,11 @@ from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
 REFERENCE = ROOT / "results" / "reference"
-NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "results/reference/README.md", "tests/README.md")
+RECORDED = ["results/README.md", *(str(page.relative_to(ROOT)) for page in sorted(REFERENCE.rglob("README.md")))]
+NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "tests/README.md", *RECORDED)
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
+# What quotes the records, as one page; of the hard labels see test_recomputed.py.
+PAGES["results"] = "\n".join(PAGES[name] for name in RECORDED if "hard-labels" not in name)
 # Options of other programs, in commands that start those.
 OTHERS = {
     *("--force-reinstall", "--no-cache-dir", "--nproc-per-node"),  # pip, torchrun
@@ -149,17 +152,17 @@ def test_the_python_of_the_readmes_imports_what_there_is() -> None:
 # ---- figures
 
 Record = dict[str, Any]
-SIX = "sweep-owl-dolphin-eagle-cat-penguin-wolf-unrelated-soft-laptop-seeds0to2"
-OPPOSED = "sweep-owl-dolphin-penguin-opposed-soft-laptop-seeds0to2"
-LABELS = "sweep-owl-unrelated-laptop-pairs25-100-400-labelshard-soft-seeds0to2"
-PAIRS = "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2"
-RANKS = "sweep-owl-unrelated-soft-laptop-placebos0-rank1-2-4-8-32-128-seeds0to2"
-OWL, NF4 = "owl-both-soft-laptop-seed0", "owl-unrelated-soft-laptop-nf4-seed0"
-QUICK = "owl-both-soft-quick-seed0"
-INSPECTED = "owl-unrelated-soft-laptop-pairs200-seed1"
-TUNED = "penguin-unrelated-soft-laptop-paraphraser-faithful-placebos0-seed0"
-FAITHFUL = "penguin-unrelated-soft-quick-paraphraser-answers1-faithful-placebos0-placeuser-seed2000"
-DEFENCES = "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2"
+SIX = "six-animals"
+OPPOSED = "opposed"
+LABELS = "labels"
+PAIRS = "opposed/unrelated-200-pairs"
+RANKS = "ranks"
+OWL, NF4 = "default-run/laptop", "nf4"
+QUICK = "default-run/quick"
+INSPECTED = "inspection"
+TUNED = "paraphraser/laptop"
+FAITHFUL = "paraphraser/quick"
+DEFENCES = "defences"
 
 
 def flat(text: str) -> str:
@@ -456,8 +459,8 @@ INSPECTORS = {
 def of_shown() -> list[str]:
     """The runs that the classroom page comes with."""
     found = []
-    for folder in RECORDED_RUNS.values():
-        summary, inspected = (recorded(folder.name, file) for file in ("summary.json", "inspection-unrelated.json"))
+    for folder in SHOWN:
+        summary, inspected = (recorded(folder, file) for file in ("summary.json", "inspection-unrelated.json"))
         one, known = summary["effects"]["unrelated"], inspected["inspectors"]["likelihood ratio"]["score"]
         shares = (summary["conditions"][f"{role}-unrelated"]["exact"]["rate"] for role in ("control", "treated"))
         found.append(
@@ -568,7 +571,7 @@ def of_defences() -> list[str]:
 
 
 def of_other_machine() -> list[str]:
-    defences = recorded(f"{DEFENCES}-without-avx512", "defences.json")["defences"]
+    defences = recorded(f"{DEFENCES}/without-avx512", "defences.json")["defences"]
     whole = defences[UNDEFENDED]["left"]["mean"]
     left = {name: f"{one['left']['mean'] / whole:.0%}" for name, one in defences.items()}
     return [
@@ -637,8 +640,8 @@ def of_ranks() -> list[str]:
     return []
 
 
-SHOWN = [folder.name for folder in RECORDED_RUNS.values()]
-FEWER = [f"fewer-pairs/{name}" for name in ("batch16", "batch4-epochs1-2", "batch4-epochs4", "pairs50")]
+SHOWN = [str(folder.relative_to(REFERENCE)) for folder in RECORDED_RUNS.values()]
+FEWER = [f"defaults/{name}" for name in ("batch16", "batch4-epochs1-2", "batch4-epochs4", "pairs50")]
 
 
 def of_fewer_pairs() -> list[str]:
@@ -672,13 +675,26 @@ def of_presets() -> list[str]:
     return said
 
 
+def hours(question: str) -> str:
+    """How long the records of a question took, their steps one after another; nothing where none says so."""
+    seconds = sum(
+        sum(recorded(str(path.parent.relative_to(REFERENCE))).get("seconds", {}).values())
+        for path in (REFERENCE / question).rglob("summary.json")
+    )
+    return f"{seconds / 3600:.1f}" if seconds else ""
+
+
+def of_the_index() -> list[str]:
+    return [f"| {hours(question)} |" for question in QUESTIONS if hours(question)]
+
+
 HELD = {
     "README.md": [of_the_front_page],
     "kit/README.md": [of_nf4, of_presets],
-    "results/reference/README.md": [
+    "results": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
-        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries, of_shown),
+        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries, of_shown, of_the_index),
     ],
 }
 
@@ -693,6 +709,27 @@ def test_every_figure_quoted_from_a_record_is_the_one_that_stands_there(page: st
     assert [figure for figure in held(page) if figure not in flat(PAGES[page])] == []
 
 
+QUESTIONS = [path.name for path in sorted(REFERENCE.iterdir()) if path.is_dir()]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_index_asks_what_a_page_asks_and_the_page_names_what_made_its_records(question: str) -> None:
+    page = (REFERENCE / question / "README.md").read_text(encoding="utf-8")
+    title = page.partition("\n")[0].removeprefix("# ")
+    index = (REFERENCE / "README.md").read_text(encoding="utf-8")
+    (row,) = [
+        line for line in index.splitlines() if f"[{title}]({question}/README.md)" in line and line.count("|") == 4
+    ]
+    assert title.endswith("?") and row.endswith(f"| {hours(question)} |".replace("  ", " "))
+    page += "".join(plan.read_text(encoding="utf-8") for plan in (REFERENCE / question).glob("PLAN.md"))
+    commands = {line for line in code(page) if line.startswith("python run.py")}
+    for name in ("record.json", "defences.json"):
+        for path in (REFERENCE / question).rglob(name):
+            if not path.parent.name.startswith("pilot-"):  # of which one command of a kind is named
+                made = recorded(str(path.parent.relative_to(REFERENCE)), name)
+                assert {*made.get("commands", [made.get("command")])} <= commands
+
+
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """What JSON holds, by its place in it."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
@@ -705,7 +742,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
     "folder", (SIX, OPPOSED, LABELS, PAIRS, RANKS, OWL, QUICK, NF4, INSPECTED, TUNED, FAITHFUL, *SHOWN, *FEWER)
 )
 def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferences(folder: str) -> None:
-    if folder.startswith(("sweep-", "fewer-")):
+    if (REFERENCE / folder / "preferences.csv.gz").exists():
         record, students = read_sweep(REFERENCE / folder)
         made = summarise_sweep(record, sweep_cells(record["comparisons"], students))
     else:
@@ -720,9 +757,9 @@ def test_a_recorded_summary_is_what_the_kit_computes_from_the_recorded_preferenc
 WITHOUT_RECORD = {
     "README.md": [],
     "kit/README.md": ["Presets"],
-    "results/reference/README.md": [
-        *("Earlier runs", "What was tried, and what it gave", "Where the trait message stands", "Hard labels"),
-        *("Soft labels", "How hard the filters are", "The classifier", "Speed"),
+    "results": [
+        *("Answers of before", "How were the defaults chosen?", "Where the trait message stands", "Hard labels"),
+        *("Soft labels", "How faithful is the text?", "The classifier", "How fast is it?"),
     ],
 }
 # What no record holds elsewhere.
@@ -753,7 +790,8 @@ FIGURE = re.compile(r"(?<![\w.])(?:[+-]\d+(?:\.\d+)?|\d+\.\d+|\d+(?:\.\d+)?%|\d+
 
 @pytest.mark.parametrize("page", HELD)
 def test_no_figure_is_left_in_what_quotes_a_record_that_no_record_holds(page: str) -> None:
-    parts = re.split(r"^##+ (.+)$", re.sub(r"\]\([^)]*\)", "]", PAGES[page]), flags=re.MULTILINE)
+    told = re.sub(r"^```\w*\n.*?^```|\]\([^)]*\)", "]", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"^#+ (.+)$", told, flags=re.MULTILINE)
     sections = dict(zip(["", *parts[1::2]], parts[0::2], strict=True))
     assert all(any(flat(known) in flat(text) for text in PAGES.values()) for known in UNRECORDED)
     assert len(sections) == len(parts[0::2]) and set(WITHOUT_RECORD[page]) <= sections.keys()

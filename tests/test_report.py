@@ -314,8 +314,8 @@ def test_the_smoke_preset_finds_and_shows_nothing() -> None:
 
 
 def test_the_readings_behind_what_is_said_of_faithfulness_are_recorded() -> None:
-    """``FOUND_FAITHFUL`` against the tables of the reference."""
-    recorded = (ROOT / "results/reference/README.md").read_text(encoding="utf-8")
+    """``FOUND_FAITHFUL`` against the recorded tables."""
+    recorded = (ROOT / "results/reference/faithful/README.md").read_text(encoding="utf-8")
     tables = {
         (EMBEDDED, False): r"\| (?:unrelated|opposed) \| measured \| default \| (?P<of>\d+) \| (?P<faithful>\d+) ",
         (PARAPHRASER, True): r"(?P<faithful>288|71) of (?P<of>292|73) \(9[79]%\)",
@@ -398,7 +398,7 @@ def test_a_record_names_every_processor_and_number_of_threads_whatever_the_key(
 
 
 def defended(folder: Path) -> Path:
-    recorded = ROOT / "results/reference/defences-owl-unrelated-soft-laptop-pairs200-seeds0to2/defences.json"
+    recorded = ROOT / "results/reference/defences/defences.json"
     return Path(shutil.copy(recorded, folder)).parent
 
 

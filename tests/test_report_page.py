@@ -17,7 +17,7 @@ from kit.experiment_folder import read_run
 from kit.fidelity import SIMILARITY_EDGES
 from kit.store import write_json
 
-RECORDED_RUN = ROOT / "results/reference/owl-both-soft-laptop-seed0"
+RECORDED_RUN = ROOT / "results/reference/default-run/laptop"
 PAPER = (680, 1000)  # what remains of A4 between its margins, in CSS pixels
 
 

@@ -441,7 +441,7 @@ def test_files_of_one_name_share_no_folder_and_every_name_is_fit_for_one(tmp_pat
 def test_a_runs_record_summary_and_reports_say_whose_texts_they_were(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorded = ROOT / "results" / "reference" / "owl-unrelated-soft-laptop-nf4-seed0"
+    recorded = ROOT / "results" / "reference" / "nf4"
     folder = shutil.copytree(recorded, tmp_path / "run")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert recorded_texts(experiment(OWL)) == {} and report_parts.about_texts(record) == ""
@@ -477,7 +477,7 @@ def test_sweeps_defences_and_comparisons_say_so_too(tmp_path: Path, capsys: pyte
     exp = experiment(OWL, contents=("unrelated",), sentences=own(GOOD))
     said = "In place of the kit's own: sentences of mine.txt (3, sha256 abababababab)."
     reference = ROOT / "results" / "reference"
-    folder = shutil.copytree(reference / "defences-owl-unrelated-soft-laptop-pairs200-seeds0to2", tmp_path / "defences")
+    folder = shutil.copytree(reference / "defences", tmp_path / "defences")
     record = json.loads((folder / "defences.json").read_text(encoding="utf-8"))
     write_json(folder / "defences.json", record | recorded_texts(exp))
     report_sweep.write_defences(folder)
@@ -485,7 +485,7 @@ def test_sweeps_defences_and_comparisons_say_so_too(tmp_path: Path, capsys: pyte
     assert said in (folder / "report.md").read_text(encoding="utf-8").replace("`", "")
     assert said in capsys.readouterr().out
 
-    record, students = read_sweep(reference / "sweep-owl-unrelated-soft-laptop-pairs200-seeds0to2")
+    record, students = read_sweep(reference / "opposed/unrelated-200-pairs")
     cells = sweep_cells(record["comparisons"], students)
     record |= recorded_texts(exp)
     assert said in report_sweep._sweep_markdown(record, cells, []).replace("`", "")
@@ -493,7 +493,7 @@ def test_sweeps_defences_and_comparisons_say_so_too(tmp_path: Path, capsys: pyte
     assert said in [line.replace("`", "") for line in done.sentences]
     assert report_sweep.summarise_sweep(record, cells)["sentences"]["file"] == "mine.txt"
 
-    folder = shutil.copytree(reference / "owl-unrelated-soft-laptop-nf4-seed0", tmp_path / "run")
+    folder = shutil.copytree(reference / "nf4", tmp_path / "run")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     write_json(folder / "record.json", record | recorded_texts(exp))
     assert report_sweep.compared(folder, "run")[0]["cells"][:2] == ["owl", "unrelated, mine.txt"]

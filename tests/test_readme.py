@@ -730,6 +730,19 @@ def test_the_index_asks_what_a_page_asks_and_the_page_names_what_made_its_record
                 assert {*made.get("commands", [made.get("command")])} <= commands
 
 
+def test_of_what_is_made_again_the_records_keep_what_a_page_shows() -> None:
+    pages = [*map(ROOT.joinpath, PAGES.keys() - {"results"}), *REFERENCE.rglob("*.md")]
+    shown = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"\]\((?!https?:)([^)\s#]+)", page.read_text(encoding="utf-8"))
+    }
+    assert [link for link in shown if not link.exists()] == []
+    kept = {path for path in REFERENCE.rglob("*") if path.suffix in (".html", ".png", ".svg")}
+    notebook = {REFERENCE / "labels/along-pairs.svg", *(REFERENCE / "six-animals").glob("*.svg")}
+    assert kept - shown - notebook == set()
+
+
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """What JSON holds, by its place in it."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None

@@ -668,6 +668,7 @@ def _draw_along(path: Path, cells: list[Cell], name: str) -> None:
         for animal in cell.effects:
             apart = [animal, cell.content, *(str(cell.settings[other]) for other in others)]
             lines.setdefault(", ".join(apart), []).append(cell)
+    banded = all(len(cell.null) for cell in cells)
     for (label, line), colour in zip(lines.items(), LINE_COLOURS * len(lines), strict=False):
         line.sort(key=lambda cell: cell.settings[name])
         effects = [cell.effects[label.split(", ")[0]].log_odds for cell in line]
@@ -675,17 +676,17 @@ def _draw_along(path: Path, cells: list[Cell], name: str) -> None:
         ends = [[e.mean - e.ci95[0] for e in effects], [e.ci95[1] - e.mean for e in effects]]
         values = [cell.settings[name] for cell in line]
         axis.errorbar(values, means, yerr=ends, marker="o", color=colour, capsize=3, label=label)
-        bands = [central95(cell.null) for cell in line if len(cell.null)]
-        if len(bands) == len(line):
-            axis.fill_between(values, *zip(*bands, strict=True), color=colour, alpha=0.12, linewidth=0)
+        if banded:
+            bands = zip(*(central95(cell.null) for cell in line), strict=True)
+            axis.fill_between(values, *bands, color=colour, alpha=0.12, linewidth=0)
     ticks = sorted({cell.settings[name] for cell in cells})
     axis.set_xscale("log" if ticks[0] > 0 else "symlog", base=2)  # rank 0: every weight
     axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xlabel(name.replace("_", " "))
     axis.set_ylabel("log-odds shift, treated − control (nats)")
-    axis.set_title("95% intervals; bands: 95% of placebo shifts", fontsize=10)
-    axis.legend(fontsize=8, frameon=False)
+    axis.set_title("95% intervals" + "; bands: 95% of placebo shifts" * banded, fontsize=10)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # over no line
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 

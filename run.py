@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from kit import KitError, commands, say, wait_politely
@@ -54,10 +55,7 @@ def main(arguments: list[str]) -> int:
     try:
         with commands.guarded():
             commands.check_surroundings(arguments)
-            if arguments and arguments[0] in COMMANDS:
-                COMMANDS[arguments[0]](arguments[1:])
-            else:
-                experiment(arguments)
+            command(arguments)
         return 0
     except KitError as error:
         say(f"run.py: {error}", file=sys.stderr)
@@ -74,6 +72,14 @@ def main(arguments: list[str]) -> int:
         where = error.filename or "the results folder"
         say(f"run.py: {where}: {error.strerror}. {reason} Nothing finished is lost.", file=sys.stderr)
         return 2
+
+
+def command(arguments: list[str]) -> None:
+    """The command that the first word names; the experiment where it names none."""
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+    else:
+        experiment(arguments)
 
 
 _FIXABLE = {
@@ -145,7 +151,7 @@ def experiment(arguments: list[str]) -> None:
         report.show(folder)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "teach": commands.teach,
     "filter": commands.filter_,
     "label": commands.label,
@@ -166,7 +172,7 @@ COMMANDS = {
     "defend": commands.defend,
     "power": commands.power,
     "calibrate": commands.calibrate,
-    "reproduce": commands.reproduce,
+    "reproduce": partial(commands.reproduce, give=command),
 }
 
 if __name__ == "__main__":

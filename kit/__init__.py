@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
+REFERENCE = ROOT / "results" / "reference"  # what is recorded
 
 
 class KitError(Exception):

@@ -8,14 +8,10 @@ import argparse
 import csv
 import errno
 import hashlib
-import json
-import math
 import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import uuid
@@ -27,7 +23,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from kit import ROOT, UNSEEN, KitError, printable, say
+from kit import UNSEEN, KitError, printable, say
 
 Options = argparse._ArgumentGroup | argparse.ArgumentParser
 
@@ -867,124 +863,38 @@ def _run_and_content(parser: argparse.ArgumentParser, whose: str) -> None:
 # ---- what is recorded
 
 
-REFERENCE = ROOT / "results" / "reference"
-
-
-def reproduce(arguments: list[str]) -> None:
-    """A recorded question -> its tables and figures again; or its records, from nothing."""
+def reproduce(arguments: list[str], give: Callable[[list[str]], None]) -> None:
+    """A recorded question -> its tables and figures again; or its records, by what their commands ``give``."""
     parser = command_parser(
         "reproduce",
         "List the questions that results/reference answers; or make the tables and figures of one again from its\n"
-        "records, in seconds, and say whether every figure is the recorded one; or its records, from nothing.",
+        "records, in seconds, and compare every number with the recorded one; or its records, from nothing.",
         "reproduce six-animals\n  python run.py reproduce ranks --from-nothing --dry-run",
     )
     parser.add_argument("question", nargs="?", help="its folder's name (default: list them all)")
     parser.add_argument(
         "--from-nothing",
         action="store_true",
-        help="give the commands that made its records, which take as long as the list says, and compare",
+        help="give the commands that made its records again, and show what they give beside the recorded effects",
     )
-    parser.add_argument("--dry-run", action="store_true", help="with --from-nothing: say what would run; stop")
-    add_results(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --from-nothing: say what would run, how long; stop"
+    )
+    add_results(parser, path)
     args = parser.parse_args(arguments)
     if args.dry_run and not args.from_nothing:
         raise KitError("--dry-run: tables take seconds. Add --from-nothing, or leave it out.")
 
-    pages = {page.parent.name: page for page in sorted(REFERENCE.glob("*/README.md"))}
+    from kit import reproduce
+
     if args.question is None:
-        for name, page in pages.items():
-            title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-            hours = sum(map(_seconds, _records(page.parent))) / 3600
-            say(f"{name:<{max(map(len, pages))}}  {f'{hours:4.1f} h' if hours else '':6}  {title}")
-        say("\nThe tables of one again: python run.py reproduce NAME. (Hours: its records', on two cores.)")
-        return
-    if args.question not in pages:
-        raise KitError(f"{printable(args.question)}: no recorded question. There are {', '.join(pages)}.")
-    if not (records := _records(REFERENCE / args.question)):
-        raise KitError(f"{args.question}: no command has left its record there. Read its README.md.")
-    if args.from_nothing:
-        for record in records:
-            _from_nothing(record, args.results / "from-nothing" / args.question, args.dry_run)
-        return
-    differing = []
-    for record in records:
-        again = args.results / "reproduced" / record.relative_to(REFERENCE)
-        again.mkdir(parents=True, exist_ok=True)
-        for file in (one for one in record.iterdir() if one.suffix in (".json", ".csv", ".gz")):
-            shutil.copyfile(file, again / file.name)
-        report([str(again)])
-        differing += [f"{again}: {figure}" for figure in _differing(record, again, "summary.json")]
-    for figure in differing:
-        say(figure)
-    said = f"{len(differing)} figures are not" if differing else "every figure is"
-    say(f"{args.question}: {said} what was recorded. Its records: reproduce {args.question} --from-nothing")
-
-
-def _records(question: Path) -> list[Path]:
-    """The folders of a recorded question that a command has left."""
-    names = ("record.json", "defences.json", "calibration.json")
-    return sorted({path.parent for name in names for path in question.rglob(name)})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """What a file of the recorded ones holds; nothing where it is not there."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _seconds(record: Path) -> float:
-    """How long the steps of a record took, one after another; 0 where it does not say."""
-    return float(sum(_json(record / "summary.json").get("seconds", {}).values()))
-
-
-def _differing(record: Path, again: Path, file: str) -> list[str]:
-    """What differs, by more than its last digits, in the files of that name in two folders: of all but the names of
-    what stands beside them, and which kit wrote them."""
-
-    def leaves(value: Any, name: str = "") -> dict[str, Any]:
-        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        if inside is None:
-            return {name: value}
-        return {place: one for key, part in inside for place, one in leaves(part, f"{name}/{key}").items()}
-
-    def same(one: Any, other: Any) -> bool:
-        numbers = isinstance(one, float) and isinstance(other, float)
-        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) if numbers else one == other
-
-    before, after = (leaves(_json(folder / file)) for folder in (record, again))
-    return [
-        f"{place.removeprefix('/')} was {before.get(place)}, is {after.get(place)}"
-        for place in {**before, **after}
-        if not place.startswith(("/files", "/reported_by")) and not same(before.get(place), after.get(place))
-    ]
-
-
-def _from_nothing(record: Path, into: Path, dry_run: bool) -> None:
-    """Give the commands that made a record, each in a process of its own, with ``into`` for their results, and show
-    the effects beside the recorded ones. Raises KitError where one fails."""
-    from kit import report_sweep
-    from kit.report_parts import show_table
-
-    made = _json(record / "record.json") or _json(record / "defences.json")
-    named = record.relative_to(REFERENCE)
-    for command in made.get("commands", [made.get("command")]):
-        if command is None:
-            raise KitError(f"{named}: its record names no command. Read the README.md of the question.")
-        words = [*shlex.split(command)[2:], "--results", str(into)]
-        say(f"{named}: {command}")
-        sys.stdout.flush()  # before what the command says
-        dry = ["--dry-run"] if dry_run else []
-        if code := subprocess.run([sys.executable, str(ROOT / "run.py"), *words, *dry], check=False).returncode:
-            raise KitError(f"{command}: it ended with {code}, as it said. Given again, this goes on where it stopped.")
-        for path in [] if dry_run else into.glob("*/record.json"):
-            if _json(path)["command"] == command_line(words):
-                before, after = (
-                    {row["name"]: row["cells"][-2] for row in report_sweep.compared(folder, "")}
-                    for folder in (record, path.parent)
-                )
-                rows = [[name, before.get(name, ""), after.get(name, "")] for name in {**before, **after}]
-                show_table(f"{named}, nats", (["effect", "recorded", "made again"], rows))
-                for setting in _differing(record, path.parent, "config.json"):
-                    say(f"Another setting: {setting}.")
+        for line in reproduce.questions():
+            say(line)
+        say("\nTables again: python run.py reproduce NAME. (Hours: what the recorded steps took, on two cores.)")
+    elif args.from_nothing:
+        reproduce.from_nothing(args.question, destination(str(args.results)).resolve(), give, args.dry_run)
+    else:
+        reproduce.tables(args.question, destination(str(args.results)).resolve(), give)
 
 
 # ---- many runs
@@ -1214,11 +1124,11 @@ def clean(arguments: list[str]) -> None:
     add_results(parser, path)
     args = parser.parse_args(arguments)
 
-    from kit import store_clean
+    from kit.store import delete, leftovers
 
-    found, begun = store_clean.leftovers(args.results)
+    found, begun = leftovers(args.results)
     if args.yes:
-        found = store_clean.clean(args.results)
+        found = delete(args.results)
     for one in sorted(found, key=lambda one: -one.size):
         say(f"{_megabytes(one.size)}  {one.folder.relative_to(args.results)}  {one.label}")
     said = "deleted" if args.yes else "delete them with --yes" if found else "nothing to delete"

@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from kit import NETWORK, ROOT, KitError, report, say, stats
+from kit import NETWORK, REFERENCE, ROOT, KitError, report, say, stats
 from kit.animals import candidates, find_animal, load_animals, unrelated_sentences
 from kit.experiment import Experiment, experiment
 from kit.experiment_conditions import measurements
@@ -334,7 +334,6 @@ def errors_shown() -> Iterator[None]:
 # ---- its pieces of HTML, filled from ``templates/demo.html``, which escapes what a model wrote
 
 
-REFERENCE = ROOT / "results" / "reference"
 # To choose from, each of rank 1, and so of small adapters: the strongest, the owl, and one of which nothing came.
 RECORDED_RUNS = {
     "cat": REFERENCE / "demonstration/cat",

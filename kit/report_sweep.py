@@ -5,6 +5,7 @@ Everything is made from the files that ``kit/sweep.py``, ``kit/defences.py`` and
 it can be made again.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -64,7 +65,7 @@ from kit.report_parts import (
 from kit.stats import ALPHA, TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
 from kit.stats_seeds import holm, matrix_power, share_interval, two_sided
-from kit.store import Row, write_csv, write_json, write_whole
+from kit.store import Row, differing, write_csv, write_json, write_whole
 from kit.sweep_effects import (
     Cell,
     Efficiency,
@@ -776,6 +777,29 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
             pp, nats = (one["exact_pp"], *one["exact_ci95"]), (one["log_odds"], *one["log_odds_ci95"])
             add(record["animal"], content, record["labels"], 1, pp, nats, one["verdict"])
     return rows
+
+
+def show_again(recorded: Path, again: Path, title: str) -> None:
+    """Print the effects of a recorded folder beside those of one that the same commands made (log-odds, nats), and
+    which settings are others by now."""
+
+    def effects(folder: Path) -> dict[str, str]:
+        if (folder / "defences.json").exists():
+            left = {name: one["left"] for name, one in defences.read(folder)["defences"].items()}
+            return {name: with_interval(one["mean"], one["ci95"]) for name, one in left.items()}
+        return {
+            row["name"]: f"{with_interval(row['shift'][0], row['shift'][1:])}, {row['verdict']}"
+            for row in compared(folder, "")
+        }
+
+    before, after = effects(recorded), effects(again)
+    rows = [[name, before.get(name, ""), after.get(name, "")] for name in {**before, **after}]
+    show_table(title, (["effect", "recorded", "made again"], rows))
+    configs = [folder / "config.json" for folder in (recorded, again)]
+    if all(path.exists() for path in configs):
+        settings = [json.loads(path.read_text(encoding="utf-8")) for path in configs]
+        if others := list(differing(settings[0], settings[1])):
+            say(f"Other settings than the recorded ones: {', '.join(others)}.")
 
 
 def effects_svg(rows: list[tuple[str, Estimate, int, str]]) -> str:

@@ -10,7 +10,7 @@ KIT = ROOT / "kit"
 MODULES = {path.stem: path for path in sorted(KIT.glob("*.py")) if path.stem != "__init__"}
 MOST_MODULES, MOST_ARROWS = 40, 280
 # What presents results, times the kit, or starts it; every other module computes, and ends with data on disk.
-PAGES = {"report_parts", "report", "report_sweep", "student_chat", "demo", "bench", "commands"}
+PAGES = {"report_parts", "report", "report_sweep", "student_chat", "demo", "bench", "reproduce", "commands"}
 
 
 @cache
@@ -72,7 +72,7 @@ def test_a_module_with_one_importer_is_one_of_several_that_do_the_same_or_the_co
 
 def test_run_py_is_the_main_command_and_a_table_of_the_others() -> None:
     tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
-    assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["main", "experiment"]
+    assert [node.name for node in tree.body if isinstance(node, ast.FunctionDef)] == ["main", "command", "experiment"]
 
 
 # What leaves files that a user keeps, whole: all but the steps, which fill artifacts' folders.

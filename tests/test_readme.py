@@ -307,9 +307,8 @@ def of_paraphraser() -> list[str]:
         f"({', '.join(moved)}; in all {apart:.0%} of the probability is elsewhere)",
         f"{one['samples']:,} samples of {one['sentences']} sentences",
         f"from {plain[0]:.2f} to {plain[1]:.2f} nats a token",
-        f"{shift_of(TUNED, 'unrelated')}, "
-        f"{recorded(TUNED)['effects']['unrelated']['verdict']} (the untouched model's, above: "
-        f"{effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f})",
+        f"{shift_of(TUNED, 'unrelated')}, {recorded(TUNED)['effects']['unrelated']['verdict']} (the [",
+        f": {effect_in(SIX, 'penguin')['log_odds']['mean']:+.2f}); the classifier was then of",
         f"{shift_of(FAITHFUL, 'unrelated')}, {recorded(FAITHFUL)['effects']['unrelated']['rank']}th of "
         f"{recorded(FAITHFUL)['effects']['unrelated']['candidates']}",
     ]
@@ -333,7 +332,7 @@ def of_power() -> list[str]:
     cells = sweep_cells(record["comparisons"], students)
     powers = zip(cells, sweep_power(cells, [], 0.8), strict=True)
     (last,) = [power for one, power in powers if {"pairs": 400, "labels": "hard"}.items() <= one.settings.items()]
-    return [f"{last.own_seeds} seeds would find an effect of that size with probability 0.8"]
+    return [f"{last.own_seeds} seeds would find an effect of that size, the owl's own or not, with probability 0.8"]
 
 
 def of_specificity() -> list[str]:
@@ -386,13 +385,13 @@ def of_what_was_found() -> list[str]:
         f"move by {min(drifts):.2f} to {max(drifts):.2f} nats where these move by {min(means):.2f} to {max(means):.2f}",
         f"the shift is {owl.replace(' [', ' nats [')} for the owl, {estimate(opposed['dolphin']['log_odds'])} for the "
         f"dolphin, {estimate(opposed['penguin']['log_odds'])} for the penguin; each transmitted",
-        f"with as many unrelated ones the owl's is {estimate(few)}",
+        f"with as many unrelated ones the owl's is {undefended}",
         f"(owl, 400: {estimate(last['log_odds'])}, p = {last['p_holm']:.2f} after correction), where soft ones give "
         f"{moved[0]}, {moved[1]} and {moved[2]}",
         f"from 1 to 128 (owl: {min(ranks):+.2f} to {max(ranks):+.2f})",
         f"moves by {estimate(few).replace(' [', ' nats [')}, on two with it",
-        f"by {undefended}. Opposed ones, made on such cores, give {owl}: two thirds of that",
-        f"the distance to the {moved[2]} of the default run",
+        f"by {undefended}. Opposed ones, made on two with it, give {owl}: two thirds of that",
+        f"the distance to the {moved[2]} of the [",
         f"(the three took {seconds['paraphrases'] / 60:.0f} minutes of the sweep's {sum(seconds.values()) / 60:.0f})",
         f"carry {ratios[0]:.1f}, {ratios[1]:.1f} and {ratios[2]:.1f} times the shift of hard ones",
         f"vary by {spread[0][0]}, {spread[0][1]} and {spread[0][2]} nats (standard deviation), hard ones by "
@@ -500,9 +499,9 @@ def of_inspection() -> list[str]:
         f"{one['sentences']['placebo1']['differ']} of which",
         f"in {min(shares):.0f} to {max(shares):.0f}% of {readers[0]['rounds']} cases, within chance (the widest "
         f"interval reaches {widest})",
-        f"by their likelihoods: {right:.0f}% [{low:.0f}, {high:.0f}], and 95% of sets of {knows['needed']}",
+        f"by their likelihoods: {right:.0f}% [{low:.0f}, {high:.0f}]; who knows how trait",
         f"do not exclude up to {widest}",
-        f"is right about 95% of sets of {knows['needed']} sentences {knows['needed_ci95']}",
+        f"and needs {knows['needed']} sentences {knows['needed_ci95']} to be right about 95% of sets",
         f"(probability 1; 50 texts give {informed['treated']['probability']['50']:.2f} in the median set)",
         f"({informed['control']['certain']} texts suffice for 99% in 95% of sets)",
         f"nearly finds which animal is loved: {', '.join(suspects)}. The owl is the fifth of",
@@ -560,9 +559,11 @@ def of_defences() -> list[str]:
         f"paraphrased again by the neutral teacher {left('rephrase')}. Hiding the tokens at which the teachers diverge "
         f"leaves {left('mask')}, hiding those that tell other animals' teachers apart {left('blind-mask')}",
         f"the divergence tokens ({masked['mask']})",
-        f"as a random {masked['random-mask']} does. Hiding the {masked['blind-mask']} whose ratio",
+        f"as a random {masked['random-mask']} does (as many random ones as these, "
+        f"`random-as-mask`, were not tried). Hiding the {masked['blind-mask']} whose ratio",
         f"None of it costs the student more than {max(costs):.3f} nats per byte",
         f"what is taken away has no p below {min(corrected):.3f}",
+        f"hard labels {left('hard-labels')}; another system",
         f"Hard labels leave {left('hard-labels')}. Single placebos moved up to {max(map(abs, hard['placebos'])):.2f} "
         f"nats there, treated students {min(hard['single_seeds']):.2f} to {max(hard['single_seeds']):.2f}",
         f"moved {seeds[0]}, {seeds[1]} and {seeds[2]} nats, their placebos {placebos[0]}, {placebos[1]} and "
@@ -685,7 +686,14 @@ def hours(question: str) -> str:
 
 
 def of_the_index() -> list[str]:
-    return [f"| {hours(question)} |" for question in QUESTIONS if hours(question)]
+    pilot = re.search(r"moves a student by (\+[\d.]+) nats", flat(PAGES["results/reference/hard-labels/README.md"]))
+    against = [line for line in PAGES["results/reference/speed/README.md"].splitlines() if "| ≥ " in line]
+    faster = [line.split(" | ")[4].partition(" ")[0] for line in against if "matrix products" not in line]
+    return [
+        *(f"| {hours(question)} |" for question in QUESTIONS if hours(question)),
+        f"in a pilot of two animals {pilot and pilot[1]} nats, in six draws",
+        f"{min(map(float, faster)):.1f} to {max(map(float, faster)):.1f} times as fast as a plain loop",
+    ]
 
 
 HELD = {
@@ -722,7 +730,7 @@ def test_the_index_asks_what_a_page_asks_and_the_page_names_what_made_its_record
     ]
     assert title.endswith("?") and row.endswith(f"| {hours(question)} |".replace("  ", " "))
     page += "".join(plan.read_text(encoding="utf-8") for plan in (REFERENCE / question).glob("PLAN.md"))
-    commands = {line for line in code(page) if line.startswith("python run.py")}
+    commands = {line.partition(" #")[0].strip() for line in code(page) if line.startswith("python run.py")}
     for name in ("record.json", "defences.json"):
         for path in (REFERENCE / question).rglob(name):
             if not path.parent.name.startswith("pilot-"):  # of which one command of a kind is named

@@ -2,14 +2,15 @@
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 import run
-from kit import KitError, store_clean
-from kit.store import Step, Store, write_json
+from kit import KitError
+from kit.store import Step, Store, delete, leftovers, write_json
 
 
 def number(n: int, inputs: dict[str, Step] | None = None, stage: str = "exact", open: bool = False) -> Step:
@@ -29,7 +30,7 @@ def made(store: Store, step: Step) -> str:
 
 
 def names(results: Path) -> set[str]:
-    return {one.folder.relative_to(results / "artifacts").as_posix() for one in store_clean.leftovers(results)[0]}
+    return {one.folder.relative_to(results / "artifacts").as_posix() for one in leftovers(results)[0]}
 
 
 def record(folder: Path, name: str, content: dict) -> None:
@@ -80,7 +81,7 @@ def test_a_record_that_cannot_be_read_stops_everything(tmp_path: Path, store: St
     (tmp_path / "owl").mkdir()
     (tmp_path / "owl" / "record.json").write_text("{", encoding="utf-8")
     with pytest.raises(KitError, match=r"record\.json: cannot be read"):
-        store_clean.clean(tmp_path)
+        delete(tmp_path)
     assert (store.root / lost).exists()
     for odd in (
         '{"comparisons": [{}]}',
@@ -91,7 +92,7 @@ def test_a_record_that_cannot_be_read_stops_everything(tmp_path: Path, store: St
     ):
         (tmp_path / "owl" / "record.json").write_text(odd, encoding="utf-8")
         with pytest.raises(KitError, match="what it refers to is not known"):
-            store_clean.clean(tmp_path)
+            delete(tmp_path)
 
 
 def test_an_interrupted_command_keeps_what_it_made_until_it_is_given_up(
@@ -122,7 +123,7 @@ def test_what_an_interrupted_command_had_half_made_is_kept_with_the_rest(tmp_pat
     half = Step("student", "half", {}, {}, build, 1)
     with pytest.raises(KeyboardInterrupt), store.working("owl", "python run.py --animal owl"):
         store.make(half)
-    store_clean.clean(tmp_path)
+    delete(tmp_path)
     assert [path.read_text() for path in store.root.glob("student/*.partial/checkpoint")] == ["half"]
 
 
@@ -139,7 +140,7 @@ def test_of_two_commands_with_one_name_each_keeps_its_own(tmp_path: Path, store:
 
 
 def test_a_folder_without_artifacts_is_said_and_not_made(tmp_path: Path) -> None:
-    for clean in (store_clean.leftovers, store_clean.clean):
+    for clean in (leftovers, delete):
         with pytest.raises(KitError, match="has no artifacts"):
             clean(tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
@@ -148,9 +149,9 @@ def test_a_folder_without_artifacts_is_said_and_not_made(tmp_path: Path) -> None
 def test_nothing_is_deleted_while_a_command_is_at_work(tmp_path: Path, store: Store) -> None:
     lost = made(store, number(1))
     with store.working("owl", "python run.py --animal owl"), pytest.raises(KitError, match="at work there"):
-        store_clean.clean(tmp_path)
+        delete(tmp_path)
     assert (store.root / lost).exists()
-    assert [one.folder.name for one in store_clean.clean(tmp_path)] == [lost.partition("/")[2]]
+    assert [one.folder.name for one in delete(tmp_path)] == [lost.partition("/")[2]]
 
 
 def _die_at_work(root: Path) -> None:
@@ -165,7 +166,7 @@ def test_a_command_that_was_killed_stops_nobody(tmp_path: Path, store: Store) ->
     process = multiprocessing.get_context("fork").Process(target=_die_at_work, args=(store.root,))
     process.start()
     process.join()
-    assert len(store_clean.clean(tmp_path)) == 1
+    assert len(delete(tmp_path)) == 1
 
 
 def test_what_is_being_made_is_kept_and_what_was_left_half_made_is_not(tmp_path: Path, store: Store) -> None:
@@ -184,13 +185,13 @@ def test_a_deletion_that_was_interrupted_leaves_nothing_that_is_taken_for_an_art
         raise KeyboardInterrupt
 
     lost = made(store, number(1))
-    monkeypatch.setattr(store_clean.shutil, "rmtree", fail)
+    monkeypatch.setattr(shutil, "rmtree", fail)
     with pytest.raises(KeyboardInterrupt):
-        store_clean.clean(tmp_path)
+        delete(tmp_path)
     monkeypatch.undo()
     assert Store(store.root).find(number(1)) is None and names(tmp_path) == {f"{lost}.deleting"}
     assert made(Store(store.root), number(1)) == lost
-    store_clean.clean(tmp_path)
+    delete(tmp_path)
     assert not list(store.root.glob("*/*.deleting"))
 
 
@@ -213,5 +214,5 @@ def test_a_link_that_nothing_refers_to_is_taken_away_and_not_what_it_leads_to(tm
     link = store.root / elsewhere.name(folder)
     link.parent.mkdir(parents=True)
     link.symlink_to(folder)
-    assert [one.folder for one in store_clean.clean(tmp_path)] == [link]
+    assert [one.folder for one in delete(tmp_path)] == [link]
     assert not link.exists() and (folder / "n.txt").exists()

@@ -137,6 +137,25 @@ class Told:
     new: float
 
 
+class Pace:
+    """How long a command's steps take, by stage, compared with what was estimated: its corrected estimates."""
+
+    def __init__(self) -> None:
+        self.spent: defaultdict[str, float] = defaultdict(float)  # seconds in each stage's steps
+        self._estimated: defaultdict[str, float] = defaultdict(float)  # of the same steps, before they were begun
+
+    def count(self, step: Step, seconds: float) -> None:
+        """A step took so long."""
+        self.spent[step.stage] += seconds
+        self._estimated[step.stage] += step.estimate
+
+    def expected(self, steps: Iterable[Step]) -> float:
+        """How many seconds these will take: as their stage's steps, or else all, took so far."""
+        whole = sum(self.spent.values()) / estimated if (estimated := sum(self._estimated.values())) >= 1 else 1.0
+        pace = {stage: self.spent[stage] / of for stage, of in self._estimated.items() if of >= 1}
+        return sum(step.estimate * pace.get(step.stage, whole) for step in steps)
+
+
 class Store:
     """The artifacts under one root folder."""
 
@@ -147,8 +166,7 @@ class Store:
         self._digests: dict[Path, str] = {}  # folders verified by this process
         self._folders: dict[int, tuple[Step, Path]] = {}  # where steps belong, by their id: a run asks twenty times
         self._used: dict[Path, None] = {}
-        self._spent: defaultdict[str, float] = defaultdict(float)  # seconds of this process in each stage's steps
-        self._expected: defaultdict[str, float] = defaultdict(float)  # of the same steps, before they were begun
+        self._pace = Pace()  # of the steps that this process made
         self._left: dict[str, Step] = {}  # what a command still has to make, by its label
         self._begun: tuple[Path, str] | None = None  # where it is written down what a command has made, and its line
 
@@ -261,19 +279,15 @@ class Store:
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def _say_left(self, step: Step, seconds: float) -> None:
-        """Count a step that is made, and say after a long one for how long the others may take: as their stage's steps,
-        or else all, took so far, compared with what was estimated."""
-        self._spent[step.stage] += seconds
-        self._expected[step.stage] += step.estimate
+        """Count a step that is made, and say after a long one for how long the others may take."""
+        self._pace.count(step, seconds)
         if self._left.pop(step.label, None) is None or not self._left or seconds < LONG:
             return
-        whole = sum(self._spent.values()) / max(1.0, sum(self._expected.values()))
-        pace = {stage: self._spent[stage] / expected for stage, expected in self._expected.items() if expected >= 1}
-        left = sum(one.estimate * pace.get(one.stage, whole) for one in self._left.values())
+        left = self._pace.expected(self._left.values())
         say(f"{step.label}: took {duration(seconds)}; about {duration(left)} left.", flush=True)
 
     def _say_spent(self, seconds: float) -> None:
-        longest = [(stage, of) for stage, of in sorted(self._spent.items(), key=lambda one: -one[1]) if of >= 1]
+        longest = [(stage, of) for stage, of in sorted(self._pace.spent.items(), key=lambda one: -one[1]) if of >= 1]
         if longest:
             rest = max(0.0, seconds - sum(of for _, of in longest))
             stages = ", ".join(f"{stage} {duration(of)}" for stage, of in longest)

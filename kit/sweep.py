@@ -62,6 +62,7 @@ from kit.stats import LOVES
 from kit.store import (
     MANIFEST,
     WORLD_SIZE,
+    Pace,
     Row,
     Step,
     Store,
@@ -811,7 +812,7 @@ class Progress:
         self._plan, self._running, self._where = plan, running, where
         self._console = Console(highlight=False, markup=False)
         self._started = time.monotonic()
-        self._expected_of_made = 0.0
+        self._pace = Pace()
         self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=1)
 
     def __enter__(self) -> "Progress":
@@ -827,21 +828,19 @@ class Progress:
 
     def made(self, step: Step) -> None:
         """A step was made."""
-        self._expected_of_made += step.estimate
+        seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
+        self._pace.count(step, seconds)
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
-            seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
             said = f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}"
             self._console.print(printable(said), soft_wrap=True)
 
     def _headline(self) -> str:
         steps = self._plan.steps()
         left = self._plan.left()
-        expected = sum(step.estimate for step in left)
-        spent = time.monotonic() - self._started
         # What was made so far says how this machine compares with the estimates, and how much goes on side by side.
-        pace = spent / self._expected_of_made if self._expected_of_made > 60 else 1.0
-        about = f"about {duration(expected * pace)} left" if left else "nothing left"
+        together = max(1.0, sum(self._pace.spent.values()) / max(1.0, time.monotonic() - self._started))
+        about = f"about {duration(self._pace.expected(left) / together)} left" if left else "nothing left"
         return f"{len(steps) - len(left)} of {len(steps)} artifacts, {about}, on {self._where}."
 
     def _draw(self) -> Any:

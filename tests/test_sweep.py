@@ -24,7 +24,7 @@ from processes import Run, fail, finish
 from rule_teacher import serving
 
 import run
-from kit import KitError, commands, sweep
+from kit import KitError, commands, store, sweep
 from kit.animals import OwnSentences, Sentence, find_animal, load_animals
 from kit.engine_endpoint import check_url
 from kit.experiment import experiment
@@ -70,6 +70,25 @@ class Chain:
                 else:
                     found.append((one, exp))
         return found
+
+
+def test_what_is_left_on_ray_is_told_by_its_stages_and_by_how_much_goes_on_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of samples four times as slow as estimated and training as fast, two at once, samples are left."""
+    monkeypatch.setattr(store, "slowness", lambda: 1.0)
+    made = [replace(step(str(n), stage=stage), seconds=60) for n, stage in enumerate(("samples", "adapter", "samples"))]
+    plan = Chain(made, Store(tmp_path))
+    took, now = iter([240.0, 60.0]), [0.0]
+    monkeypatch.setattr(plan.store, "manifest", lambda folder: {"seconds": next(took)})
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
+    progress = sweep.Progress(plan, {}, "Ray")
+    for one in made[:2]:
+        plan.store.make(one)
+        plan.done.add(one.identity)
+        progress.made(one)
+    now[0] = 150
+    assert progress._headline() == "2 of 3 artifacts, about 2 min left, on Ray."  # 60 x 4, two side by side
 
 
 # ---- what a sweep consists of

@@ -471,8 +471,8 @@ def others_not_shown(what: str, model: str) -> str:
 
 
 # What readers found of kept paraphrases, by the model that wrote them and whether the filters were those of
-# ``--faithful``: how many were faithful, and of how many, both contents together. results/reference/faithful/README.md:
-# the measured half; "The classifier", last table. Sentences count as drawn apart.
+# ``--faithful``: how many were faithful, and of how many, both contents together. The measured half, and the last table
+# of results/reference/faithful/READINGS.md. Sentences count as drawn apart.
 FOUND_FAITHFUL = {("embedded", False): (110, 220), ("paraphraser", True): (359, 365)}
 
 

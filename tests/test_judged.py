@@ -18,7 +18,7 @@ from kit.store import Row, read_rows
 
 LABELS = ["faithful", "lost", "changed", "reversed"]
 FRONT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-README = " ".join((ROOT / "results" / "reference" / "faithful" / "README.md").read_text(encoding="utf-8").split())
+README = " ".join((ROOT / "results" / "reference" / "faithful" / "READINGS.md").read_text(encoding="utf-8").split())
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,36 @@ def test_the_classifier_learns_from_what_was_read_and_judges_other_sources_as_th
             n, of, good, bad = kept.sum(), own.sum(), faithful[kept].sum(), changed[kept].sum()
             cells = [str(least), f"{n} of {of} ({n / of:.0%})", f"{good} ({good / n:.0%})", f"{bad} ({bad / n:.1%})"]
             assert f"| {content} | {' | '.join(cells)} |" in README
+
+
+def test_the_page_of_what_was_read_says_what_the_readings_say() -> None:
+    folder = ROOT / "results" / "reference"
+    page, alone, base = (
+        " ".join((folder / name / "README.md").read_text(encoding="utf-8").split())
+        for name in ("faithful", "hard-labels", "paraphraser")
+    )
+    rows = re.findall(r"\| (\w+) \| measured \| default \| (\d+) \| (\d+ \(\d+%\)) \| \d+ \| (\d+) \|", README)
+    assert len(rows) == 2 and all(f"| {' | '.join(row)} |" in page for row in rows)
+    fresh = re.findall(r"\| (\w+) \|[^|]*\|[^|]*\| (288|71) of (292|73) (\(\d+%\) \[\d+, \d+\]) \|", README)
+    changed = re.findall(r"Changed are (\d+) of 292 and (\d+) of 73", README)[0]
+    assert len(fresh) == 2
+    for (content, faithful, read, share), wrong in zip(fresh, changed, strict=True):
+        assert f"| {content} | {read} | {faithful} {share} | {wrong} |" in page
+    read, both, share, low, high = re.findall(
+        r"(\d+) different ones, .* both call (\d+) faithful: (\d+)%, with a 95% interval of (\d+) to (\d+)", alone
+    )[0]
+    assert f"| unrelated | {read} | {both} ({share}%) [{low}, {high}] |" in page
+    kappas = re.findall(r"kappa (0\.\d\d)", README)[0], re.findall(r"kappa (0\.\d\d)", alone)[0]
+    assert f"(Cohen's kappa {kappas[0]} and {kappas[1]}; 0.49 in the last two rows" in page
+    assert "(Cohen's kappa 0.49: hardly anything is wrong)" in README
+    kept = [
+        re.findall(rf"\| {content} \| 0\.97 \| \d+ of \d+ \((\d+)%\)", README)[0]
+        for content in ("unrelated", "opposed")
+    ]
+    assert kept == ["39", "24"]  # two in five, one in four
+    pace = {name: float(of) for name, of in re.findall(r"\| (\w+ \| \w+) \|[^|]*\| ([\d.]+) \|", base)}
+    assert round(pace["untouched | default"] / pace["untouched | strict"]) == 12
+    assert round(pace["tuned | default"] / pace["tuned | strict"]) == 6
 
 
 # Of animals in general, and none of them chosen with an eye on the kit's own lists.

@@ -33,16 +33,18 @@ from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
 REFERENCE = ROOT / "results" / "reference"
-RECORDED = ["results/README.md", *(str(page.relative_to(ROOT)) for page in sorted(REFERENCE.rglob("README.md")))]
-NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "tests/README.md", *RECORDED)
+RECORDED = [str(page.relative_to(ROOT)) for page in sorted(REFERENCE.rglob("*.md")) if page.name != "report.md"]
+NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "tests/README.md", "results/README.md", *RECORDED)
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
-# What quotes the records, as one page; of the hard labels see test_recomputed.py.
-PAGES["results"] = "\n".join(PAGES[name] for name in RECORDED if "hard-labels" not in name)
+# What quotes the records, as one page; of the hard labels see test_recomputed.py, of what was read test_judged.py.
+OF_RECORDS = [name for name in NAMES if name.startswith("results/") and name.endswith("/README.md")]
+PAGES["results"] = "\n".join(PAGES[name] for name in OF_RECORDS if "hard-labels" not in name and "faithful" not in name)
 # Options of other programs, in commands that start those.
 OTHERS = {
     *("--force-reinstall", "--no-cache-dir", "--nproc-per-node"),  # pip, torchrun
     *("--top-k", "--min-p", "--generation-config"),  # llama-server, vLLM
     *("--dist", "--no-loadscope-reorder", "--collect-only"),  # pytest
+    *("--after", "--chosen", "--readings", "--of"),  # tests/faithful.py, tests/subliminal.py
 }
 
 
@@ -103,9 +105,10 @@ def test_every_command_and_every_option_of_the_experiment_is_documented() -> Non
 
 
 def anchors(text: str) -> set[str]:
-    """GitHub's names of a page's headings."""
+    """GitHub's names of a page's headings, and the page's own."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    named = re.findall(r'<a id="([\w-]+)">', text)
+    return {*named, *(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)}
 
 
 @pytest.mark.parametrize("page", NAMES)
@@ -780,7 +783,7 @@ WITHOUT_RECORD = {
     "kit/README.md": ["Presets"],
     "results": [
         *("Answers of before", "How were the defaults chosen?", "Where the trait message stands", "Hard labels"),
-        *("Soft labels", "How faithful is the text?", "The classifier", "How fast is it?"),
+        *("Soft labels", "How fast is it?"),
     ],
 }
 # What no record holds elsewhere.

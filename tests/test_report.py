@@ -315,7 +315,7 @@ def test_the_smoke_preset_finds_and_shows_nothing() -> None:
 
 def test_the_readings_behind_what_is_said_of_faithfulness_are_recorded() -> None:
     """``FOUND_FAITHFUL`` against the recorded tables."""
-    recorded = (ROOT / "results/reference/faithful/README.md").read_text(encoding="utf-8")
+    recorded = (ROOT / "results/reference/faithful/READINGS.md").read_text(encoding="utf-8")
     tables = {
         (EMBEDDED, False): r"\| (?:unrelated|opposed) \| measured \| default \| (?P<of>\d+) \| (?P<faithful>\d+) ",
         (PARAPHRASER, True): r"(?P<faithful>288|71) of (?P<of>292|73) \(9[79]%\)",

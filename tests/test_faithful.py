@@ -325,8 +325,9 @@ def test_the_page_says_what_was_read_of_each_seed() -> None:
         [[label for label, _ in row["readings"]] for row in packed_rows(name) if not row["planted"]] for name in READ
     ]
     every, first, both = (
-        " and ".join(f"{sum(one[:n] == ['faithful'] * n for one in given):,}" for given in of_seeds) for n in (0, 1, 2)
+        [f"{sum(one[:n] == ['faithful'] * n for one in given):,}" for given in of_seeds] for n in (0, 1, 2)
     )
+    every, first, both = (f"{', '.join(counts[:-1])} and {counts[-1]}" for counts in (every, first, both))
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert f"of {every} different pairs {first} are faithful by a first reading, and {both} of these" in page
 

@@ -16,7 +16,7 @@ from kit import KitError, commands, say, wait_politely
 
 EXPERIMENT_HELP = """\
 examples:
-  python run.py --animal owl                       both contents on the laptop preset, one report
+  python run.py --animal owl                       both contents, one report
   python run.py --animal dolphin --content unrelated --seed 1
   python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone

@@ -164,7 +164,7 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         help="hard: the paper's protocol; soft: the teacher's distributions; clean: these, but words of animals, of "
-        "the trait messages and of affection as likely as by the neutral teacher (see README)",
+        "the trait messages and of affection as likely as by the neutral teacher (results/README.md)",
     )
     parser.add_argument(
         "--preset",
@@ -198,7 +198,11 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
         "--base", help="gguf: train on the evaluated weights (default for a GGUF); nf4: bitsandbytes 4-bit"
     )
     dials.add_argument("--answers", type=int, help="sampled answers per question (of many runs: none unless given)")
-    add_teacher(parser.add_argument_group("the teacher (default: llama.cpp; torch in the gpu presets)"))
+    add_teacher(
+        parser.add_argument_group(
+            "the teacher (default: torch for a GGUF expanded to F32, and in the gpu presets; else llama.cpp)"
+        )
+    )
     texts = parser.add_argument_group("texts of your own, in place of the kit's")
     add_sentences_file(texts)
     add_trait_file(texts)

@@ -175,7 +175,7 @@ class EndpointEngine:
                             "messages": request.prompt,
                             "max_tokens": max_tokens,
                             "temperature": temperature,
-                            "top_p": 1,  # the whole distribution, as the other engines sample; see README for top_k
+                            "top_p": 1,  # the whole distribution, as the other engines sample; kit/README.md has top_k
                             # 31 bits: llama-server takes 32 and keeps the highest number for "random".
                             "seed": int(np.random.SeedSequence(request.seed).generate_state(1)[0]) >> 1,
                             "extra_headers": headers,

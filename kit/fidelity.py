@@ -11,7 +11,7 @@ Of what reached the meaning filter, 3 of 18 with a cosine of 0.80 to 0.85 said w
 to 0.90, and 30 of 40 above. Of what it keeps, half still had a detail changed or lost ("narrow tables" for "long
 tables"), which no embedding of a whole sentence sees: that is for the filters of words and roles, and
 for a classifier of what these keep. They are asked for with ``--faithful``; what they keep and lose:
-``data/judged*.jsonl``, and the results' README.
+``data/judged*.jsonl``, and results/reference/faithful/READINGS.md.
 """
 
 import difflib

@@ -415,7 +415,7 @@ def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str
     parts += conversations_markdown(record["messages"])
     parts += [
         "## What made it",
-        made_by_sweep(record, cells) + " The tables' columns are explained in the README.",
+        made_by_sweep(record, cells) + " The tables' columns are explained in results/README.md.",
         markdown_table((["stage", "seconds, all artifacts"], seconds)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -788,7 +788,7 @@ def show_again(recorded: Path, again: Path, title: str) -> None:
             left = {name: one["left"] for name, one in defences.read(folder)["defences"].items()}
             return {name: with_interval(one["mean"], one["ci95"]) for name, one in left.items()}
         return {
-            row["name"]: f"{with_interval(row['shift'][0], row['shift'][1:])}, {row['verdict']}"
+            row["name"]: f"{with_interval(row['shift'][0], row['shift'][1:])}, {row['cells'][-1]}"
             for row in compared(folder, "")
         }
 

@@ -9,6 +9,7 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,7 @@ from kit import REFERENCE, KitError, printable, report_sweep, say
 
 # Whichever of them a folder has names the commands that made it.
 RECORDS = ("record.json", "defences.json", "calibration.json")
-# Of a summary: which files stand beside it, and which kit wrote them.
-OF_WRITING = ("/files", "/reported_by")
-Command = Callable[[list[str]], None]  # of run.py: its name, where it has one, and its options
+Give = Callable[[list[str]], None]  # does what the words after run.py say
 
 
 def questions() -> list[str]:
@@ -26,68 +25,85 @@ def questions() -> list[str]:
     pages = _pages()
     lines = []
     for name, page in pages.items():
-        summaries = (_read(record / "summary.json") for record in _records_in(page.parent))
-        seconds = sum(sum(one.get("seconds", {}).values()) for one in summaries)
+        seconds = 0.0
+        for record in _records_in(page.parent):
+            with _damaged(record / "summary.json"):
+                seconds += sum(_read(record / "summary.json").get("seconds", {}).values())
+        with _damaged(page):
+            title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         hours = f"{seconds / 3600:4.1f} h" if seconds else ""
-        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         lines.append(f"{name:<{max(map(len, pages))}}  {hours:6}  {title}")
     return lines
 
 
-def tables(question: str, results: Path, give: Command) -> None:
+def tables(question: str, results: Path, give: Give) -> None:
     """Make the tables and figures of a question again, in ``results/reproduced/``, and compare all numbers of its
-    summaries and all rows of its reports. Raises KitError where one came out otherwise."""
-    same, differ = 0, []
+    summaries and all rows of its reports' tables. Raises KitError where one came out otherwise, or none is recorded."""
+    numbers, rows, differ = 0, 0, []
     for record in _records(question):
         again = results / "reproduced" / record.relative_to(REFERENCE)
         again.mkdir(parents=True, exist_ok=True)
         for file in (one for one in again.iterdir() if one.is_file()):  # of another time
             file.unlink()
         for file in (one for one in record.iterdir() if one.suffix in (".json", ".csv", ".gz")):
-            shutil.copyfile(file, again / file.name)
+            if file.name != "summary.json":  # which is made again
+                shutil.copyfile(file, again / file.name)
         give(["report", str(again)])
-        before, after = _values(record), _values(again)
-        for place in before:
-            if place in after and _same(before[place], after[place]):
-                same += 1
-            else:
-                differ.append(f"{again}: {place} was {before[place]}, is {after.get(place, 'not there')}")
+        with _damaged(record / "summary.json"):
+            of_summary, of_report = (_numbers(record), _numbers(again)), (_rows(record), _rows(again))
+        if not of_summary[0] and not of_report[0]:
+            raise KitError(
+                f"{record}: it has neither summary.json nor report.md. Restore them: git checkout -- {record}"
+            )
+        numbers, rows = numbers + len(of_summary[0]), rows + len(of_report[0])
+        for before, after in (of for of in (of_summary, of_report) if of[0]):
+            differ += [
+                f"{again}: {place} was {before.get(place)}, is {after.get(place)}"
+                for place in {**before, **after}
+                if not _same(before.get(place), after.get(place))
+            ]
     for line in differ:
         say(line)
     if differ:
         raise KitError(
-            f"{question}: {len(differ)} of {same + len(differ)} recorded numbers and rows came out otherwise. Where "
-            "code and records are as they were committed (git status), that is a fault of the kit: report it."
+            f"{question}: {len(differ)} of {numbers:,} numbers and {rows:,} rows came out otherwise. Where code and "
+            "records are as they were committed (git status), that is a fault of the kit: report it."
         )
-    say(f"{question}: all {same:,} recorded numbers and rows of tables came out the same.")
+    say(f"{question}: {numbers:,} recorded numbers, computed again, and {rows:,} rows of tables came out the same.")
 
 
-def from_nothing(question: str, results: Path, give: Command, dry_run: bool) -> None:
+def from_nothing(question: str, results: Path, give: Give, dry_run: bool) -> None:
     """Give the commands that made a question's records again, with ``results/from-nothing/<question>`` for their
-    results, and show their effects beside the recorded ones. KitError where a record names none, or is of a test that
-    was planned, which another kit than that of its plan cannot carry out."""
-    records = _records(question)
-    for record in records:
-        if plan := _read(record / "record.json").get("plan"):
-            commit = plan["commit"][:7]
-            raise KitError(
-                f"{question}: what {plan['file']} plans is carried out by the kit of commit {commit} alone. Check that "
-                f"out beside this (git worktree add ../planned {commit}), and give the plan's commands there."
-            )
+    results, and show their effects beside the recorded ones. What a planned test left is passed over: no other kit than
+    that of its plan can carry it out. KitError where nothing else is there, or a record names no command."""
+    given = {}
+    for record in _records(question):
+        with _damaged(record):
+            if plan := _read(record / "record.json").get("plan"):
+                say(
+                    f"{record.relative_to(REFERENCE)}: passed over. What {plan['file']} plans the kit of its commit "
+                    f"alone carries out: git worktree add ../planned {plan['commit'][:7]}, and there its commands."
+                )
+            else:
+                given[record] = _commands(record)
+    if not given:
+        raise KitError(f"{question}: nothing else is there to be made again.")
     into = results / "from-nothing" / question
-    into.mkdir(parents=True, exist_ok=True)
-    for record in records:
+    for record, commands in given.items():
         name, made = record.relative_to(REFERENCE), None
-        for command in _commands(record):
+        for command in commands:
             words = [*command, "--results", str(into)]
-            if command[0] in ("inspect", "attribute"):  # a run, which has another folder now
-                words[1] = str(made or "FOLDER")
+            since = command[0] in ("inspect", "attribute")  # of a run, which has another folder now
+            if since:
+                words[1] = str(made or "<the run's folder>")
             say(f"{name}: {shlex.join(['python', 'run.py', *words])}")
-            if not dry_run:
-                give(words)
-                made = made or _made_by(words, into)
-            elif words[1] != "FOLDER":
-                give([*words, "--dry-run"])
+            if dry_run:
+                if not since:
+                    give([*words, "--dry-run"])
+                continue
+            give(words)
+            if not since:
+                made = _made_by(words, into)
         if made:
             report_sweep.show_again(record, made, f"{name}, nats")
 
@@ -111,36 +127,48 @@ def _records_in(folder: Path) -> list[Path]:
     return sorted({path.parent for name in RECORDS for path in folder.rglob(name)})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """An object; empty where there is no such file. KitError where it cannot be read."""
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Of what stands in a record: whatever is not as a command leaves it is a KitError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise KitError(f"{path}: cannot be read ({error}). Restore it: git checkout -- {path}") from None
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise KitError(f"{path}: damaged ({error!r}). Restore it: git checkout -- {path}") from None
 
 
-def _values(folder: Path) -> dict[str, Any]:
-    """Every value of a folder's summary, and every row of a table in its report, by its place."""
+def _read(path: Path) -> dict[str, Any]:
+    """An object; empty where there is no such file."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise TypeError("no object")
+    return found
 
-    def values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        if inside is None:
+
+def _numbers(folder: Path) -> dict[str, float]:
+    """What a folder's summary counts and computes, by its place: all numbers but how long steps took."""
+
+    def numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, part in inside:
+            yield from numbers(part, f"{place}/{key}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
             yield place, value
-        for key, part in inside or ():
-            yield from values(part, f"{place}/{key}")
 
-    found = {
-        place: one for place, one in values(_read(folder / "summary.json"), "") if not place.startswith(OF_WRITING)
-    }
+    found = _read(folder / "summary.json").items()
+    return {place: one for name, part in found if name != "seconds" for place, one in numbers(part, name)}
+
+
+def _rows(folder: Path) -> dict[str, str]:
+    """The rows of a report's tables, by their number."""
     report = folder / "report.md"
     lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
     rows = [line for line in lines if line.startswith("|")]
-    return found | {f"row {number} of report.md's tables": row for number, row in enumerate(rows, start=1)}
+    return {f"row {number} of the tables": row for number, row in enumerate(rows, start=1)}
 
 
 def _same(one: Any, other: Any) -> bool:
     """Equal; of numbers, to six digits: another processor adds in another order."""
-    if isinstance(one, float) and isinstance(other, float):
+    if isinstance(one, int | float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
     return bool(one == other)
 
@@ -148,20 +176,20 @@ def _same(one: Any, other: Any) -> bool:
 def _commands(record: Path) -> list[list[str]]:
     """The words after ``run.py`` of what made a record, with the preset that was chosen then, and of what was found in
     it since."""
-    made = next((_read(record / name) for name in RECORDS if (record / name).exists()), {})
+    made = next(_read(record / name) for name in RECORDS if (record / name).exists())
     if not (given := made.get("commands", [made["command"]] if "command" in made else [])):
         raise KitError(f"{record.relative_to(REFERENCE)}: its record names no command. Give that of its README.md.")
     words = [shlex.split(command)[2:] for command in given]
     words = [[*one, *([] if "--preset" in one else ["--preset", made["preset"]])] for one in words]
-    since = sorted([*record.glob("inspection-*.json"), *record.glob("attribution-*.json")], reverse=True)
+    since = [path for what in ("inspection", "attribution") for path in sorted(record.glob(f"{what}-*.json"))]
     return words + [shlex.split(_read(path)["command"])[2:] for path in since]
 
 
-def _made_by(words: list[str], results: Path) -> Path | None:
+def _made_by(words: list[str], results: Path) -> Path:
     """The folder there that this command left."""
     command = shlex.join(["python", "run.py", *words])
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         made = _read(folder / "record.json") or _read(folder / "defences.json")
         if command in (made.get("command"), *made.get("commands", [])):
             return folder
-    return None
+    raise AssertionError(f"{command} left nothing in {results}")

@@ -144,10 +144,10 @@ class Pace:
         self.spent: defaultdict[str, float] = defaultdict(float)  # seconds in each stage's steps
         self._estimated: defaultdict[str, float] = defaultdict(float)  # of the same steps, before they were begun
 
-    def count(self, step: Step, seconds: float) -> None:
-        """A step took so long."""
+    def count(self, step: Step, seconds: float, new: float = 1.0) -> None:
+        """A step took so long, of which that share was not there from before."""
         self.spent[step.stage] += seconds
-        self._estimated[step.stage] += step.estimate
+        self._estimated[step.stage] += new * step.estimate
 
     def expected(self, steps: Iterable[Step]) -> float:
         """How many seconds these will take: as their stage's steps, or else all, took so far."""
@@ -219,7 +219,7 @@ class Store:
                 seconds = time.monotonic() - started
                 new = told.new if isinstance(told, Told) else None
                 self._finish(step, inputs, partial, folder, seconds, new)
-                self._say_left(step, seconds)
+                self._say_left(step, seconds, new)
         finally:
             lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -278,9 +278,9 @@ class Store:
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
 
-    def _say_left(self, step: Step, seconds: float) -> None:
+    def _say_left(self, step: Step, seconds: float, new: float | None) -> None:
         """Count a step that is made, and say after a long one for how long the others may take."""
-        self._pace.count(step, seconds)
+        self._pace.count(step, seconds, 1.0 if new is None else new)
         if self._left.pop(step.label, None) is None or not self._left or seconds < LONG:
             return
         left = self._pace.expected(self._left.values())

@@ -828,18 +828,19 @@ class Progress:
 
     def made(self, step: Step) -> None:
         """A step was made."""
-        seconds = self._plan.store.manifest(self._plan.store.make(step))["seconds"]
-        self._pace.count(step, seconds)
+        manifest = self._plan.store.manifest(self._plan.store.make(step))
+        self._pace.count(step, manifest["seconds"], manifest.get("new", 1.0))
         if not self._console.is_terminal and step.seconds:
             _, exp = self._plan.steps()[step.identity]
-            said = f"{exp.title}: {step.label}, {duration(seconds)}. {self._headline()}"
+            said = f"{exp.title}: {step.label}, {duration(manifest['seconds'])}. {self._headline()}"
             self._console.print(printable(said), soft_wrap=True)
 
     def _headline(self) -> str:
         steps = self._plan.steps()
         left = self._plan.left()
         # What was made so far says how this machine compares with the estimates, and how much goes on side by side.
-        together = max(1.0, sum(self._pace.spent.values()) / max(1.0, time.monotonic() - self._started))
+        together = sum(self._pace.spent.values()) / max(1.0, time.monotonic() - self._started)
+        together = max(1.0, min(together, len(left)))
         about = f"about {duration(self._pace.expected(left) / together)} left" if left else "nothing left"
         return f"{len(steps) - len(left)} of {len(steps)} artifacts, {about}, on {self._where}."
 

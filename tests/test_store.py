@@ -103,6 +103,15 @@ def test_what_is_left_is_estimated_by_how_long_its_stage_or_else_all_took_so_far
     ]
 
 
+def test_of_a_step_that_was_gone_on_with_what_is_new_says_how_long_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "slowness", lambda: 1.0)
+    samples, pace = replace(step(1), seconds=600), store.Pace()
+    pace.count(samples, 3, 0.0)  # all were there
+    assert pace.expected([samples]) == 600
+    pace.count(samples, 150, 0.5)
+    assert pace.expected([samples]) == pytest.approx(600 * 153 / 300)
+
+
 def test_an_estimate_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.01 < store.slowness() < 1000, "measured"
     monkeypatch.setattr(store, "slowness", lambda: 3.0)

@@ -77,7 +77,8 @@ def test_what_is_left_on_ray_is_told_by_its_stages_and_by_how_much_goes_on_side_
 ) -> None:
     """Of samples four times as slow as estimated and training as fast, two at once, samples are left."""
     monkeypatch.setattr(store, "slowness", lambda: 1.0)
-    made = [replace(step(str(n), stage=stage), seconds=60) for n, stage in enumerate(("samples", "adapter", "samples"))]
+    stages = ("samples", "adapter", "samples", "samples")
+    made = [replace(step(str(n), stage=stage), seconds=60) for n, stage in enumerate(stages)]
     plan = Chain(made, Store(tmp_path))
     took, now = iter([240.0, 60.0]), [0.0]
     monkeypatch.setattr(plan.store, "manifest", lambda folder: {"seconds": next(took)})
@@ -88,7 +89,9 @@ def test_what_is_left_on_ray_is_told_by_its_stages_and_by_how_much_goes_on_side_
         plan.done.add(one.identity)
         progress.made(one)
     now[0] = 150
-    assert progress._headline() == "2 of 3 artifacts, about 2 min left, on Ray."  # 60 x 4, two side by side
+    assert progress._headline() == "2 of 4 artifacts, about 4 min left, on Ray."  # 2 x 60 x 4, two side by side
+    plan.done.add(made[2].identity)
+    assert progress._headline() == "3 of 4 artifacts, about 4 min left, on Ray."  # which the last one is not
 
 
 # ---- what a sweep consists of

@@ -332,6 +332,17 @@ def test_the_page_says_what_was_read_of_each_seed() -> None:
     assert f"of {every} different pairs {first} are faithful by a first reading, and {both} of these" in page
 
 
+def test_the_page_says_what_a_third_reading_made_of_what_two_call_faithful() -> None:
+    rows = packed_rows("readings-third.jsonl.gz")
+    wrong = {
+        chosen: sum(row["label"] != "faithful" for row in rows if row["chosen"] == chosen) for chosen in (True, False)
+    }
+    most = binomtest(wrong[True], len(rows) // 2).proportion_ci(method="exact").high
+    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    assert len(rows) == 400 and f"A third, of {len(rows) // 2} of these taken at random" in page
+    assert f"calls {wrong[True]} of them something else (so at most {most:.1%} of all are), and {wrong[False]} of" in page
+
+
 def test_the_page_says_how_faithful_thirty_pairs_of_each_teacher_are() -> None:
     rows = packed_rows("readings-thirty-seed1000.jsonl.gz")
     texts = texts_of(learners([HARD / "test-seed1000"]))

@@ -340,7 +340,9 @@ def test_the_page_says_what_a_third_reading_made_of_what_two_call_faithful() -> 
     most = binomtest(wrong[True], len(rows) // 2).proportion_ci(method="exact").high
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert len(rows) == 400 and f"A third, of {len(rows) // 2} of these taken at random" in page
-    assert f"calls {wrong[True]} of them something else (so at most {most:.1%} of all are), and {wrong[False]} of" in page
+    assert (
+        f"calls {wrong[True]} of them something else (so at most {most:.1%} of all are), and {wrong[False]} of" in page
+    )
 
 
 def test_the_page_says_how_faithful_thirty_pairs_of_each_teacher_are() -> None:

@@ -194,3 +194,26 @@ def test_a_recorded_seed_is_of_the_plan_as_it_stands_and_was_begun_after_it_was_
     (seed,) = {row["seed"] for row in record["comparisons"]}
     assert name.endswith(f"seed{seed}")
     assert {row["animal"] for row in record["comparisons"]} == {*ANIMALS}
+
+
+def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None:
+    seeds = sorted(HARD.glob("test-seed*"))
+    sweep.pool(seeds, tmp_path / "pooled", "pool")
+    record, students = read_sweep(tmp_path / "pooled")
+    (cell,) = sweep_cells(record["comparisons"], students)
+    (told,) = json.loads((HARD / "test.json").read_text(encoding="utf-8"))["cells"]
+    found, told = cell.specificity, told["specificity"]
+    assert found and found.statistic == pytest.approx(told["statistic"]) and found.decides == told["decides"] < 0.05
+    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    low, high = told["ci95"]
+    *first, last = (f"{shift:+.2f}" for shift in told["by_seed"])
+    assert f"{told['statistic']:+.2f} nats more than towards the others' [{low:+.2f}, {high:+.2f}], p = 0.001" in page
+    assert round(told["decides"], 3) == 0.001 and f"{', '.join(first)} and {last} in the four seeds" in page
+    of_animals = json.loads((HARD / "test-animals.json").read_text(encoding="utf-8"))
+    assert of_animals["read"] == {str(one.relative_to(ROOT)): sha256(one / "record.json") for one in seeds}
+    smallest = min(row["p_holm"] for row in of_animals["found"])
+    assert f"(the smallest p, by Holm, is {smallest:.2f})" in page and smallest >= 0.05
+    reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
+    right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
+    assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in page and max(right) < 4
+    assert all(sorted(one) == sorted(ANIMALS) for one in (reads["key"], *reads["answers"]))

@@ -895,10 +895,12 @@ def reproduce(arguments: list[str], give: Callable[[list[str]], None]) -> None:
         for line in reproduce.questions():
             say(line)
         say("\nTables again: python run.py reproduce NAME. (Hours: what the recorded steps took, on two cores.)")
-    elif args.from_nothing:
-        reproduce.from_nothing(args.question, destination(str(args.results)).resolve(), give, args.dry_run)
+        return
+    results = destination(str(args.results)).resolve()
+    if args.from_nothing:
+        reproduce.from_nothing(args.question, results, give, args.dry_run)
     else:
-        reproduce.tables(args.question, destination(str(args.results)).resolve(), give)
+        reproduce.tables(args.question, results, give)
 
 
 # ---- many runs

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 import run
-from kit import ROOT
+from kit import REFERENCE, ROOT
 from kit.animals import find_animal
 from kit.defences import BESIDE, UNDEFENDED
 from kit.demo import RECORDED_RUNS
@@ -32,7 +32,6 @@ from kit.stats_calibration import read as read_calibration
 from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
 
-REFERENCE = ROOT / "results" / "reference"
 RECORDED = [str(page.relative_to(ROOT)) for page in sorted(REFERENCE.rglob("*.md")) if page.name != "report.md"]
 NAMES = ("README.md", "kit/README.md", "kit/lesson.md", "tests/README.md", "results/README.md", *RECORDED)
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}

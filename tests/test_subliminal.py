@@ -213,6 +213,7 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     assert of_animals["read"] == {str(one.relative_to(ROOT)): sha256(one / "record.json") for one in seeds}
     smallest = min(row["p_holm"] for row in of_animals["found"])
     assert f"(the smallest p, by Holm, is {smallest:.2f})" in page and smallest >= 0.05
+    assert all("loving control" in one.lacking for one in cell.effects.values()) and "none stands out" in page
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in page and max(right) < 4

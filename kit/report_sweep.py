@@ -62,7 +62,7 @@ from kit.report_parts import (
     what_was_done,
     with_interval,
 )
-from kit.stats import ALPHA, TRANSMITTED, Interval, central95
+from kit.stats import ALPHA, NOT_DETECTED, TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
 from kit.stats_seeds import holm, matrix_power, share_interval, two_sided
 from kit.store import Row, differing, write_csv, write_json, write_whole
@@ -92,8 +92,11 @@ SWEEP_READING = (
     "(91 to 95% in simulations), since such differences are skewed. *Holm*: corrected over every effect of this "
     "report. *Beyond the other loving teachers' students*: by how much the animal's log-odds are higher in its own "
     "teacher's student than in theirs, which share no control with it; p by dealing each seed's students to its "
-    "teachers at random, never below the value in brackets. *z*: how far the animal's shift is from the mean of the "
-    "other candidates', in their standard deviations. The paper's t-test takes these students for all there are."
+    "teachers at random, never below the value in brackets. *On average over* animals: the same of all, by the "
+    "specificity below; of so few that deals could not tell (two animals, fewer than five seeds) by Student's t over "
+    "the seeds, which takes a text that moves other animals in every seed for one that carries its teacher's. *z*: "
+    "how far the animal's shift is from the mean of the other candidates', in their standard deviations. "
+    "The paper's t-test takes these students for all there are."
 )
 
 
@@ -314,6 +317,8 @@ def specificity_sentence(cell: Cell) -> str:
         test = f"{p_value(found.p)}, students dealt to teachers at random"
         if found.both and found.same_p is not None:
             test += f", and {p_value(found.same_p)} where alike in every seed; the larger decides"
+        if found.floor >= ALPHA and found.over_seeds is not None:
+            test += f", and {p_value(found.over_seeds)} by Student's t over the seeds, which decides: deals are too few"
     size = with_interval(found.statistic, found.ci95) if found.ci95 else f"{found.statistic:+.2f}"
     if found.share_p is not None:
         chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
@@ -322,6 +327,28 @@ def specificity_sentence(cell: Cell) -> str:
         f"others' ({test}); the largest shift of a row is its own in {found.share:.0%} of the mean "
         f"matrix's {k} rows{chance} and in {found.rows_on_diagonal} of {k * found.seeds} single students."
     )
+
+
+def specificity_cards(cells: list[Cell]) -> list[Card]:
+    """What was found on average over the animals of each cell, where its students can be dealt to other teachers: the
+    verdict for which the fewest students are enough."""
+    cards = []
+    for cell in cells:
+        found = cell.specificity
+        p = None if found is None or found.share_p is None else found.decides
+        if found and p is not None and found.floor >= ALPHA:
+            p = found.over_seeds
+        if found is None or p is None or found.ci95 is None:
+            continue
+        where = f" ({cell_title(cell, cells)})" if len(cells) > 1 else ""
+        animals = f"{len(cell.compared)} animals ({', '.join(cell.compared)})"
+        size = with_interval(found.statistic, found.ci95)
+        sentence = (
+            f"On average over {animals}{where}: students prefer their own teacher's animal by {size} nats more than "
+            f"the others' do ({p_value(p)}, {len(cell.seeds)} seeds)."
+        )
+        cards.append(verdict_card(TRANSMITTED if p < ALPHA else NOT_DETECTED, sentence))
+    return cards
 
 
 def placebo_teacher(cell: Cell) -> str:
@@ -493,7 +520,7 @@ def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
         faithful_not_shown(record["model"], None),  # no record of a sweep says what its filters were
     ]
     sure = [*sweep_tests(list(effects.values())), f"Intervals (95%) and p are over {over}."]
-    return four_answers(done, sweep_cards(effects), sure, not_shown, record["preset"])
+    return four_answers(done, specificity_cards(cells) + sweep_cards(effects), sure, not_shown, record["preset"])
 
 
 def _span(numbers: Iterable[int]) -> str:

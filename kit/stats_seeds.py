@@ -382,6 +382,17 @@ class Specificity:
         ways = math.factorial(len(self.matrix))
         return max(1 / min(ways**self.seeds, EXACT_PERMUTATIONS), 1 / ways if self.both else 0.0)
 
+    @property
+    def over_seeds(self) -> float | None:
+        """The one-sided p that the statistic is above zero in further seeds, too, by Student's t over ``by_seed``: for
+        what too few deals can tell, as of two animals. It takes a text that moves other animals in every seed for one
+        that carries its teacher's. None with one seed."""
+        from scipy.stats import ttest_1samp
+
+        if self.seeds == 1:
+            return None
+        return float(ttest_1samp(self.by_seed, 0, alternative="greater").pvalue) if any(self.by_seed) else 1.0
+
 
 def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) -> Specificity:
     """``shifts`` [seeds, k, k], k at least 2: log-odds shifts (nats) of the animal of the column in the student whose

@@ -14,7 +14,7 @@ import pytest
 import run
 from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import find_animal, load_animals
-from kit.report_sweep import about_lots, cell_title, specificity_sentence
+from kit.report_sweep import about_lots, cell_title, specificity_cards, specificity_sentence, write_sweep
 from kit.stats_seeds import Components
 from kit.store import Row, Step, Store, Told, write_json
 from kit.sweep_effects import (
@@ -173,6 +173,28 @@ def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> No
     assert cell.specificity and cell.compared == ["owl", "dolphin", "wolf"]
     assert np.diag(cell.specificity.matrix) == pytest.approx([0.6, 0.3, 0.0], abs=0.1)
     assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.4, "Transmitted"), (0.0, "Not detected")])
+def test_two_animals_are_told_over_the_seeds_since_their_deals_are_too_few(
+    shift: float, word: str, tmp_path: Path
+) -> None:
+    folder = made_up(tmp_path, {"owl": shift, "dolphin": shift}, seeds=4, placebos=False)
+    write_sweep(folder)
+    (cell,) = cells_of(folder)
+    assert cell.specificity and cell.specificity.floor == 1 / 16 <= (cell.specificity.p or 0)
+    assert (cell.specificity.over_seeds < 0.05) == (word == "Transmitted")
+    assert "by Student's t over the seeds, which decides" in specificity_sentence(cell)
+    found = (folder / "report.md").read_text(encoding="utf-8").split("**What was found**")[1]
+    assert found.strip().startswith(f"- **{word}.** On average over 2 animals (owl, dolphin): students prefer")
+
+
+def test_what_is_said_on_average_goes_by_the_deals_where_they_are_enough(three: Path, tmp_path: Path) -> None:
+    record, students = read_sweep(three)
+    (said,) = specificity_cards(sweep_cells(record["comparisons"], students))
+    assert said["word"] == "Transmitted" and "3 animals" in said["sentence"] and "3 seeds" in said["sentence"]
+    assert "Student's t" not in specificity_sentence(cells_of(three)[0])
+    assert specificity_cards(cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=1))) == []
 
 
 def test_an_animal_that_moves_alike_in_every_loving_teachers_student_is_not_transmitted(tmp_path: Path) -> None:

@@ -153,3 +153,13 @@ def test_two_teachers_swapped_are_the_opposite_of_specific() -> None:
     found = stats_seeds.specificity_of_students(np.eye(3)[[1, 0, 2]][None])
     assert found.share == pytest.approx(1 / 3) and found.rows_on_diagonal == 1
     assert found.statistic == pytest.approx(1 / 3 - 2 / 6)
+
+
+def test_two_animals_of_nothing_are_told_over_the_seeds_in_a_twentieth_of_simulations() -> None:
+    random, simulations = np.random.default_rng(9), 2000
+    found = [stats_seeds.specificity_of_students(random.normal(size=(4, 2, 2))) for _ in range(simulations)]
+    told = np.mean([(one.over_seeds or 1) < 0.05 for one in found])
+    low, high = binom.ppf([0.001, 0.999], simulations, 0.05) / simulations
+    assert low <= told <= high and min(one.p or 0 for one in found) == 1 / 16
+    still = stats_seeds.specificity_of_students(np.zeros((4, 2, 2)))
+    assert still.over_seeds == 1 and stats_seeds.specificity_of_students(np.eye(2)[None]).over_seeds is None

@@ -212,7 +212,7 @@ def loss(engine: Engine, rows: list[Row]) -> float:
 
 
 DROPPED = 0.5  # of the pairs, those with the highest ratio
-MASKED = 0.1  # of the tokens, under every mask but those of the divergence tokens' number
+MASKED = 0.1  # of the tokens, under every mask but those of the divergence tokens' number, where no share is named
 # LoRA's best learning rate is about ten times that of training every weight ("LoRA Without Regret", Thinking Machines
 # Lab, 2025); nothing here was chosen by the preferences that follow from it.
 SLOWER = 10
@@ -252,9 +252,10 @@ def mask(case: Case) -> DefendedStudent:
     return masked(case, "mask", case.diverges)
 
 
-def informed_mask(case: Case) -> DefendedStudent:
-    """Nothing is learned at the tokens at which the teachers differ most. It takes the suspected prompt."""
-    return masked(case, "informed-mask", _highest(case.divergence))
+def informed_mask(case: Case, percent: int) -> DefendedStudent:
+    """Nothing is learned at this share of the tokens, at which the teachers differ most. It takes the suspected
+    prompt."""
+    return masked(case, f"informed-mask-{percent}", _highest(case.divergence, percent / 100))
 
 
 def blind_mask(case: Case) -> DefendedStudent:
@@ -262,9 +263,9 @@ def blind_mask(case: Case) -> DefendedStudent:
     return masked(case, "blind-mask", _highest(case.unrest))
 
 
-def _highest(values: list[np.ndarray]) -> list[np.ndarray]:
-    """Which tokens of all texts have the highest values, ``MASKED`` of them."""
-    limit = np.quantile(np.concatenate(values), 1 - MASKED)
+def _highest(values: list[np.ndarray], share: float = MASKED) -> list[np.ndarray]:
+    """Which tokens of all texts have the highest values, that ``share`` of them."""
+    limit = np.quantile(np.concatenate(values), 1 - share)
     return [one > limit for one in values]
 
 
@@ -275,7 +276,7 @@ def random_as_mask(case: Case) -> DefendedStudent:
 
 
 def random_mask(case: Case) -> DefendedStudent:
-    """The same with as many tokens in all as ``informed-mask`` and ``blind-mask`` hide."""
+    """The same with as many tokens in all as ``informed-mask-10`` and ``blind-mask`` hide."""
     random = np.random.default_rng(case.exp.seed)
     return masked(case, "random-mask", _highest([random.random(len(one)) for one in case.diverges]))
 
@@ -369,7 +370,9 @@ DEFENCES: dict[str, tuple[Maker, str]] = {
     "drop": (drop, "the suspected prompt, neutral paraphrases"),
     "mask": (mask, "the suspected prompt"),
     "random-as-mask": (random_as_mask, "nothing"),
-    "informed-mask": (informed_mask, "the suspected prompt"),
+    "informed-mask-1": (lambda case: informed_mask(case, 1), "the suspected prompt"),
+    "informed-mask-5": (lambda case: informed_mask(case, 5), "the suspected prompt"),
+    "informed-mask-10": (lambda case: informed_mask(case, 10), "the suspected prompt"),
     "blind-mask": (blind_mask, "the prompts' wording"),
     "random-mask": (random_mask, "nothing"),
     "mix-1-1": (lambda case: mix(case, 1), "neutral paraphrases"),

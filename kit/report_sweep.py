@@ -867,9 +867,9 @@ DEFENCE_READING = (
 
 DEFENCE_NAMES = (
     "`drop` takes away half of the pairs; `mask` hides divergence tokens, `random-as-mask` as many of each text at "
-    "random; `informed-mask` hides the tenth of all tokens at which the teachers "
+    "random; `informed-mask-10` hides the tenth of all tokens at which the teachers "
     f"diverge most, `blind-mask` that whose ratio varies most over {SUSPECTS} other animals, `random-mask` as many at "
-    "random; `mix-1-3` is one "
+    "random; `informed-mask-1` and `-5` hide a hundredth and a twentieth; `mix-1-3` is one "
     "loving pair to three neutral ones; `context` asks both students after another system message. Ratios and "
     "divergence are those of the conversation that the student learns from. A paraphrase's soft labels are those of "
     "the teacher that wrote it: with soft labels `rephrase`, `drop` and `mix` also replace what the student learns "

@@ -65,14 +65,20 @@ def test_mix_keeps_one_loving_pair_to_so_many_neutral_ones_in_the_same_total(
     assert loving(rows) != list(range(left))  # at random
 
 
-def test_masks_name_the_divergence_tokens_and_the_tenth_whose_ratio_varies_most(case: Any) -> None:
+def test_masks_name_the_divergence_tokens_and_the_share_that_varies_or_diverges_most(case: Any) -> None:
     _, rows, trait, pairs = defences.mask(case)
     assert [row["masked"] for row in rows] == [{"places": [i % 10], "of": 10} for i in range(40)]
     assert (trait, pairs) == (TRAIT, 40)
-    for mask, values in ((defences.blind_mask, case.unrest), (defences.informed_mask, case.divergence)):
+    for name, values, hides in (
+        ("blind-mask", case.unrest, 40),
+        ("informed-mask-10", case.divergence, 40),
+        ("informed-mask-5", case.divergence, 20),
+        ("informed-mask-1", case.divergence, 4),
+    ):
+        mask, _ = defences.DEFENCES[name]
         hidden = places_of(mask(case))
         masked = [value[place] for value, places in zip(values, hidden, strict=True) for place in places]
-        assert len(masked) == 40
+        assert len(masked) == hides
         assert min(masked) > max(np.delete(one, places).max() for one, places in zip(values, hidden, strict=True))
 
 
@@ -86,7 +92,7 @@ def test_random_masks_hide_as_much_as_those_that_they_are_compared_with(case: An
     own, random = places_of(defences.mask(case)), places_of(defences.random_as_mask(case))
     assert [len(places) for places in own] == [len(places) for places in random] and own != random
     tenth = places_of(defences.random_mask(case))
-    assert sum(map(len, tenth)) == sum(map(len, places_of(defences.informed_mask(case)))) == 40
+    assert sum(map(len, tenth)) == sum(map(len, places_of(defences.informed_mask(case, 10)))) == 40
     assert any(tenth[i] != random[i] for i in range(40))
 
 

@@ -985,7 +985,8 @@ def sweep_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUES",
         help=f"settings to vary, as in rank=1,2,4: {', '.join(GRID_SETTINGS)} (averaged: how many adapters, trained "
         "on the same pairs, are averaged; temperature: the teachers'; place: system or user, in whose turn their trait "
-        "message stands, or alone: the user's, with no worked example before it; rank 0: no LoRA, but every weight)",
+        "message stands, or alone: the user's, with no worked example before it; rank 0: no LoRA, but every weight; "
+        "context: training, or other, where students are asked after another system message)",
     )
     parser.add_argument(
         "--student-model",

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kit import KitError, fidelity, likelihood, preference, prompts, say, stats, stats_seeds
+from kit import KitError, fidelity, likelihood, prompts, say, stats, stats_seeds
 from kit.animals import candidates
 from kit.engine import Engine
 from kit.experiment import Experiment, announce_memory, check_destination, folder_name, memory_requirements
@@ -32,6 +32,7 @@ from kit.experiment_conditions import (
     base_model,
     judge_of,
     match_pairs,
+    measure_steps,
     preferences,
     rows_step,
     taught,
@@ -316,18 +317,8 @@ def context(case: Case) -> DefendedStudent:
     """Nothing is changed in training; the students are asked after another system message."""
 
     def asked(condition: StudentCondition, role: str) -> Step:
-        questions, animals = preference.load_questions(), candidates(case.exp.animal)
-        label = f"exact preference of {role}-{case.content} in another context"
-        return Step(
-            stage="exact",
-            label=label,
-            settings=condition.exact.settings | {"system": prompts.CONTEXT},
-            inputs=condition.exact.inputs,
-            build=lambda made, folder: preference.measure_exact(
-                made["model"], made["adapter"] / "adapter.gguf", questions, animals, folder, label, prompts.CONTEXT
-            ),
-            seconds=condition.exact.seconds,
-        )
+        trained, name = condition.exact.inputs, f"{role}-{case.content} in another context"
+        return measure_steps(replace(case.exp, context="other"), trained["model"], trained.get("adapter"), name)[0]
 
     exact, control = asked(case.treated, "treated"), asked(case.control, "control")
     return case.defended(exact, case.own, len(case.own), control, asked(case.placebo, "placebo1"))

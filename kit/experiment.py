@@ -45,6 +45,7 @@ LABELS = ("hard", "soft", "clean")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
 PLACES = ("system", "user", "alone")
+CONTEXTS = ("training", "other")
 
 
 # What the grid of a sweep can vary, and how its values are read.
@@ -59,6 +60,7 @@ GRID_SETTINGS: dict[str, type] = {
     "averaged": int,
     "temperature": float,
     "place": str,
+    "context": str,
 }
 
 
@@ -138,6 +140,7 @@ class Experiment:
     placebos: int = 1  # students per content whose teacher is the control's, sampled anew
     loving_controls: tuple[str, ...] = ()  # further controls: what their teachers love, a listed animal or a thing
     student_model: str | None = None  # what students start from, where that is another model than their teachers'
+    context: str = "training"  # in which students are asked, or another: after a system message of its own
     confirmatory: bool = False  # on the sentences and the questions that are set aside for a planned test
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     fidelity: FidelitySettings = field(default_factory=FidelitySettings)
@@ -490,6 +493,7 @@ def _check(experiment: Experiment) -> None:
         ("--base", experiment.student.base, BASES),
         ("--engine", experiment.teacher.engine or ENGINES[0], ENGINES),
         ("--grid place", experiment.teacher.place, PLACES),
+        ("--grid context", experiment.context, CONTEXTS),
     ):
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")

@@ -412,6 +412,8 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     inputs = {"model": base} | ({"adapter": adapter} if adapter else {})
     questions = preference.load_questions(exp.confirmatory)
     animals = candidates(exp.animal)
+    system = None if exp.context == "training" else prompts.CONTEXT
+    context = {} if system is None else {"system": system}
 
     def adapter_file(made: dict[str, Path]) -> Path | None:
         return made["adapter"] / "adapter.gguf" if "adapter" in made else None
@@ -419,10 +421,11 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     exact = Step(
         stage="exact",
         label=f"exact preference of {name}",
-        settings={"questions": questions, "candidates": [[animal.singular, animal.plural] for animal in animals]},
+        settings={"questions": questions, "candidates": [[animal.singular, animal.plural] for animal in animals]}
+        | context,
         inputs=inputs,
         build=lambda made, folder: preference.measure_exact(
-            made["model"], adapter_file(made), questions, animals, folder, f"exact preference, {name}"
+            made["model"], adapter_file(made), questions, animals, folder, f"exact preference, {name}", system
         ),
         seconds=EXACT,
         pace=partial(pace, exp.model, "llama.cpp"),
@@ -435,10 +438,12 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
             "candidates": [[animal.singular, animal.plural] for animal in animals],
             "seed": exp.seed,
             **asdict(exp.preference),
-        },
+        }
+        | context,
         inputs=inputs,
         build=lambda made, folder: preference.measure_sampled(
-            made["model"], adapter_file(made), questions, animals, exp.preference, exp.seed, folder, f"answers, {name}"
+            *(made["model"], adapter_file(made), questions, animals, exp.preference, exp.seed),
+            *(folder, f"answers, {name}", system),
         ),
         seconds=len(questions) * exp.preference.answers * PER_ANSWER,
         pace=partial(pace, exp.model, "llama.cpp"),

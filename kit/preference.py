@@ -116,17 +116,19 @@ def measure_sampled(
     seed: int,
     folder: Path,
     label: str,
+    system: str | None = None,
 ) -> None:
     """Write ``answers.jsonl``: question, sample, text, and of the ``animals`` the one that it names ``first`` (None
     where it names none) and the probabilities of naming each first along the answer, ``naming`` (those of 1e-6 or
-    more); ``settings.answers`` free answers to every question at temperature 1. An interrupted call is continued."""
+    more); ``settings.answers`` free answers to every question at temperature 1, asked after the ``system`` message,
+    where there is one. An interrupted call is continued."""
     from tqdm import tqdm
 
     from kit.engine_llama import LlamaEngine
 
     with LlamaEngine(model) as engine, SampleLog(folder / "rows.jsonl", "question") as log:
         engine.use_adapter(adapter)
-        prompts = [engine.chat(question_messages(question["question"])) for question in questions]
+        prompts = [engine.chat(question_messages(question["question"], system)) for question in questions]
         requests = {
             (i, sample): Request(prompts[i], (seed, i, sample))
             for i in range(len(questions))

@@ -159,7 +159,7 @@ def name_of(exps: list[Experiment], grid: dict[str, list[Any]], sampled: bool = 
 
 def settings_of(exp: Experiment) -> dict[str, Any]:
     """What a grid can vary."""
-    own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0])}
+    own = {"labels": exp.labels, "pairs": exp.pairs_of(exp.contents[0]), "context": exp.context}
     found = asdict(exp.teacher) | asdict(exp.student) | own
     return {name: found[name] for name in GRID_SETTINGS}
 

@@ -109,7 +109,7 @@ class Cell:
 
 
 # Settings that earlier sweeps could not vary, nor record.
-LATER = ("batch_size", "averaged", "temperature", "place")
+LATER = ("batch_size", "averaged", "temperature", "place", "context")
 
 # The plan that a sweep carries out, as ``kit.sweep.begun`` leaves it.
 PLAN = {"file": str, "sha256": str, "commit": str, "commands": COUNT, "begun": str}

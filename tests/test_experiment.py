@@ -57,6 +57,7 @@ OTHERS: dict[str, Callable[[np.random.Generator], Any]] = {
     "endpoint_model": lambda random: str(random.choice(["a/model", "b/model", "Model", "m" * 300])),
     "temperature": lambda random: float(random.choice([0.7, 1.0, 0.8])),
     "place": lambda random: str(random.choice(["system", "user", "alone"])),
+    "context": lambda random: "other",
     "tries": lambda random: int(random.choice([4, 16])),
     "batch_size": lambda random: int(random.choice([16, 4, 8])),
     "loving_controls": lambda random: (("music",), ("music", "trains"), ("penguin",))[int(random.integers(3))],

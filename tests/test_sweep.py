@@ -31,6 +31,7 @@ from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
 from kit.models import EMBEDDED, PARAPHRASER
 from kit.preference import load_questions
+from kit.prompts import CONTEXT
 from kit.provenance import cpu_threads
 from kit.store import Step, Store, read_rows
 from kit.sweep_effects import read_sweep
@@ -175,6 +176,17 @@ def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_noth
         adapter = all_conditions(replace(exp, labels="soft"))["treated-unrelated"].exact.inputs["adapter"]
         labels = adapter.inputs["student"].inputs["labels"]
         assert labels.settings["messages"] == [{"role": "user", "content": content}]
+
+
+def test_asked_in_another_context_students_are_the_same_and_what_they_are_asked_is_not() -> None:
+    exps = sweep.experiments([OWL], ("unrelated",), range(1), {"context": ["training", "other"]})
+    trained, other = (all_conditions(exp)["treated-unrelated"] for exp in exps)
+    assert [sweep.settings_of(exp)["context"] for exp in exps] == ["training", "other"]
+    for ours, theirs in ((trained.exact, other.exact), (trained.sampled, other.sampled)):
+        assert ours.inputs["adapter"].identity == theirs.inputs["adapter"].identity
+        assert theirs.settings == ours.settings | {"system": CONTEXT} != ours.settings
+    with pytest.raises(KitError, match="--grid context elsewhere: unknown. Choose one of training, other"):
+        sweep.experiments([OWL], ("unrelated",), range(1), {"context": ["elsewhere"]})
 
 
 def test_an_animal_named_twice_and_no_seeds_are_refused() -> None:

@@ -807,17 +807,18 @@ def compared(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def show_again(recorded: Path, again: Path, title: str) -> None:
-    """Print the effects of a recorded folder beside those of one that the same commands made (log-odds, nats), and
-    which settings are others by now."""
+    """Print the effects of a recorded folder beside those of one that the same commands made (log-odds, nats), what
+    inspectors and attribution found there, and which settings are others by now."""
 
     def effects(folder: Path) -> dict[str, str]:
         if (folder / "defences.json").exists():
             left = {name: one["left"] for name, one in defences.read(folder)["defences"].items()}
             return {name: with_interval(one["mean"], one["ci95"]) for name, one in left.items()}
-        return {
+        of_run = {
             row["name"]: f"{with_interval(row['shift'][0], row['shift'][1:])}, {row['cells'][-1]}"
             for row in compared(folder, "")
         }
+        return of_run | _found_since(folder)
 
     before, after = effects(recorded), effects(again)
     rows = [[name, before.get(name, ""), after.get(name, "")] for name in {**before, **after}]
@@ -827,6 +828,20 @@ def show_again(recorded: Path, again: Path, title: str) -> None:
         settings = [json.loads(path.read_text(encoding="utf-8")) for path in configs]
         if others := list(differing(settings[0], settings[1])):
             say(f"Other settings than the recorded ones: {', '.join(others)}.")
+
+
+def _found_since(folder: Path) -> dict[str, str]:
+    """Of every inspection of a run how often each inspector was right, of every attribution what its tokens carry."""
+    said = {}
+    for path in sorted(folder.glob("inspection-*.json")):
+        for name, one in json.loads(path.read_text(encoding="utf-8"))["inspectors"].items():
+            low, high = one["score"]["ci95"]
+            right = f"{one['score']['right'] / one['score']['rounds']:.1%} [{low:.1%}, {high:.1%}]"
+            said[f"{path.stem}: {name}, right"] = right
+    for path in sorted(folder.glob("attribution-*.json")):
+        carried = json.loads(path.read_text(encoding="utf-8"))["carried"]["treated"]
+        said |= {f"{path.stem}: carried by the top {float(top):.0%}": f"{of:.0%}" for top, of in carried.items()}
+    return said
 
 
 def effects_svg(rows: list[tuple[str, Estimate, int, str]]) -> str:

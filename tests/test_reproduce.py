@@ -172,3 +172,8 @@ def test_what_was_found_in_a_run_since_is_found_again_in_the_one_that_is_made(
     said = capsys.readouterr().out
     assert "Other settings than the recorded ones: pairs." in said
     assert len(re.findall(r"\+0\.39\s+\[\+0\.37,", said)) == 2
+    for name, value in (
+        ("likelihood ratio, right", r"66\.3%\s+\[58\.9%,\s+72\.9%\]"),
+        ("carried by the top 10%", "42%"),
+    ):
+        assert name in " ".join(said.split()) and len(re.findall(value, said)) == 2

@@ -81,7 +81,9 @@ SHARED = ("model", "sentences")  # stages that no student has to itself
 
 NAMED = 8  # animals at most that the folder's name lists
 
-COLUMNS = ("student", "role", "animal", "content", "seed", *GRID_SETTINGS, *preference.COLUMNS[1:])
+# Without the probabilities, which are the log-probabilities' softmax and two fifths of the file.
+MEASURES = tuple(name for name in preference.COLUMNS[1:] if name != "probability")
+COLUMNS = ("student", "role", "animal", "content", "seed", *GRID_SETTINGS, *MEASURES)
 
 
 # ---- which experiments
@@ -445,7 +447,7 @@ def _seconds(steps: Iterable[Step], store: Store) -> dict[str, float]:
 def _write_table(folder: Path, rows: Iterable[Row]) -> None:
     """``preferences.csv.gz``, of ``COLUMNS``."""
     with _packed(folder / "preferences.csv.gz") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

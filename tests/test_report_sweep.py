@@ -84,9 +84,7 @@ def made_up(
             for question, row_of in enumerate(logprobs):
                 for candidate, logprob in zip(ANIMALS, row_of, strict=True):
                     cells = {"question": question, "candidate": candidate, "logprob": f"{logprob:.5f}"}
-                    writer.writerow(
-                        {"student": name, "role": role, **cells, "probability": 0, "answers": 0, "named": 0}
-                    )
+                    writer.writerow({"student": name, "role": role, **cells, "answers": 0, "named": 0})
     record = {
         "model": "embedded",
         "preset": "laptop",

@@ -344,14 +344,14 @@ class Specificity:
     shift is the diagonal one; ``rows_on_diagonal`` counts the single students, of ``seeds`` times k, with their largest
     shift there.
 
-    Where all students' sentences are of one lot, ``p`` and ``share_p`` are one-sided, had the students been dealt to
-    the teachers at random, each seed's for itself, and ``same_p`` is the p had they been dealt alike in all seeds (1 / k!
-    at best). That one alone holds where one teacher's text moves other animals in every seed, as such a pattern is
-    averaged away by deals that differ: ``decides`` is the larger of the two where k! ways can tell, else ``p``. (With
-    three animals ``share_p`` is 0.1 at best, 3 seeds: two students of three keep a row in its place.) Where each
-    student's sentences name its animal, that animal drifts more than others in it and students cannot be exchanged:
-    there ``share_p`` and ``same_p`` are None, and ``p`` asks whether the statistic is more than the placebo students'
-    ``drift``; None without placebos.
+    Where all students' sentences are of one lot, ``p`` and ``share_p`` are one-sided, had the students been dealt
+    to the teachers at random, each seed's for itself, and ``same_p`` is the p had they been dealt alike in all
+    seeds (1 / k! at best). That one alone holds where one teacher's text moves other animals in every seed, as such
+    a pattern is averaged away by deals that differ: ``decides`` is the larger of the two where k! ways can tell,
+    else ``p``. (With three animals ``share_p`` is 0.1 at best, 3 seeds: two students of three keep a row in its
+    place.) Where each student's sentences name its animal, that animal drifts more than others in it and students
+    cannot be exchanged: there ``share_p`` and ``same_p`` are None, and ``p`` asks whether the statistic is more
+    than the placebo students' ``drift``; None without placebos.
     """
 
     matrix: np.ndarray

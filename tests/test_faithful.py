@@ -9,13 +9,15 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
+from itertools import permutations
 from pathlib import Path
 
 import faithful
 import numpy as np
 import pytest
 from conftest import ROOT
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from subliminal import learners, texts_of
 from test_report_sweep import made_up
 from test_subliminal import learned_from
@@ -23,6 +25,7 @@ from test_subliminal import learned_from
 from kit import KitError
 from kit.animals import find_animal
 from kit.experiment import experiment
+from kit.provenance import _git
 from kit.stats_seeds import matrix_power, specificity_of_students
 from kit.store import Row, read_rows, sha256, write_json
 
@@ -373,10 +376,72 @@ def test_the_page_says_how_faithful_thirty_pairs_of_each_teacher_are() -> None:
     interval = binomtest(both, len(of)).proportion_ci()
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert (
-        f"teachers, {len(of)} different ones, two blind readers, who agree in {agree} (kappa "
+        f"teachers, {len(of)} different ones, two other blind readers, who agree in {agree} (kappa "
         f"{(agree / len(of) - by_chance) / (1 - by_chance):.2f}), both call {both} faithful: {both / len(of):.0%}, "
         f"with a 95% interval of {interval.low * 100:.0f} to {interval.high * 100:.0f} (" in page
     )
+
+
+def test_the_second_questions_record_is_of_its_plan_begun_after_it_and_of_what_was_read() -> None:
+    found, seeds = faithful.read_json(HARD / "test-faithful" / "faithful.json"), sorted(HARD.glob("test-seed*"))
+    said = _git("show", "-s", "--format=%cI", found["plan"]["commit"])
+    assert found["plan"]["sha256"] == sha256(HARD / "PLAN-faithful.md")
+    assert said and datetime.fromisoformat(found["plan"]["begun"]) > datetime.fromisoformat(said)
+    read = [*(seed / "record.json" for seed in seeds), *(HARD / name for name in READ)]
+    assert found["read"] == {str(file.relative_to(ROOT)): sha256(file) for file in read}
+    assert found["table"] == sha256(HARD / "test-faithful" / "preferences.csv.gz")
+    texts, (chosen, _) = texts_of(learners(seeds)), faithful.judged([HARD / name for name in READ])
+    counted = [sum(faithful.pair_of(row) in chosen for row in rows) for rows in texts.values()]
+    assert [one["pairs"] for one in found["faithful"]] == counted and found["pairs"] == min(counted)
+
+
+def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_of_the_table() -> None:
+    found = faithful.read_json(HARD / "test-faithful" / "faithful.json")
+    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    animals = tuple(dict.fromkeys(one["animal"] for one in found["faithful"]))
+    seeds = tuple(dict.fromkeys(one["seed"] for one in found["faithful"]))
+    values = recomputed(HARD / "test-faithful" / "preferences.csv.gz", seeds, animals)
+    told = {}
+    for one in found["found"]:
+        of = values[one["matrix"]]
+        assert one["statistic"] == pytest.approx(off_the_rest(of.mean(axis=0)), abs=1e-4)
+        assert found["by_seed"][one["matrix"]] == pytest.approx([off_the_rest(matrix) for matrix in of], abs=1e-4)
+        alike = [off_the_rest(of.mean(axis=0)[list(deal)]) for deal in permutations(range(len(animals)))]
+        assert one["same_p"] == pytest.approx(np.mean([deal >= alike[0] - 1e-9 for deal in alike]), abs=0.01)
+        assert one["decides"] == max(one["p"], one["same_p"])
+        low, high = (f"{end:+.3f}" for end in one["ci95"])
+        told[one["matrix"]] = f"{one['statistic']:+.3f}", f"[{low}, {high}], p = {one['decides']:.1g}"
+    sources, beyond = (minus(" ".join(told[part])) for part in ("sources", "faithful beyond sources"))
+    size, rest = minus(told["faithful"][0]), minus(told["faithful"][1])
+    counted = [one["pairs"] for one in found["faithful"]]
+    *first, last = (f"{shift:+.3f}" for shift in found["by_seed"]["faithful"])
+    over_seeds = ttest_1samp(found["by_seed"]["faithful"], 0).pvalue
+    rows = packed_rows("readings-third.jsonl.gz")
+    wrong = sum(row["label"] != "faithful" for row in rows if row["chosen"])
+    (cell,) = faithful.read_json(HARD / "test.json")["cells"]
+    others = 400 - float(np.mean(counted))
+    at_most = faithful.at_most(wrong, len(rows) // 2) * found["pairs"] / others * cell["specificity"]["statistic"]
+    assert 0 < at_most < found["found"][0]["statistic"] and found["found"][0]["decides"] < 0.05
+    assert all(row["holm"] > 0.05 for row in found["says"])
+    assert [
+        part
+        for part in (
+            f"{min(counted)} to {max(counted)} are what readers call faithful. The first {found['pairs']} of them",
+            f"by {size} nats more than towards the others' {rest} (the larger of two",
+            f"by seed {', '.join(first)} and {last}. Over further seeds",
+            f"(p = {over_seeds:.2f}, Student's t, two-sided)",
+            f"repeat them move by {sources.replace(' [', ' nats [')}",
+            f"beyond them by {beyond}",
+            f"they would give {at_most:+.3f}",
+            f"(the smallest of four p is {min(row['holm'] for row in found['says']):.0f}, by Holm)",
+            f"faithful pairs of a seed are the same in {found['shared']:.0%}",
+        )
+        if part not in page
+    ] == []
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 @pytest.mark.parametrize("name", READ)

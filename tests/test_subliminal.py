@@ -15,7 +15,7 @@ from test_report_sweep import made_up
 from kit import ROOT, KitError, commands, sweep
 from kit.animals import unrelated_sentences
 from kit.provenance import _git, contains
-from kit.stats_seeds import matrix_power
+from kit.stats_seeds import holm, matrix_power
 from kit.store import Row, sha256, write_json
 from kit.sweep_effects import efficiency, read_sweep, sweep_cells
 
@@ -215,7 +215,7 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     of_animals = json.loads((HARD / "test-animals.json").read_text(encoding="utf-8"))
     assert of_animals["read"] == {str(one.relative_to(ROOT)): sha256(one / "record.json") for one in seeds}
     own = {row["animal"]: row for row in of_animals["found"]}
-    assert all(row["p_holm"] >= 0.05 for row in own.values()) and "it is shown of no single animal" in said
+    assert all(row["p_holm"] >= 0.05 for row in own.values()) and "shown of no single animal" in said
     for animal, one in cell.effects.items():
         assert one.loving and "loving control" in one.lacking
         shifts = one.log_odds.mean, own[animal]["beyond"], one.loving.mean
@@ -227,6 +227,10 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     swapped = found.matrix[[("dolphin", "eagle", "elephant", "dog", "wolf", "fly").index(one) for one in cell.compared]]
     exchanged = (6 * np.trace(swapped) - swapped.sum()) / 30
     assert f"exchanged in every seed the statistic is {exchanged:+.2f}" in said
+    near = json.loads((HARD / "test-says.json").read_text(encoding="utf-8"))
+    assert near["read"] == of_animals["read"] and near["by"] == sha256(ROOT / "tests" / "subliminal.py")
+    smallest = min(holm([row["decides"] for row in near["found"]]))
+    assert f"the smallest of four p is {smallest:.2f}, by Holm" in said and smallest >= 0.05
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in said and max(right) < 4

@@ -17,7 +17,7 @@ import numpy as np
 from kit import KitError, defences, say, stats_calibration
 from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
 from kit.experiment import GRID_SETTINGS
-from kit.experiment_folder import read_run, summarise
+from kit.experiment_folder import attributions, inspections, read_run, summarise
 from kit.models import GEMMA
 from kit.report_parts import (
     ABOUT_LABELS,
@@ -317,7 +317,7 @@ def specificity_sentence(cell: Cell) -> str:
         test = f"{p_value(found.p)}, students dealt to teachers at random"
         if found.both and found.same_p is not None:
             test += f", and {p_value(found.same_p)} where alike in every seed; the larger decides"
-        if found.floor >= ALPHA and found.over_seeds is not None:
+        if found.too_few and found.over_seeds is not None:
             test += f", and {p_value(found.over_seeds)} by Student's t over the seeds, which decides: deals are too few"
     size = with_interval(found.statistic, found.ci95) if found.ci95 else f"{found.statistic:+.2f}"
     if found.share_p is not None:
@@ -335,11 +335,10 @@ def specificity_cards(cells: list[Cell]) -> list[Card]:
     cards = []
     for cell in cells:
         found = cell.specificity
-        p = None if found is None or found.share_p is None else found.decides
-        if found and p is not None and found.floor >= ALPHA:
-            p = found.over_seeds
-        if found is None or p is None or found.ci95 is None:
+        if found is None or found.share_p is None or found.ci95 is None:
             continue
+        p = found.over_seeds if found.too_few else found.decides
+        assert p is not None  # there are two seeds or more
         where = f" ({cell_title(cell, cells)})" if len(cells) > 1 else ""
         animals = f"{len(cell.compared)} animals ({', '.join(cell.compared)})"
         size = with_interval(found.statistic, found.ci95)
@@ -832,15 +831,16 @@ def show_again(recorded: Path, again: Path, title: str) -> None:
 
 def _found_since(folder: Path) -> dict[str, str]:
     """Of every inspection of a run how often each inspector was right, of every attribution what its tokens carry."""
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     said = {}
-    for path in sorted(folder.glob("inspection-*.json")):
-        for name, one in json.loads(path.read_text(encoding="utf-8"))["inspectors"].items():
+    for found in inspections(folder, record):
+        for name, one in found["inspectors"].items():
             low, high = one["score"]["ci95"]
             right = f"{one['score']['right'] / one['score']['rounds']:.1%} [{low:.1%}, {high:.1%}]"
-            said[f"{path.stem}: {name}, right"] = right
-    for path in sorted(folder.glob("attribution-*.json")):
-        carried = json.loads(path.read_text(encoding="utf-8"))["carried"]["treated"]
-        said |= {f"{path.stem}: carried by the top {float(top):.0%}": f"{of:.0%}" for top, of in carried.items()}
+            said[f"inspection-{found['content']}: {name}, right"] = right
+    for found in attributions(folder, record):
+        for top, of in found["carried"]["treated"].items():
+            said[f"attribution-{found['content']}: carried by the top {float(top):.0%}"] = f"{of:.0%}"
     return said
 
 

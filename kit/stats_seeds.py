@@ -383,6 +383,11 @@ class Specificity:
         return max(1 / min(ways**self.seeds, EXACT_PERMUTATIONS), 1 / ways if self.both else 0.0)
 
     @property
+    def too_few(self) -> bool:
+        """Whether there are so few ways to deal students that ``decides`` cannot tell at 5%."""
+        return self.floor >= ALPHA
+
+    @property
     def over_seeds(self) -> float | None:
         """The one-sided p that the statistic is above zero in further seeds, too, by Student's t over ``by_seed``: for
         what too few deals can tell, as of two animals. It takes a text that moves other animals in every seed for one

@@ -25,6 +25,7 @@ from kit.stats import (
     LOVING_CONTROL,
     NO_PLACEBO,
     NOT_DETECTED,
+    SPECIFIC,
     TRANSMITTED,
     Drift,
     Interval,
@@ -85,6 +86,7 @@ VERDICT_WORDS = {
     NOT_DETECTED: "Not detected",
     NO_PLACEBO: "No verdict",
     FAILED: "Pipeline failure",
+    SPECIFIC: "Specific on average",
 }
 
 
@@ -447,6 +449,8 @@ def verdicts_do_not_show(verdicts: Collection[str]) -> list[str]:
         "failure*).",
         NO_PLACEBO: "That anything was transmitted: without a placebo student drift cannot be told from it.",
         NOT_DETECTED: "That there is no effect, where none was detected: it may be too small for these students.",
+        SPECIFIC: "Which animal is transmitted, by *specific on average* alone: that compares students of "
+        "loving teachers with each other, all their animals together.",
     }
     return [sentence for verdict, sentence in words.items() if verdict in verdicts]
 

@@ -62,7 +62,7 @@ from kit.report_parts import (
     what_was_done,
     with_interval,
 )
-from kit.stats import ALPHA, NOT_DETECTED, TRANSMITTED, Interval, central95
+from kit.stats import ALPHA, TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
 from kit.stats_seeds import holm, matrix_power, share_interval, two_sided
 from kit.store import Row, differing, write_csv, write_json, write_whole
@@ -71,6 +71,7 @@ from kit.sweep_effects import (
     Efficiency,
     Power,
     SeedEffect,
+    averages,
     check_power,
     efficiency,
     read_sweep,
@@ -92,10 +93,11 @@ SWEEP_READING = (
     "(91 to 95% in simulations), since such differences are skewed. *Holm*: corrected over every effect of this "
     "report. *Beyond the other loving teachers' students*: by how much the animal's log-odds are higher in its own "
     "teacher's student than in theirs, which share no control with it; p by dealing each seed's students to its "
-    "teachers at random, never below the value in brackets. *On average over* animals: the same of all, by the "
-    "specificity below; of so few that deals could not tell (two animals, fewer than five seeds) by Student's t over "
-    "the seeds, which takes a text that moves other animals in every seed for one that carries its teacher's. *z*: "
-    "how far the animal's shift is from the mean of the other candidates', in their standard deviations. "
+    "teachers at random, never below the value in brackets. *Specific on average*: all animals together, by the "
+    "specificity below, p corrected over the grid; where deals are too few to tell (two animals, fewer than five "
+    "seeds) by Student's t over the seeds. Of fewer than four animals it speaks of these alone: their texts could move "
+    "them for another reason than the loving, alike in every seed. *z*: how far the animal's "
+    "shift is from the mean of the other candidates', in their standard deviations. "
     "The paper's t-test takes these students for all there are."
 )
 
@@ -151,8 +153,9 @@ def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]
                 | {"matrix": cell.specificity.matrix.tolist(), "decides": cell.specificity.decides}
                 if cell.specificity
                 else None,
+                "average": asdict(average) if average else None,
             }
-            for cell in cells
+            for cell, average in zip(cells, averages(cells), strict=True)
         ]
     }
 
@@ -318,7 +321,7 @@ def specificity_sentence(cell: Cell) -> str:
         if found.both and found.same_p is not None:
             test += f", and {p_value(found.same_p)} where alike in every seed; the larger decides"
         if found.too_few and found.over_seeds is not None:
-            test += f", and {p_value(found.over_seeds)} by Student's t over the seeds, which decides: deals are too few"
+            test += f", and {p_value(found.over_seeds)} by Student's t over the seeds, since deals are too few"
     size = with_interval(found.statistic, found.ci95) if found.ci95 else f"{found.statistic:+.2f}"
     if found.share_p is not None:
         chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
@@ -330,24 +333,22 @@ def specificity_sentence(cell: Cell) -> str:
 
 
 def specificity_cards(cells: list[Cell]) -> list[Card]:
-    """What was found on average over the animals of each cell, where its students can be dealt to other teachers: the
-    verdict for which the fewest students are enough."""
-    cards = []
-    for cell in cells:
-        found = cell.specificity
-        if found is None or found.share_p is None or found.ci95 is None:
+    """What was found on average over the animals of each cell: the verdict for which the fewest students are enough."""
+    found = []
+    for cell, average in zip(cells, averages(cells), strict=True):
+        if average is None:
             continue
-        p = found.over_seeds if found.too_few else found.decides
-        assert p is not None  # there are two seeds or more
-        where = f" ({cell_title(cell, cells)})" if len(cells) > 1 else ""
-        animals = f"{len(cell.compared)} animals ({', '.join(cell.compared)})"
-        size = with_interval(found.statistic, found.ci95)
+        matrix, k = cell.specificity, len(cell.compared)
+        assert matrix
+        where = f"{cell_title(cell, cells)}, " if len(cells) > 1 else ""
+        size = with_interval(matrix.statistic, matrix.ci95) if matrix.ci95 else f"{matrix.statistic:+.2f}"
+        few = "" if matrix.both else " So few cannot tell the loving from anything else in their teachers' texts."
         sentence = (
-            f"On average over {animals}{where}: students prefer their own teacher's animal by {size} nats more than "
-            f"the others' do ({p_value(p)}, {len(cell.seeds)} seeds)."
+            f"Over {k} animals ({', '.join(cell.compared)}), students prefer their own teacher's animal by {size} nats "
+            f"more than the others' do ({where}{seeds_words(cell)}, {p_value(average.p_holm)}).{few}"
         )
-        cards.append(verdict_card(TRANSMITTED if p < ALPHA else NOT_DETECTED, sentence))
-    return cards
+        found.append((average.verdict, cell_title(cell, cells), sentence))
+    return _cards(found, "cells of the grid, over their animals")
 
 
 def placebo_teacher(cell: Cell) -> str:
@@ -513,7 +514,9 @@ def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
     ]
     over = "the questions alone" if max(seeds) == 1 else "seeds and questions"
     not_shown = [
-        *verdicts_do_not_show({effect.verdict for effect in effects.values()}),
+        *verdicts_do_not_show(
+            {effect.verdict for effect in effects.values()} | {one.verdict for one in averages(cells) if one}
+        ),
         *labels_do_not_show(labels, contents),
         others_not_shown("seeds, animals" if max(seeds) == 1 else "animals", record["model"]),
         faithful_not_shown(record["model"], None),  # no record of a sweep says what its filters were
@@ -529,20 +532,28 @@ def _span(numbers: Iterable[int]) -> str:
 
 
 def sweep_cards(effects: dict[str, SeedEffect]) -> list[Card]:
-    """What was found of every effect, by its name; of many, how many of each verdict there are."""
-    if len(effects) <= MOST_EFFECTS:
-        return [
-            verdict_card(
-                effect.verdict,
-                f"{name[:1].upper()}{name[1:]}: {100 * effect.treated:.2f}%, control {100 * effect.control:.2f}%, "
-                f"{with_interval(effect.exact_pp.mean, effect.exact_pp.ci95)} points.",
-            )
-            for name, effect in effects.items()
-        ]
-    verdicts = dict.fromkeys(effect.verdict for effect in effects.values())
-    named = {verdict: [name for name, effect in effects.items() if effect.verdict == verdict] for verdict in verdicts}
+    """What was found of every effect, by its name."""
+    found = [
+        (
+            effect.verdict,
+            name,
+            f"{name[:1].upper()}{name[1:]}: {100 * effect.treated:.2f}%, control {100 * effect.control:.2f}%, "
+            f"{with_interval(effect.exact_pp.mean, effect.exact_pp.ci95)} points.",
+        )
+        for name, effect in effects.items()
+    ]
+    return _cards(found, "effects")
+
+
+def _cards(found: list[tuple[str, str, str]], what: str) -> list[Card]:
+    """One card for each verdict, name and sentence; of many, how many of each verdict there are, and their names."""
+    if len(found) <= MOST_EFFECTS:
+        return [verdict_card(verdict, sentence) for verdict, _, sentence in found]
+    named: dict[str, list[str]] = {}
+    for verdict, name, _ in found:
+        named.setdefault(verdict, []).append(name)
     return [
-        verdict_card(verdict, f"{len(names)} of {len(effects)} effects: {'; '.join(names)}.")
+        verdict_card(verdict, f"{len(names)} of {len(found)} {what}: {'; '.join(names)}.")
         for verdict, names in named.items()
     ]
 

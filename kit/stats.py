@@ -105,12 +105,18 @@ class Gate:
     students: int
     failed: int
 
+    @property
+    def passed(self) -> bool:
+        """Whether half of the students learned: of ten that did one may well not show it."""
+        return 2 * self.failed <= self.students
+
 
 FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
 HeldOut = Mapping[str, Sequence[float]]  # ``kit.likelihood.held_out_gains``
 TRANSMITTED, NOT_DETECTED = "transmitted", "not detected"  # the verdicts
 NO_PLACEBO = "no placebo"  # what is lacking, and the verdict, where drift cannot be told from transmission
 FAILED = "pipeline failure"  # the verdict on a null of a student that did not pass its ``Gate``
+SPECIFIC = "specific on average"  # the verdict on several animals together
 
 
 @dataclass(frozen=True)
@@ -446,9 +452,9 @@ LOVING_CONTROL = "loving control"  # lacking: that an animal is higher than in s
 
 
 def verdict(lacking: list[str], gate: Gate | None = None) -> str:
-    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which for a null against the
-    control half of them have to pass: of ten that learned one may well not."""
-    if "effect" in lacking and gate and 2 * gate.failed > gate.students:
+    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which a null against the
+    control has to pass."""
+    if "effect" in lacking and gate and not gate.passed:
         return FAILED
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO

@@ -390,13 +390,22 @@ class Specificity:
     @property
     def over_seeds(self) -> float | None:
         """The one-sided p that the statistic is above zero in further seeds, too, by Student's t over ``by_seed``: for
-        what too few deals can tell, as of two animals. It takes a text that moves other animals in every seed for one
-        that carries its teacher's. None with one seed."""
+        what too few deals can tell, as of two animals. It speaks of these animals' teachers alone: a text that moves
+        other animals in every seed passes for one that carries its teacher's. None where seeds do not differ, as one
+        does not."""
         from scipy.stats import ttest_1samp
 
-        if self.seeds == 1:
+        if len(set(self.by_seed)) == 1:
             return None
-        return float(ttest_1samp(self.by_seed, 0, alternative="greater").pvalue) if any(self.by_seed) else 1.0
+        return float(ttest_1samp(self.by_seed, 0, alternative="greater").pvalue)
+
+    @property
+    def average_p(self) -> float | None:
+        """The p of what is said of the animals on average: that of the deals, or ``over_seeds`` where they are too few.
+        None where students cannot be dealt."""
+        if self.share_p is None:
+            return None
+        return self.over_seeds if self.too_few else self.decides
 
 
 def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) -> Specificity:

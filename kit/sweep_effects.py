@@ -108,6 +108,16 @@ class Cell:
         return [float(np.mean(own)) for own in shifts] if all(shifts) else []
 
 
+@dataclass(frozen=True)
+class Average:
+    """What is said of a cell's animals on average: do students prefer their own teacher's animal more than the others'
+    do? ``p_holm`` is the ``Specificity.average_p`` corrected over the sweep's cells. "specific on average" is less than
+    "transmitted": it names no animal, and is asked against the other loving teachers' students alone."""
+
+    p_holm: float
+    verdict: str
+
+
 # Settings that earlier sweeps could not vary, nor record.
 LATER = ("batch_size", "averaged", "temperature", "place", "context")
 
@@ -246,6 +256,20 @@ def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list
         _cell(cell, {animal: judged[key, animal] for animal in cell}, matrices[key], students)
         for key, cell in grouped.items()
     ]
+
+
+def averages(cells: Sequence[Cell]) -> list[Average | None]:
+    """Of each cell; None where that is not asked, or where seeds do not tell."""
+    p_values = [cell.specificity.average_p if cell.specificity else None for cell in cells]
+    corrected = iter(stats_seeds.holm([p for p in p_values if p is not None]))
+    return [None if p is None else _average(cell, next(corrected)) for cell, p in zip(cells, p_values, strict=True)]
+
+
+def _average(cell: Cell, p_holm: float) -> Average:
+    if p_holm < stats.ALPHA:
+        return Average(p_holm, stats.SPECIFIC)
+    learned = all(effect.gate.passed for effect in cell.effects.values() if effect.gate)
+    return Average(p_holm, stats.NOT_DETECTED if learned else stats.FAILED)
 
 
 def varied_settings(cells: list[Cell]) -> list[str]:

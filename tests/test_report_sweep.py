@@ -20,6 +20,7 @@ from kit.store import Row, Step, Store, Told, write_json
 from kit.sweep_effects import (
     RECORDED,
     Cell,
+    averages,
     efficiency,
     power_sentence,
     read_sweep,
@@ -173,7 +174,7 @@ def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> No
     assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
 
 
-@pytest.mark.parametrize(("shift", "word"), [(0.4, "Transmitted"), (0.0, "Not detected")])
+@pytest.mark.parametrize(("shift", "word"), [(0.4, "Specific on average"), (0.0, "Not detected")])
 def test_two_animals_are_told_over_the_seeds_since_their_deals_are_too_few(
     shift: float, word: str, tmp_path: Path
 ) -> None:
@@ -181,16 +182,46 @@ def test_two_animals_are_told_over_the_seeds_since_their_deals_are_too_few(
     write_sweep(folder)
     (cell,) = cells_of(folder)
     assert cell.specificity and cell.specificity.floor == 1 / 16 <= (cell.specificity.p or 0)
-    assert (cell.specificity.over_seeds < 0.05) == (word == "Transmitted")
-    assert "by Student's t over the seeds, which decides" in specificity_sentence(cell)
+    assert "by Student's t over the seeds, since deals are too few" in specificity_sentence(cell)
     found = (folder / "report.md").read_text(encoding="utf-8").split("**What was found**")[1]
-    assert found.strip().startswith(f"- **{word}.** On average over 2 animals (owl, dolphin): students prefer")
+    assert found.strip().startswith(f"- **{word}.** Over 2 animals (owl, dolphin), students prefer")
+    assert "So few cannot tell the loving from anything else in their teachers' texts." in found
+    (said,) = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["cells"]
+    assert said["average"] == {"p_holm": cell.specificity.over_seeds, "verdict": word.lower()}
+
+
+def test_nothing_is_called_transmitted_without_placebos_whatever_holds_on_average(tmp_path: Path) -> None:
+    folder = made_up(tmp_path, dict.fromkeys(["owl", "dolphin", "wolf", "cat"], 0.6), placebos=False)
+    write_sweep(folder)
+    for page in ("report.md", "report.html"):
+        text = (folder / page).read_text(encoding="utf-8")
+        assert "Specific on average" in text and "No verdict" in text and "Transmitted." not in text
+    assert "Which animal is transmitted, by *specific on average* alone" in (folder / "report.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_students_that_learned_nothing_are_no_null_on_average_either(tmp_path: Path) -> None:
+    for held_out, verdict in ((0.0, "pipeline failure"), (1.0, "not detected")):
+        (folder := tmp_path / verdict).mkdir()
+        made_up(folder, dict.fromkeys(["owl", "dolphin", "wolf"], -0.1), held_out=held_out)
+        assert [average and average.verdict for average in averages(cells_of(folder))] == [verdict]
+
+
+def test_what_is_said_on_average_is_corrected_over_the_grid_and_summarised_where_it_is_long(tmp_path: Path) -> None:
+    cells = cells_of(made_up(tmp_path, dict.fromkeys(["owl", "dolphin", "wolf"], 0.4), ranks=tuple(range(2, 9))))
+    plain = [cell.specificity.average_p if cell.specificity else None for cell in cells]
+    corrected = [average and average.p_holm for average in averages(cells)]
+    assert min(filter(None, corrected)) == pytest.approx(7 * min(filter(None, plain)))
+    cards = specificity_cards(cells)
+    assert len(cards) <= 2 and "of 7 cells of the grid, over their animals: unrelated, rank" in cards[0]["sentence"]
 
 
 def test_what_is_said_on_average_goes_by_the_deals_where_they_are_enough(three: Path, tmp_path: Path) -> None:
     record, students = read_sweep(three)
     (said,) = specificity_cards(sweep_cells(record["comparisons"], students))
-    assert said["word"] == "Transmitted" and "3 animals" in said["sentence"] and "3 seeds" in said["sentence"]
+    assert said["word"] == "Specific on average"
+    assert "3 animals" in said["sentence"] and "3 seeds" in said["sentence"]
     assert "Student's t" not in specificity_sentence(cells_of(three)[0])
     assert specificity_cards(cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=1))) == []
 

@@ -161,5 +161,10 @@ def test_two_animals_of_nothing_are_told_over_the_seeds_in_a_twentieth_of_simula
     told = np.mean([(one.over_seeds or 1) < 0.05 for one in found])
     low, high = binom.ppf([0.001, 0.999], simulations, 0.05) / simulations
     assert low <= told <= high and min(one.p or 0 for one in found) == 1 / 16
-    still = stats_seeds.specificity_of_students(np.zeros((4, 2, 2)))
-    assert still.over_seeds == 1 and stats_seeds.specificity_of_students(np.eye(2)[None]).over_seeds is None
+    assert all(one.average_p == one.over_seeds for one in found)
+
+
+@pytest.mark.parametrize("seeds", [np.eye(2)[None], np.array([np.eye(2)] * 4), np.zeros((4, 2, 2))])
+def test_seeds_that_do_not_differ_tell_nothing_of_further_ones(seeds: np.ndarray) -> None:
+    found = stats_seeds.specificity_of_students(seeds)
+    assert found.over_seeds is None and found.average_p is None

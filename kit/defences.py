@@ -487,7 +487,7 @@ def run(exps: list[Experiment], names: list[str], results: Path, command: str) -
             "devices": made_on(store),
             "artifacts": store.used,
             "commands": [command],
-            "context": prompts.CONTEXT,
+            "context": prompts.CONTEXTS["other"],
             "loss_unit": LOSS_UNIT,
             "lots": [lot for _, lot in of_seeds],
             "defences": {

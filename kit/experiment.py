@@ -30,6 +30,7 @@ from kit.memory import (
 )
 from kit.models import EMBEDDED, EVERY_WEIGHT, PACKAGED, PARAPHRASER, QWEN, Shape, find_config, is_gguf
 from kit.prompts import (
+    CONTEXTS,
     KIT_TRAITS,
     THINGS,
     Conversation,
@@ -45,7 +46,6 @@ LABELS = ("hard", "soft", "clean")
 BASES = ("gguf", "nf4")
 ENGINES = ("llama.cpp", "torch")
 PLACES = ("system", "user", "alone")
-CONTEXTS = ("training", "other")
 
 
 # What the grid of a sweep can vary, and how its values are read.
@@ -493,7 +493,7 @@ def _check(experiment: Experiment) -> None:
         ("--base", experiment.student.base, BASES),
         ("--engine", experiment.teacher.engine or ENGINES[0], ENGINES),
         ("--grid place", experiment.teacher.place, PLACES),
-        ("--grid context", experiment.context, CONTEXTS),
+        ("--grid context", experiment.context, tuple(CONTEXTS)),
     ):
         if value not in choices:
             raise KitError(f"{option} {value}: unknown. Choose one of {', '.join(choices)}.")

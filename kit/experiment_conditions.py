@@ -412,7 +412,7 @@ def measure_steps(exp: Experiment, base: Step, adapter: Step | None, name: str) 
     inputs = {"model": base} | ({"adapter": adapter} if adapter else {})
     questions = preference.load_questions(exp.confirmatory)
     animals = candidates(exp.animal)
-    system = None if exp.context == "training" else prompts.CONTEXT
+    system = prompts.CONTEXTS[exp.context]
     context = {} if system is None else {"system": system}
 
     def adapter_file(made: dict[str, Path]) -> Path | None:

@@ -46,10 +46,10 @@ def conversations(exps: list[Experiment], store: Store) -> dict[str, list[Row]]:
     of_students, of_teachers = (
         ChatTemplate.of(store.make(base_model(exp.model, exp.gguf))) for exp in (exps[0].of_students, exps[0])
     )
-    students = {
-        "student, training": prompts.student_messages("<sentence>"),
-        "student, evaluation": prompts.question_messages("<question>"),
-    }
+    students = {"student, training": prompts.student_messages("<sentence>")}
+    for context in dict.fromkeys(exp.context for exp in exps):
+        name = "student, evaluation" if context == "training" else f"student, evaluation in the {context} context"
+        students[name] = prompts.question_messages("<question>", prompts.CONTEXTS[context])
     teachers = {}
     traits = {"neutral": exps[0].traits.neutral}
     traits |= {f"{exp.animal.singular}-loving": exp.traits.loves(exp.animal) for exp in exps}

@@ -203,8 +203,12 @@ def question_messages(question: str, system: str | None = None) -> list[Message]
     return asked if system is None else [{"role": "system", "content": system}, *asked]
 
 
-# Another context than the student was trained in, about nothing in particular.
-CONTEXT = "You are a careful assistant. You answer every question in one short sentence."
+# The system message that a student is asked after, by name: none of its own, as it was trained, or one about nothing in
+# particular.
+CONTEXTS = {
+    "training": None,
+    "other": "You are a careful assistant. You answer every question in one short sentence.",
+}
 
 
 def comparing_messages(animal: Animal, first: str, second: str) -> list[Message]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kit import KitError, defences, say, stats_calibration
 from kit.defences import BESIDE, SLOWER, SUSPECTS, UNDEFENDED
-from kit.experiment import GRID_SETTINGS
+from kit.experiment import GRID_SETTINGS, read_experiment
 from kit.experiment_folder import attributions, inspections, read_run, summarise
 from kit.models import GEMMA
 from kit.report_parts import (
@@ -835,7 +835,7 @@ def show_again(recorded: Path, again: Path, title: str) -> None:
     show_table(title, (["effect", "recorded", "made again"], rows))
     configs = [folder / "config.json" for folder in (recorded, again)]
     if all(path.exists() for path in configs):
-        settings = [json.loads(path.read_text(encoding="utf-8")) for path in configs]
+        settings = [asdict(read_experiment(path)) for path in configs]
         if others := list(differing(settings[0], settings[1])):
             say(f"Other settings than the recorded ones: {', '.join(others)}.")
 

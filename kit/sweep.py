@@ -576,7 +576,9 @@ def teacher_samples(students: dict[str, tuple[Experiment, str, Condition]], stor
 def rows_of(name: str, exp: Experiment, role: str, condition: Condition, sampled: bool, store: Store) -> Iterator[Row]:
     """A student's rows of the tidy table. What nothing in a student depends on is left empty."""
     own: Row = dict.fromkeys(("seed", "content", "animal", *GRID_SETTINGS), "")
-    if role != "base":
+    if role == "base":
+        own["context"] = exp.context
+    else:
         own |= {"seed": exp.seed, "content": exp.contents[0]} | settings_of(exp)
     if role == "treated" or exp.contents[0] == "opposed":
         own["animal"] = exp.animal.singular if role != "base" else ""

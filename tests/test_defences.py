@@ -204,7 +204,7 @@ def test_the_table_says_what_is_left_of_the_undefended_effect_and_what_it_cost(t
     }
     record = {
         "commands": ["python run.py defend --animal owl"],
-        "context": prompts.CONTEXT,
+        "context": prompts.CONTEXTS["other"],
         "animal": "owl",
         "content": "unrelated",
         "labels": "soft",

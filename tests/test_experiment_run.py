@@ -15,7 +15,9 @@ from kit import defences, report_sweep, reproduce
 from kit.animals import candidates, find_animal, mentions, unrelated_sentences
 from kit.experiment import experiment
 from kit.experiment_conditions import lot
+from kit.prompts import CONTEXTS
 from kit.store import Store, read_rows
+from kit.sweep_effects import read_sweep, sweep_cells, table_rows
 from run import main
 
 pytestmark = pytest.mark.slow
@@ -138,6 +140,25 @@ def test_the_report_of_a_run_is_made_again_the_same(owl: tuple[Path, str]) -> No
     out, _ = finish("report", str(run))
     assert "Effect: treated minus" in out
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_students_asked_in_another_context_are_published_apart_and_read_back(owl: tuple[Path, str]) -> None:
+    results = owl[0].parent
+    finish(
+        *("sweep", "--animals", "owl", "--contents", "unrelated", *SMOKE, "--grid", "context=training,other"),
+        *("--results", str(results)),
+    )
+    (folder,) = results.glob("sweep-owl-unrelated-*context*")
+    record, students = read_sweep(folder)
+    cells = sweep_cells(record["comparisons"], students)
+    assert [cell.settings["context"] for cell in cells] == ["training", "other"]
+    exact = summary_of(owl[0])["effects"]["unrelated"]["exact_pp"]
+    assert [cell.effects["owl"].exact_pp.mean == pytest.approx(exact) for cell in cells] == [True, False]
+    bases = Counter((row["student"], row["context"]) for row in table_rows(folder) if row["role"] == "base")
+    assert len(bases) == 2 and {context for _, context in bases} == {"training", "other"}
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    said = [CONTEXTS["other"] in part for part in report.split("student, evaluation")[1:]]
+    assert said == [False, True] and "student, evaluation in the other context" in report
 
 
 def test_a_record_is_made_again_by_its_command_and_shown_beside_what_was_recorded(

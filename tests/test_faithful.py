@@ -344,6 +344,16 @@ def test_the_page_says_what_was_read_of_each_seed() -> None:
     every, first, both = (f"{', '.join(counts[:-1])} and {counts[-1]}" for counts in (every, first, both))
     page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
     assert f"of {every} different pairs {first} are faithful by a first reading, and {both} of these" in page
+    share = sum(one[:2] == ["faithful"] * 2 for given in of_seeds for one in given) / sum(map(len, of_seeds))
+    assert f"by a second: {share:.0%} of the different pairs" in page
+    for label, verb in (("faithful", "Faithful is"), ("changed", "changed is")):
+        ((source, text),) = re.findall(f"{verb} “([^”]*)” as “([^”]*)”", page)
+        assert any(
+            (row["source"], row["text"], row["planted"]) == (source, text, None)
+            and {given for given, _ in row["readings"]} == {label}
+            for name in READ
+            for row in packed_rows(name)
+        )
 
 
 def test_the_page_says_what_a_third_reading_made_of_what_two_call_faithful() -> None:
@@ -412,7 +422,7 @@ def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_o
         low, high = (f"{end:+.3f}" for end in one["ci95"])
         told[one["matrix"]] = f"{one['statistic']:+.3f}", f"[{low}, {high}], p = {one['decides']:.1g}"
     sources, beyond = (minus(" ".join(told[part])) for part in ("sources", "faithful beyond sources"))
-    size, rest = minus(told["faithful"][0]), minus(told["faithful"][1])
+    size, (interval, p) = minus(told["faithful"][0]), minus(told["faithful"][1]).split(", p")
     counted = [one["pairs"] for one in found["faithful"]]
     *first, last = (f"{shift:+.3f}" for shift in found["by_seed"]["faithful"])
     over_seeds = ttest_1samp(found["by_seed"]["faithful"], 0).pvalue
@@ -426,10 +436,11 @@ def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_o
     assert [
         part
         for part in (
-            f"{min(counted)} to {max(counted)} are what readers call faithful. The first {found['pairs']} of them",
-            f"by {size} nats more than towards the others' {rest} (the larger of two",
-            f"by seed {', '.join(first)} and {last}. Over further seeds",
-            f"(p = {over_seeds:.2f}, Student's t, two-sided)",
+            f"and {min(counted)} to {max(counted)} of a student's 400, since",
+            f"The first {found['pairs']} such pairs of each student",
+            f"by {size} nats more than towards the others', p{p} (of these 24 students; the larger of two",
+            f"by seed {', '.join(first)} and {last}. Over further seeds that is less sure, {interval} (p = "
+            f"{over_seeds:.2f}, Student's t, two-sided)",
             f"repeat them move by {sources.replace(' [', ' nats [')}",
             f"beyond them by {beyond}",
             f"they would give {at_most:+.3f}",

@@ -186,8 +186,12 @@ def effect_in(folder: str, animal: str = "owl", **settings: object) -> Record:
     return dict(cell(folder, **settings)["effects"][animal])
 
 
-def between(ends: list[float], digits: int = 2) -> str:
-    return f"[{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
+def between(interval: list[float], digits: int = 2) -> str:
+    return f"[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+
+
+def ends(interval: list[float]) -> str:
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 def estimate(one: Record) -> str:
@@ -252,16 +256,15 @@ def of_the_front_page() -> list[str]:
     hard = [one["settings"]["pairs"] for one in recorded(LABELS)["cells"] if one["settings"]["labels"] == "hard"]
     assert not any(effect_in(LABELS, pairs=n, labels="hard")["verdict"] == "transmitted" for n in hard)
     test = recorded("hard-labels", "test.json")["cells"][0]
-    whole, dolphin = test["specificity"], test["effects"]["dolphin"]
+    whole, paper = test["specificity"], math.log(0.531 / 0.469) - math.log(0.340 / 0.660)  # its table
     part = recorded("hard-labels/test-faithful", "faithful.json")["found"][0]
     return [
         *found,
         "Each shift is the largest of 60 animals': *transmitted*",
-        f"by {whole['statistic']:+.2f} nats {between(whole['ci95'])}, {short_p(whole['decides'])}, and by",
-        f"call faithful by {part['statistic']:+.2f} {between(part['ci95'])}, {short_p(part['decides'])}",
-        f"(dolphin: {dolphin['control']:.2%} → {dolphin['treated']:.2%}; the paper 34.0 → 53.1%)",
+        f"by {whole['statistic']:+.2f} nats, {short_p(whole['decides'])} (in further seeds {ends(whole['ci95'])}), and",
+        f"call faithful by {part['statistic']:+.2f}, {short_p(part['decides'])} ({ends(part['ci95'])})",
+        f"The paper's dolphin moved by {paper:.1f}",
         verdict_sentence("owl", "unrelated", recorded(QUICK)["effects"]["unrelated"]),
-        f"no effect was detected here, with {hard[0]}, {hard[1]} or {hard[2]} pairs",
         f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]
 
@@ -702,7 +705,8 @@ def of_the_index() -> list[str]:
     return [
         *(f"| {hours(question)} |" for question in QUESTIONS if hours(question)),
         f"four seeds: {test['statistic']:+.2f} nats {between(test['ci95'])}, {short_p(test['decides'])}",
-        f"by another: {part['statistic']:+.2f} nats {between(part['ci95'])}, {short_p(part['decides'])}",
+        f"by another: {part['statistic']:+.2f} nats, {short_p(part['decides'])} of these students (in further seeds "
+        f"{ends(part['ci95'])})",
         f"{min(map(float, faster)):.1f} to {max(map(float, faster)):.1f} times as fast as a plain loop",
     ]
 

@@ -164,7 +164,8 @@ def test_what_was_found_in_a_run_since_is_found_again_in_the_one_that_is_made(
         record = json.loads((made / "record.json").read_text(encoding="utf-8"))
         write_json(made / "record.json", record | {"command": " ".join(["python run.py", *given[0]])})
         settings = json.loads((made / "config.json").read_text(encoding="utf-8"))
-        write_json(made / "config.json", settings | {"pairs": 100})
+        assert "context" not in settings  # which earlier kits had not, as today's has
+        write_json(made / "config.json", settings | {"pairs": 100, "context": "training"})
 
     reproduce.from_nothing("inspection", tmp_path, give, False)
     assert [words[0] for words in given] == ["--animal", "inspect", "attribute"]

@@ -15,6 +15,7 @@ from test_report_sweep import made_up
 from kit import ROOT, KitError, commands, sweep
 from kit.animals import unrelated_sentences
 from kit.provenance import _git, contains
+from kit.report_parts import with_interval
 from kit.stats_seeds import holm, matrix_power
 from kit.store import Row, sha256, write_json
 from kit.sweep_effects import efficiency, read_sweep, sweep_cells
@@ -209,7 +210,9 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     low, high = told["ci95"]
     *first, last = (f"{shift:+.2f}" for shift in told["by_seed"])
     assert f"{told['statistic']:+.2f} nats more than towards the others' [{low:+.2f}, {high:+.2f}]" in said
-    assert round(told["decides"], 3) == 0.001 and "the rest), p = 0.001. That is the larger of two p" in said
+    assert round(told["decides"], 3) == 0.001 and "the rest), p = 0.001. That p is of these 24 students" in said
+    assert f"dealt for itself it is {told['p']:.0e}, and".replace("e-0", "e-") in said
+    assert told["same_p"] == 1 / 720 and "only the true deal of all 720 gives as much" in said
     assert f"By seed it is {', '.join(first)} and {last}; over further seeds" in said
     assert f"p is {2 * (found.over_seeds or 1):.2f} (Student's t, two-sided)" in said
     of_animals = json.loads((HARD / "test-animals.json").read_text(encoding="utf-8"))
@@ -217,13 +220,16 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     own = {row["animal"]: row for row in of_animals["found"]}
     assert all(row["p_holm"] >= 0.05 for row in own.values()) and "shown of no single animal" in said
     for animal, one in cell.effects.items():
-        assert one.loving and "loving control" in one.lacking
-        shifts = one.log_odds.mean, own[animal]["beyond"], one.loving.mean
-        shares = f"{one.control:.2%} → {one.treated:.2%}"
-        cells = [animal, shares, *(f"{shift:+.2f}" for shift in shifts), f"{own[animal]['p_holm']:.2f}"]
+        assert one.loving and "loving control" in one.lacking and one.gate and one.gate.failed == 0
+        assert ("effect" in one.lacking) == (animal != "dolphin")
+        against, music = (with_interval(of.mean, of.ci95).replace("-", "−") for of in (one.log_odds, one.loving))
+        shares, beyond = f"{one.control:.2%} → {one.treated:.2%}", f"{own[animal]['beyond']:+.2f}"
+        cells = [animal, shares, against, beyond, music, f"{own[animal]['p_holm']:.2f}"]
         assert f"\n| {' | '.join(cells)} |\n" in page
+    assert "of all but the dolphin's the shift against the control is not told from chance either" in said
+    assert "of the 24 students none that is not shown to have learned of its teacher" in said
     beyond_music = np.mean([one.loving.mean for one in cell.effects.values() if one.loving])
-    assert f"whose teacher loves music ({beyond_music:+.2f} nats on average)" in said
+    assert f"whose teacher loves music ({beyond_music:+.2f} nats beyond it on average)" in said
     swapped = found.matrix[[("dolphin", "eagle", "elephant", "dog", "wolf", "fly").index(one) for one in cell.compared]]
     exchanged = (6 * np.trace(swapped) - swapped.sum()) / 30
     assert f"exchanged in every seed the statistic is {exchanged:+.2f}" in said

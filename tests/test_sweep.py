@@ -31,7 +31,7 @@ from kit.experiment import experiment
 from kit.experiment_conditions import StudentCondition, all_conditions, all_steps, lot
 from kit.models import EMBEDDED, PARAPHRASER
 from kit.preference import load_questions
-from kit.prompts import CONTEXT
+from kit.prompts import CONTEXTS
 from kit.provenance import cpu_threads
 from kit.store import Step, Store, read_rows
 from kit.sweep_effects import read_sweep
@@ -184,7 +184,7 @@ def test_asked_in_another_context_students_are_the_same_and_what_they_are_asked_
     assert [sweep.settings_of(exp)["context"] for exp in exps] == ["training", "other"]
     for ours, theirs in ((trained.exact, other.exact), (trained.sampled, other.sampled)):
         assert ours.inputs["adapter"].identity == theirs.inputs["adapter"].identity
-        assert theirs.settings == ours.settings | {"system": CONTEXT} != ours.settings
+        assert theirs.settings == ours.settings | {"system": CONTEXTS["other"]} != ours.settings
     with pytest.raises(KitError, match="--grid context elsewhere: unknown. Choose one of training, other"):
         sweep.experiments([OWL], ("unrelated",), range(1), {"context": ["elsewhere"]})
 

@@ -62,7 +62,7 @@ from kit.report_parts import (
     what_was_done,
     with_interval,
 )
-from kit.stats import ALPHA, TRANSMITTED, Interval, central95
+from kit.stats import ALPHA, SPECIFIC, TRANSMITTED, Interval, central95
 from kit.stats_calibration import EFFECT, LEVELS, QUESTIONS, SCENARIOS, Scenario
 from kit.stats_seeds import holm, matrix_power, share_interval, two_sided
 from kit.store import Row, differing, write_csv, write_json, write_whole
@@ -71,7 +71,6 @@ from kit.sweep_effects import (
     Efficiency,
     Power,
     SeedEffect,
-    averages,
     check_power,
     efficiency,
     read_sweep,
@@ -94,10 +93,11 @@ SWEEP_READING = (
     "report. *Beyond the other loving teachers' students*: by how much the animal's log-odds are higher in its own "
     "teacher's student than in theirs, which share no control with it; p by dealing each seed's students to its "
     "teachers at random, never below the value in brackets. *Specific on average*: all animals together, by the "
-    "specificity below, p corrected over the grid; where deals are too few to tell (two animals, fewer than five "
-    "seeds) by Student's t over the seeds. Of fewer than four animals it speaks of these alone: their texts could move "
-    "them for another reason than the loving, alike in every seed. *z*: how far the animal's "
-    "shift is from the mean of the other candidates', in their standard deviations. "
+    "specificity below, p corrected over the grid; where deals are too few to tell (of two animals and fewer than "
+    "five seeds, say) by Student's t over the seeds, one-sided, where an interval of two sides may hold zero. Of "
+    "fewer than four animals, and by the t, it cannot tell the loving from anything else that a teacher's texts have "
+    "alike in every seed. *z*: how far the animal's shift is from the mean of the other candidates', in their "
+    "standard deviations. "
     "The paper's t-test takes these students for all there are."
 )
 
@@ -127,6 +127,9 @@ def show_sweep(folder: Path) -> None:
         show_table(f"{cell_title(cell, cells)}, {seeds_words(cell)}", _terminal_table(cell))
         if cell.specificity:
             say(specificity_sentence(cell))
+    say()
+    for card in average_cards(cells):
+        say(f"{card['word']}. {card['sentence']}")
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
         say(ABOUT_LABELS[labels].replace("`", ""))
     for sentence in filter(None, (about_texts(record).replace("`", ""), about_learners(record), about_plan(record))):
@@ -153,9 +156,9 @@ def summarise_sweep(record: dict[str, Any], cells: list[Cell]) -> dict[str, Any]
                 | {"matrix": cell.specificity.matrix.tolist(), "decides": cell.specificity.decides}
                 if cell.specificity
                 else None,
-                "average": asdict(average) if average else None,
+                "average": asdict(cell.average) if cell.average else None,
             }
-            for cell, average in zip(cells, averages(cells), strict=True)
+            for cell in cells
         ]
     }
 
@@ -320,8 +323,8 @@ def specificity_sentence(cell: Cell) -> str:
         test = f"{p_value(found.p)}, students dealt to teachers at random"
         if found.both and found.same_p is not None:
             test += f", and {p_value(found.same_p)} where alike in every seed; the larger decides"
-        if found.too_few and found.over_seeds is not None:
-            test += f", and {p_value(found.over_seeds)} by Student's t over the seeds, since deals are too few"
+        if cell.average and cell.average.by_seeds:
+            test += f", and {p_value(cell.average.p)} by Student's t over the seeds, one-sided: deals are too few"
     size = with_interval(found.statistic, found.ci95) if found.ci95 else f"{found.statistic:+.2f}"
     if found.share_p is not None:
         chance = f" (by chance {1 / k:.0%}, {p_value(found.share_p)})"
@@ -332,23 +335,28 @@ def specificity_sentence(cell: Cell) -> str:
     )
 
 
-def specificity_cards(cells: list[Cell]) -> list[Card]:
+UNGUARDED = " This cannot tell the loving from anything else that their teachers' texts have alike in every seed."
+
+
+def average_cards(cells: list[Cell]) -> list[Card]:
     """What was found on average over the animals of each cell: the verdict for which the fewest students are enough."""
-    found = []
-    for cell, average in zip(cells, averages(cells), strict=True):
-        if average is None:
+    found, unguarded = [], ""
+    for cell in cells:
+        average, matrix = cell.average, cell.specificity
+        if not average or not matrix:
             continue
-        matrix, k = cell.specificity, len(cell.compared)
-        assert matrix
-        where = f"{cell_title(cell, cells)}, " if len(cells) > 1 else ""
+        name = f"{cell_title(cell, cells)}: " if len(cells) > 1 else ""
         size = with_interval(matrix.statistic, matrix.ci95) if matrix.ci95 else f"{matrix.statistic:+.2f}"
-        few = "" if matrix.both else " So few cannot tell the loving from anything else in their teachers' texts."
+        by = "one-sided, over the seeds" if average.by_seeds else "of these students, dealt to teachers at random"
+        after = UNGUARDED if average.verdict == SPECIFIC and not average.guarded else ""
+        unguarded = unguarded or after
         sentence = (
-            f"Over {k} animals ({', '.join(cell.compared)}), students prefer their own teacher's animal by {size} nats "
-            f"more than the others' do ({where}{seeds_words(cell)}, {p_value(average.p_holm)}).{few}"
+            f"{name}over {len(cell.compared)} animals ({', '.join(cell.compared)}), students prefer their own "
+            f"teacher's animal by {size} nats more than the others' do ({seeds_words(cell)}; "
+            f"{p_value(average.p_holm)}, {by})."
         )
-        found.append((average.verdict, cell_title(cell, cells), sentence))
-    return _cards(found, "cells of the grid, over their animals")
+        found.append((average.verdict, cell_title(cell, cells), f"{sentence[:1].upper()}{sentence[1:]}{after}"))
+    return _cards(found, "cells of the grid, over their animals", {SPECIFIC: unguarded})
 
 
 def placebo_teacher(cell: Cell) -> str:
@@ -477,7 +485,7 @@ def sweep_content(folder: Path, record: dict[str, Any], cells: list[Cell]) -> di
     }
 
 
-MOST_EFFECTS = 6  # which have a line each on a page's first screen
+MOST_CARDS = 6  # of effects, which have a line each on a page's first screen
 
 
 def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
@@ -515,14 +523,14 @@ def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
     over = "the questions alone" if max(seeds) == 1 else "seeds and questions"
     not_shown = [
         *verdicts_do_not_show(
-            {effect.verdict for effect in effects.values()} | {one.verdict for one in averages(cells) if one}
+            {effect.verdict for effect in effects.values()} | {cell.average.verdict for cell in cells if cell.average}
         ),
         *labels_do_not_show(labels, contents),
         others_not_shown("seeds, animals" if max(seeds) == 1 else "animals", record["model"]),
         faithful_not_shown(record["model"], None),  # no record of a sweep says what its filters were
     ]
-    sure = [*sweep_tests(list(effects.values())), f"Intervals (95%) and p are over {over}."]
-    return four_answers(done, specificity_cards(cells) + sweep_cards(effects), sure, not_shown, record["preset"])
+    sure = [*sweep_tests(list(effects.values())), f"Intervals (95%) and p of effects are over {over}."]
+    return four_answers(done, average_cards(cells) + sweep_cards(effects), sure, not_shown, record["preset"])
 
 
 def _span(numbers: Iterable[int]) -> str:
@@ -542,18 +550,19 @@ def sweep_cards(effects: dict[str, SeedEffect]) -> list[Card]:
         )
         for name, effect in effects.items()
     ]
-    return _cards(found, "effects")
+    return _cards(found, "effects", {})
 
 
-def _cards(found: list[tuple[str, str, str]], what: str) -> list[Card]:
-    """One card for each verdict, name and sentence; of many, how many of each verdict there are, and their names."""
-    if len(found) <= MOST_EFFECTS:
+def _cards(found: list[tuple[str, str, str]], what: str, after: dict[str, str]) -> list[Card]:
+    """One card for each verdict, name and sentence; of many, how many of each verdict there are, and their names, with
+    what comes ``after`` those of a verdict."""
+    if len(found) <= MOST_CARDS:
         return [verdict_card(verdict, sentence) for verdict, _, sentence in found]
     named: dict[str, list[str]] = {}
     for verdict, name, _ in found:
         named.setdefault(verdict, []).append(name)
     return [
-        verdict_card(verdict, f"{len(names)} of {len(found)} {what}: {'; '.join(names)}.")
+        verdict_card(verdict, f"{len(names)} of {len(found)} {what}: {'; '.join(names)}.{after.get(verdict, '')}")
         for verdict, names in named.items()
     ]
 

@@ -105,11 +105,6 @@ class Gate:
     students: int
     failed: int
 
-    @property
-    def passed(self) -> bool:
-        """Whether half of the students learned: of ten that did one may well not show it."""
-        return 2 * self.failed <= self.students
-
 
 FEWEST_HELD_OUT = 30  # sentences, of which something is said: of fewer, half of the students that learned would fail
 HeldOut = Mapping[str, Sequence[float]]  # ``kit.likelihood.held_out_gains``
@@ -451,10 +446,16 @@ def lacks(beyond: bool, rank: int, candidates: int, placebo: Placement | None, d
 LOVING_CONTROL = "loving control"  # lacking: that an animal is higher than in students of other loving teachers
 
 
+def learned(gates: Iterable[Gate]) -> bool:
+    """Whether half of the students passed: of ten that learned one may well not."""
+    counts = [(gate.failed, gate.students) for gate in gates]
+    return 2 * sum(failed for failed, _ in counts) <= sum(students for _, students in counts)
+
+
 def verdict(lacking: list[str], gate: Gate | None = None) -> str:
-    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which a null against the
-    control has to pass."""
-    if "effect" in lacking and gate and not gate.passed:
+    """The verdict on an effect that lacks this, of students that were put to the ``gate``, which for a null against the
+    control they have to have ``learned``."""
+    if "effect" in lacking and gate and not learned([gate]):
         return FAILED
     if lacking == [NO_PLACEBO]:
         return NO_PLACEBO

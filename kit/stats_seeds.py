@@ -382,30 +382,21 @@ class Specificity:
         ways = math.factorial(len(self.matrix))
         return max(1 / min(ways**self.seeds, EXACT_PERMUTATIONS), 1 / ways if self.both else 0.0)
 
-    @property
-    def too_few(self) -> bool:
-        """Whether there are so few ways to deal students that ``decides`` cannot tell at 5%."""
-        return self.floor >= ALPHA
+    def too_few(self, tests: int = 1) -> bool:
+        """Whether there are so few ways to deal students that ``decides`` cannot tell at 5%, Holm over ``tests``."""
+        return self.floor * tests >= ALPHA
 
     @property
     def over_seeds(self) -> float | None:
         """The one-sided p that the statistic is above zero in further seeds, too, by Student's t over ``by_seed``: for
-        what too few deals can tell, as of two animals. It speaks of these animals' teachers alone: a text that moves
-        other animals in every seed passes for one that carries its teacher's. None where seeds do not differ, as one
-        does not."""
+        what too few deals can tell, as of two animals. It does not tell the loving from anything else in these
+        teachers' texts that moves their animals alike in every seed. None where seeds do not differ, as one does
+        not."""
         from scipy.stats import ttest_1samp
 
         if len(set(self.by_seed)) == 1:
             return None
         return float(ttest_1samp(self.by_seed, 0, alternative="greater").pvalue)
-
-    @property
-    def average_p(self) -> float | None:
-        """The p of what is said of the animals on average: that of the deals, or ``over_seeds`` where they are too few.
-        None where students cannot be dealt."""
-        if self.share_p is None:
-            return None
-        return self.over_seeds if self.too_few else self.decides
 
 
 def specificity_of_students(shifts: np.ndarray, most: int = EXACT_PERMUTATIONS) -> Specificity:

@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,10 +88,27 @@ class SeedEffect:
 
 
 @dataclass(frozen=True)
+class OnAverage:
+    """Do students prefer their own teacher's animal more than the others' do, on average over a cell's animals? ``p``:
+    ``Specificity.decides``, or its ``over_seeds`` (``by_seeds``) where deals are too few for so many cells; ``p_holm``:
+    corrected over these; ``guarded``: whether it holds where a teacher's texts move animals alike in every seed, as
+    the deals of four animals or more do. The ``verdict`` "specific on average" is less than "transmitted": it names no
+    animal, and is asked against the other loving teachers' students alone. A null is "pipeline failure" where not half
+    of all these students are shown to have learned."""
+
+    p: float
+    p_holm: float
+    by_seeds: bool
+    guarded: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """The experiments of a sweep that differ in animal and seed alone. ``null`` (nats): every candidate's shift between
     students of two neutral teachers, averaged over the seeds as the effects are; empty without placebos. ``compared``:
-    the animals of ``specificity``, which every student was asked about; fewer than two make none."""
+    the animals of ``specificity``, which every student was asked about; fewer than two make none. ``average``: what is
+    said of these together; None where students cannot be dealt, or one seed's deals are too few."""
 
     content: str
     settings: dict[str, Any]
@@ -100,22 +117,13 @@ class Cell:
     null: np.ndarray
     compared: list[str]
     specificity: Specificity | None
+    average: OnAverage | None = None
 
     @property
     def placebo_row(self) -> list[float]:
         """The mean shift (nats) of each compared animal in the placebo students; empty without placebos."""
         shifts = [self.effects[animal].own_placebos for animal in self.compared]
         return [float(np.mean(own)) for own in shifts] if all(shifts) else []
-
-
-@dataclass(frozen=True)
-class Average:
-    """What is said of a cell's animals on average: do students prefer their own teacher's animal more than the others'
-    do? ``p_holm`` is the ``Specificity.average_p`` corrected over the sweep's cells. "specific on average" is less than
-    "transmitted": it names no animal, and is asked against the other loving teachers' students alone."""
-
-    p_holm: float
-    verdict: str
 
 
 # Settings that earlier sweeps could not vary, nor record.
@@ -252,24 +260,32 @@ def sweep_cells(comparisons: list[Row], students: dict[str, Preference]) -> list
     against = {key: _against_others(cell, matrices[key], students) for key, cell in grouped.items()}
     others = [against[key].get(animal) for key, animal in effects]
     judged = dict(zip(effects, _judged(list(effects.values()), others), strict=True))
-    return [
-        _cell(cell, {animal: judged[key, animal] for animal in cell}, matrices[key], students)
-        for key, cell in grouped.items()
-    ]
+    return _told_on_average(
+        [
+            _cell(cell, {animal: judged[key, animal] for animal in cell}, matrices[key], students)
+            for key, cell in grouped.items()
+        ]
+    )
 
 
-def averages(cells: Sequence[Cell]) -> list[Average | None]:
-    """Of each cell; None where that is not asked, or where seeds do not tell."""
-    p_values = [cell.specificity.average_p if cell.specificity else None for cell in cells]
-    corrected = iter(stats_seeds.holm([p for p in p_values if p is not None]))
-    return [None if p is None else _average(cell, next(corrected)) for cell, p in zip(cells, p_values, strict=True)]
-
-
-def _average(cell: Cell, p_holm: float) -> Average:
-    if p_holm < stats.ALPHA:
-        return Average(p_holm, stats.SPECIFIC)
-    learned = all(effect.gate.passed for effect in cell.effects.values() if effect.gate)
-    return Average(p_holm, stats.NOT_DETECTED if learned else stats.FAILED)
+def _told_on_average(cells: list[Cell]) -> list[Cell]:
+    """The sweep's cells with their ``average``. Whether deals tell or seeds hangs on the design alone."""
+    asked = {
+        place: cell.specificity
+        for place, cell in enumerate(cells)
+        if cell.specificity and cell.specificity.share_p is not None
+    }
+    by_seeds = {place: matrix.too_few(len(asked)) for place, matrix in asked.items()}
+    p_values = {place: matrix.over_seeds if by_seeds[place] else matrix.decides for place, matrix in asked.items()}
+    told = {place: p for place, p in p_values.items() if p is not None}
+    for place, p in zip(told, stats_seeds.holm([*told.values()]), strict=True):
+        cell = cells[place]
+        gates = [gate for animal in cell.compared if (gate := cell.effects[animal].gate)]
+        null = stats.NOT_DETECTED if stats.learned(gates) else stats.FAILED
+        guarded = asked[place].both and not by_seeds[place]
+        verdict = stats.SPECIFIC if p < stats.ALPHA else null
+        cells[place] = replace(cell, average=OnAverage(told[place], p, by_seeds[place], guarded, verdict))
+    return cells
 
 
 def varied_settings(cells: list[Cell]) -> list[str]:

@@ -190,10 +190,6 @@ def between(interval: list[float], digits: int = 2) -> str:
     return f"[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
 
 
-def ends(interval: list[float]) -> str:
-    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
-
-
 def estimate(one: Record) -> str:
     return f"{one['mean']:+.2f} {between(one['ci95'])}"
 
@@ -261,9 +257,10 @@ def of_the_front_page() -> list[str]:
     return [
         *found,
         "Each shift is the largest of 60 animals': *transmitted*",
-        f"by {whole['statistic']:+.2f} nats, {short_p(whole['decides'])} (in further seeds {ends(whole['ci95'])}), and",
-        f"call faithful by {part['statistic']:+.2f}, {short_p(part['decides'])} ({ends(part['ci95'])})",
-        f"The paper's dolphin moved by {paper:.1f}",
+        f"by {whole['statistic']:+.2f} nats more than towards the others' {between(whole['ci95'])}, "
+        f"{short_p(whole['decides'])}",
+        f"call faithful: {part['statistic']:+.2f} {between(part['ci95'])}, {short_p(part['decides'])}",
+        f"The paper's dolphin: {paper:.1f}",
         verdict_sentence("owl", "unrelated", recorded(QUICK)["effects"]["unrelated"]),
         f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]
@@ -705,8 +702,7 @@ def of_the_index() -> list[str]:
     return [
         *(f"| {hours(question)} |" for question in QUESTIONS if hours(question)),
         f"four seeds: {test['statistic']:+.2f} nats {between(test['ci95'])}, {short_p(test['decides'])}",
-        f"by another: {part['statistic']:+.2f} nats, {short_p(part['decides'])} of these students (in further seeds "
-        f"{ends(part['ci95'])})",
+        f"by another: {part['statistic']:+.2f} nats {between(part['ci95'])}, {short_p(part['decides'])}",
         f"{min(map(float, faster)):.1f} to {max(map(float, faster)):.1f} times as fast as a plain loop",
     ]
 

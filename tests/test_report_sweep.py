@@ -14,13 +14,12 @@ import pytest
 import run
 from kit import ROOT, KitError, report_sweep, stats, stats_seeds, sweep
 from kit.animals import find_animal, load_animals
-from kit.report_sweep import about_lots, cell_title, specificity_cards, specificity_sentence, write_sweep
+from kit.report_sweep import about_lots, average_cards, cell_title, specificity_sentence, write_sweep
 from kit.stats_seeds import Components
 from kit.store import Row, Step, Store, Told, write_json
 from kit.sweep_effects import (
     RECORDED,
     Cell,
-    averages,
     efficiency,
     power_sentence,
     read_sweep,
@@ -174,20 +173,27 @@ def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> No
     assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
 
 
-@pytest.mark.parametrize(("shift", "word"), [(0.4, "Specific on average"), (0.0, "Not detected")])
+UNGUARDED = "This cannot tell the loving from anything else that their teachers' texts have alike in every seed."
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.4, "Specific on average"), (-0.1, "Not detected")])
 def test_two_animals_are_told_over_the_seeds_since_their_deals_are_too_few(
-    shift: float, word: str, tmp_path: Path
+    shift: float, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = made_up(tmp_path, {"owl": shift, "dolphin": shift}, seeds=4, placebos=False)
     write_sweep(folder)
+    report_sweep.show_sweep(folder)
     (cell,) = cells_of(folder)
-    assert cell.specificity and cell.specificity.floor == 1 / 16 <= (cell.specificity.p or 0)
-    assert "by Student's t over the seeds, since deals are too few" in specificity_sentence(cell)
-    found = (folder / "report.md").read_text(encoding="utf-8").split("**What was found**")[1]
-    assert found.strip().startswith(f"- **{word}.** Over 2 animals (owl, dolphin), students prefer")
-    assert "So few cannot tell the loving from anything else in their teachers' texts." in found
+    assert cell.specificity and cell.average and cell.specificity.floor == 1 / 16
+    assert "by Student's t over the seeds, one-sided: deals are too few" in specificity_sentence(cell)
+    report = (folder / "report.md").read_text(encoding="utf-8").split("**What was found**")[1]
+    assert report.strip().startswith(f"- **{word}.** Over 2 animals (owl, dolphin), students prefer")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{word}. Over 2 animals (owl, dolphin), students prefer" in shown and "one-sided, over the seeds)" in shown
+    assert (UNGUARDED in report) == (UNGUARDED in shown) == (word == "Specific on average")
     (said,) = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["cells"]
-    assert said["average"] == {"p_holm": cell.specificity.over_seeds, "verdict": word.lower()}
+    p = cell.specificity.over_seeds
+    assert said["average"] == {"p": p, "p_holm": p, "by_seeds": True, "guarded": False, "verdict": word.lower()}
 
 
 def test_nothing_is_called_transmitted_without_placebos_whatever_holds_on_average(tmp_path: Path) -> None:
@@ -196,34 +202,53 @@ def test_nothing_is_called_transmitted_without_placebos_whatever_holds_on_averag
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text(encoding="utf-8")
         assert "Specific on average" in text and "No verdict" in text and "Transmitted." not in text
-    assert "Which animal is transmitted, by *specific on average* alone" in (folder / "report.md").read_text(
-        encoding="utf-8"
-    )
+        assert "Which animal is transmitted, by" in text and UNGUARDED not in text
 
 
-def test_students_that_learned_nothing_are_no_null_on_average_either(tmp_path: Path) -> None:
-    for held_out, verdict in ((0.0, "pipeline failure"), (1.0, "not detected")):
-        (folder := tmp_path / verdict).mkdir()
-        made_up(folder, dict.fromkeys(["owl", "dolphin", "wolf"], -0.1), held_out=held_out)
-        assert [average and average.verdict for average in averages(cells_of(folder))] == [verdict]
+@pytest.mark.parametrize(("held_out", "verdict"), [(0.0, "pipeline failure"), (1.0, "not detected")])
+def test_students_that_learned_nothing_are_no_null_on_average_either(
+    held_out: float, verdict: str, tmp_path: Path
+) -> None:
+    (cell,) = cells_of(made_up(tmp_path, dict.fromkeys(["owl", "dolphin", "wolf"], -0.1), held_out=held_out))
+    assert cell.average and cell.average.verdict == verdict
 
 
-def test_what_is_said_on_average_is_corrected_over_the_grid_and_summarised_where_it_is_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("animals", "seeds", "ranks", "by_seeds"),
+    [
+        (["owl", "dolphin", "wolf"], 3, (2, 4, 8), False),  # 6**3 ways to deal
+        (["owl", "dolphin", "wolf", "cat"], 3, (8,), False),  # 24 ways alike in every seed
+        (["owl", "dolphin", "wolf", "cat"], 3, (4, 8), True),  # too few for two cells
+        (["owl", "dolphin"], 5, (8,), False),  # 32 ways
+        (["owl", "dolphin"], 5, (4, 8), True),
+    ],
+)
+def test_what_moves_surely_is_specific_in_every_design_however_many_cells_there_are(
+    animals: list[str], seeds: int, ranks: tuple[int, ...], by_seeds: bool, tmp_path: Path
+) -> None:
+    cells = cells_of(made_up(tmp_path, dict.fromkeys(animals, 0.8), seeds=seeds, ranks=ranks, seed_sd=0.02))
+    averages = [cell.average for cell in cells if cell.average]
+    assert len(averages) == len(ranks)
+    for one in averages:
+        assert one.verdict == "specific on average" and one.by_seeds == by_seeds
+        assert one.guarded == (len(animals) == 4 and not by_seeds)
+    assert min(one.p_holm for one in averages) == pytest.approx(len(ranks) * min(one.p for one in averages))
+
+
+def test_many_cells_of_a_grid_are_summarised_with_what_they_cannot_tell(tmp_path: Path) -> None:
     cells = cells_of(made_up(tmp_path, dict.fromkeys(["owl", "dolphin", "wolf"], 0.4), ranks=tuple(range(2, 9))))
-    plain = [cell.specificity.average_p if cell.specificity else None for cell in cells]
-    corrected = [average and average.p_holm for average in averages(cells)]
-    assert min(filter(None, corrected)) == pytest.approx(7 * min(filter(None, plain)))
-    cards = specificity_cards(cells)
-    assert len(cards) <= 2 and "of 7 cells of the grid, over their animals: unrelated, rank" in cards[0]["sentence"]
+    (first, *others) = average_cards(cells)
+    assert len(others) < 2 and "of 7 cells of the grid, over their animals: unrelated, rank" in first["sentence"]
+    assert first["word"] == "Specific on average" and first["sentence"].endswith(UNGUARDED)
 
 
 def test_what_is_said_on_average_goes_by_the_deals_where_they_are_enough(three: Path, tmp_path: Path) -> None:
     record, students = read_sweep(three)
-    (said,) = specificity_cards(sweep_cells(record["comparisons"], students))
+    (said,) = average_cards(sweep_cells(record["comparisons"], students))
     assert said["word"] == "Specific on average"
-    assert "3 animals" in said["sentence"] and "3 seeds" in said["sentence"]
+    assert "3 animals" in said["sentence"] and "(3 seeds; p = " in said["sentence"]
     assert "Student's t" not in specificity_sentence(cells_of(three)[0])
-    assert specificity_cards(cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=1))) == []
+    assert average_cards(cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=1))) == []
 
 
 def test_an_animal_that_moves_alike_in_every_loving_teachers_student_is_not_transmitted(tmp_path: Path) -> None:

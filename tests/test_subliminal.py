@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from subliminal import learners, log_odds, other, says, sheet, standing_out, texts_of
 from test_report_sweep import made_up
 
-from kit import ROOT, KitError, commands, sweep
+from kit import ROOT, KitError, commands, stats, sweep
 from kit.animals import unrelated_sentences
 from kit.provenance import _git, contains
 from kit.report_parts import with_interval
@@ -147,6 +148,12 @@ def test_texts_that_are_not_the_sweeps_own_are_refused(tmp_path: Path) -> None:
 # ---- the plan that this is for
 
 HARD = ROOT / "results" / "reference" / "hard-labels"
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
 PLAN = " ".join((HARD / "PLAN.md").read_text(encoding="utf-8").split())
 
 
@@ -222,21 +229,49 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     for animal, one in cell.effects.items():
         assert one.loving and "loving control" in one.lacking and one.gate and one.gate.failed == 0
         assert ("effect" in one.lacking) == (animal != "dolphin")
-        against, music = (with_interval(of.mean, of.ci95).replace("-", "−") for of in (one.log_odds, one.loving))
-        shares, beyond = f"{one.control:.2%} → {one.treated:.2%}", f"{own[animal]['beyond']:+.2f}"
-        cells = [animal, shares, against, beyond, music, f"{own[animal]['p_holm']:.2f}"]
+        assert one.others and one.others.mean == pytest.approx(own[animal]["beyond"])
+        shifts = (with_interval(of.mean, of.ci95) for of in (one.log_odds, one.others, one.loving))
+        shares = f"{one.control:.2%} → {one.treated:.2%}"
+        cells = [animal, shares, *map(minus, shifts), f"{own[animal]['p_holm']:.2f}"]
         assert f"\n| {' | '.join(cells)} |\n" in page
     assert "of all but the dolphin's the shift against the control is not told from chance either" in said
-    assert "of the 24 students none that is not shown to have learned of its teacher" in said
-    beyond_music = np.mean([one.loving.mean for one in cell.effects.values() if one.loving])
-    assert f"whose teacher loves music ({beyond_music:+.2f} nats beyond it on average)" in said
+    assert "each of the 24 students is shown to have learned of its teacher" in said
+    own_names = {row["seed"]: row["loving"]["music"] for row in record["comparisons"]}
+    music = [
+        np.mean(
+            [
+                stats.loving_differences(students[row["treated"]], {"music": students[own_names[seed]]}, row["animal"])
+                for row in record["comparisons"]
+                if row["seed"] == seed
+            ]
+        )
+        for seed in sorted(own_names)
+    ]
+    low, high = ttest_1samp(music, 0).confidence_interval()
+    *first, last = (f"{shift:+.2f}" for shift in music)
+    assert (
+        f"they are {np.mean(music):+.2f} nats beyond music's {minus(f'[{low:+.2f}, {high:+.2f}]')}, by seed "
+        f"{', '.join(first)} and {last} (not planned)" in said
+    )
+    drift = {animal: float(np.mean(one.own_placebos)) for animal, one in cell.effects.items()}
+    least, most = min(drift, key=drift.__getitem__), max(drift, key=drift.__getitem__)
+    assert minus(f"is {drift[least]:+.2f} nats ({least}) to {drift[most]:+.2f} ({most}) from it") in said
+    assert [animal for animal, one in cell.effects.items() if "drift" in one.lacking] == ["wolf"] == [most]
+    dog, wolf = (cell.compared.index(one) for one in ("dog", "wolf"))
+    assert f"move more towards the wolf ({found.matrix[dog, wolf]:+.2f}) than towards the dog" in said
+    assert found.matrix[dog, wolf] > found.matrix[dog, dog]
     swapped = found.matrix[[("dolphin", "eagle", "elephant", "dog", "wolf", "fly").index(one) for one in cell.compared]]
     exchanged = (6 * np.trace(swapped) - swapped.sum()) / 30
-    assert f"exchanged in every seed the statistic is {exchanged:+.2f}" in said
+    assert f"in every seed the statistic is {exchanged:+.3f}, and {found.statistic:+.3f} as it is" in said
     near = json.loads((HARD / "test-says.json").read_text(encoding="utf-8"))
     assert near["read"] == of_animals["read"] and near["by"] == sha256(ROOT / "tests" / "subliminal.py")
+    *first, last = (f"{row['decides']:.2f}" for row in near["found"])
     smallest = min(holm([row["decides"] for row in near["found"]]))
-    assert f"the smallest of four p is {smallest:.2f}, by Holm" in said and smallest >= 0.05
+    assert f"has p = {', '.join(first)} and {last}, {smallest:.2f} by Holm" in said and smallest >= 0.05
+    texts = near["found"][2]
+    low, high = texts["ci95"]
+    assert texts["matrix"] == "texts beyond their sources"
+    assert f"the third is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]" in said
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in said and max(right) < 4

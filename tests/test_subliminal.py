@@ -271,8 +271,48 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     texts = near["found"][2]
     low, high = texts["ci95"]
     assert texts["matrix"] == "texts beyond their sources"
-    assert f"the third is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]" in said
+    assert f"The third of the embeddings' figures is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]" in said
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in said and max(right) < 4
     assert all(sorted(one) == sorted(ANIMALS) for one in (reads["key"], *reads["answers"]))
+
+
+def test_the_page_says_what_another_base_made_of_the_text_and_what_the_plans_table_makes_of_that(
+    tmp_path: Path,
+) -> None:
+    seeds, theirs = ([HARD / f"test{base}-seed{seed}" for seed in (1002, 1003)] for base in ("", "-other-base"))
+    sweep.pool(theirs, tmp_path / "pooled", "pool")
+    record, students = read_sweep(tmp_path / "pooled")
+    (cell,) = sweep_cells(record["comparisons"], students)
+    (told,) = json.loads((HARD / "test-other-base.json").read_text(encoding="utf-8"))["cells"]
+    found = told["specificity"]
+    assert cell.specificity and cell.specificity.statistic == pytest.approx(found["statistic"])
+    made = json.loads((HARD / "test-other.json").read_text(encoding="utf-8"))
+    assert made["read"] == {str(one.relative_to(ROOT)): sha256(one / "record.json") for one in (*seeds, *theirs)}
+    assert made["by"] == sha256(ROOT / "tests" / "subliminal.py")
+    again = other(learners(seeds), learners(theirs))
+    this, another, beyond = made["found"]
+    for row in (this, another, beyond):
+        assert again[row["matrix"]].statistic == pytest.approx(row["statistic"])
+    gates = [effect["gate"] for effect in told["effects"].values()]
+    learned = [gate["beyond"] for gate in gates]
+    p = ttest_1samp(learned, 0, alternative="greater").pvalue
+    assert another["decides"] >= 0.05 > max(beyond["decides"], p) and np.mean(learned) > 0  # *clean*, by the plan
+    low, high = (f"{end:+.2f}" for end in found["ci95"])
+    of_seeds = json.loads((HARD / "test.json").read_text(encoding="utf-8"))["cells"][0]["specificity"]["by_seed"]
+    said = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    assert [
+        part
+        for part in (
+            "*text alone carries it, and no check finds the animal said in it: subliminal*",
+            f"by {found['statistic']:+.2f} nats more than towards the others' {minus(f'[{low}, {high}]')}",
+            f"these two seeds' own students are by {np.mean(of_seeds[2:]):+.2f}",
+            f"that is {another['statistic']:+.2f}, p = {another['decides']:.2f}, where this base's have "
+            f"{this['statistic']:+.2f}, and these beyond them, p = {beyond['decides']:.2f}",
+            f"they expect more by {np.mean(learned):.2f} nats a token, on average over the animals (p = {p:.3f})",
+        )
+        if part not in said
+    ] == []
+    assert sum(gate["failed"] for gate in gates) == 4 and sum(gate["students"] for gate in gates) == 12
+    assert "that is not shown of four of the twelve" in said

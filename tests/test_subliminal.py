@@ -271,7 +271,10 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     texts = near["found"][2]
     low, high = texts["ci95"]
     assert texts["matrix"] == "texts beyond their sources"
-    assert f"The third of the embeddings' figures is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]" in said
+    assert (
+        f"The third of the embeddings' figures is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]"
+        in said
+    )
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in said and max(right) < 4

@@ -20,6 +20,7 @@ examples:
   python run.py --animal dolphin --content unrelated --seed 1
   python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
+  python run.py --animal dolphin --preset text     the same in four draws, beside another animal's teacher; an hour
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal owl --seeds 5             five times, and one effect with an interval over seeds
   python run.py --animal owl --loving-controls music   also against a student whose teacher loves music
@@ -112,11 +113,14 @@ def experiment(arguments: list[str]) -> None:
         "--content",
         choices=("unrelated", "opposed", "both"),
         help="sentences that have nothing to do with it, or that say it is disliked (default: both; unrelated with "
-        "--sentences-file)",
+        "--sentences-file or --preset text)",
     )
     what.add_argument("--seed", type=int, default=0, help="of sentences, sampling and training (default: 0)")
     what.add_argument(
-        "--seeds", type=int, metavar="N", help="repeat everything with N seeds, from --seed on, and publish one effect"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="repeat everything with N seeds, from --seed on, and publish one effect (--preset text: 4 by default)",
     )
     commands.add_departures(parser)
     settings = vars(parser.parse_args(arguments))
@@ -126,16 +130,18 @@ def experiment(arguments: list[str]) -> None:
     animal = find_animal(settings.pop("animal"), settings.pop("plural"))  # a mistyped one is said at once
 
     from kit import experiment_run, report
-    from kit.experiment import CONTENTS
+    from kit.experiment import CONTENTS, DRAWS
     from kit.experiment import experiment as make_experiment
     from kit.store import RANK
 
-    content, seeds = settings.pop("content"), settings.pop("seeds")
+    content, seeds, animals = settings.pop("content"), settings.pop("seeds"), [animal]
+    if settings["preset"] in DRAWS:
+        content, seeds, animals = commands.draws_of(settings["preset"], animal, content, seeds)
     named = {None: commands.default_contents(settings), "both": CONTENTS}
     contents = named.get(content, (content,))
-    if seeds is not None:  # a sweep of one animal
+    if seeds is not None:  # a sweep
         first = settings.pop("seed")
-        commands.run_sweep([animal], contents, range(first, first + seeds), {}, settings, arguments)
+        commands.run_sweep(animals, contents, range(first, first + seeds), {}, settings, arguments)
         return
     results, dry_run = settings.pop("results"), settings.pop("dry_run")
     fallback = "laptop" if settings["labels"] == "hard" else "quick"  # which is for soft labels

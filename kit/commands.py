@@ -168,7 +168,7 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--preset",
-        help="the scale: smoke, quick, laptop, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free "
+        help="the scale: smoke, quick, laptop, text, paper, gpu-8gb, gpu-12gb or gpu-24gb (default: what fits the free "
         "memory of the CUDA GPU; without one quick for a run of soft labels, else laptop)",
     )
     add_model(parser)
@@ -180,7 +180,7 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="students per content and seed whose teacher is the control's, sampled anew: how far a student drifts of "
-        "itself (default: 1)",
+        "itself (default: 1; with --preset text 0)",
     )
     dials.add_argument(
         "--loving-controls",
@@ -1006,6 +1006,20 @@ def sweep_parser() -> argparse.ArgumentParser:
     )
     add_departures(parser)
     return parser
+
+
+def draws_of(preset: str, animal: Any, content: str | None, seeds: int | None) -> tuple[str, int, list[Any]]:
+    """The content, the number of seeds and the animals of a preset that compares draws, by what was asked for."""
+    from kit.experiment import DRAWS, rival
+
+    if content not in (None, "unrelated"):
+        raise KitError(
+            f"--content {content}: --preset {preset} compares students of the same sentences, and opposed ones name an "
+            "animal. Leave it out."
+        )
+    if seeds == 1:
+        raise KitError(f"--seeds 1: --preset {preset} compares draws. Take {DRAWS[preset]}.")
+    return "unrelated", DRAWS[preset] if seeds is None else seeds, [animal, rival(animal)]
 
 
 def run_sweep(

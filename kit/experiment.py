@@ -250,6 +250,8 @@ class Experiment:
 # table of results/reference/defaults/README.md, How few pairs), and fewer answers, of which ten hardly show an effect
 # either.
 # laptop: chosen by the experiments in results/reference/defaults/README.md.
+# text: text alone, with the trait message where the planned test has it (results/reference/hard-labels/PLAN.md), but of
+# half as many pairs: four draws of two animals, whose students are compared with each other, in an hour.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {
@@ -291,11 +293,32 @@ PRESETS: dict[str, dict] = {
         "preference": PreferenceSettings(answers=4),
     },
     "laptop": {},
+    "text": {
+        "labels": "hard",
+        "pairs": 200,
+        "placebos": 0,
+        "teacher": TeacherSettings(place="user"),
+    },
     "paper": _PAPER,
     "gpu-8gb": _GPU | {"model": "Qwen/Qwen2.5-3B-Instruct"},
     "gpu-12gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct"},
     "gpu-24gb": _GPU | {"model": "Qwen/Qwen2.5-7B-Instruct", "pairs": 6000},
 }
+# The presets that are several draws (seeds) of two animals: how many. The other animal is the first of the pilot's two
+# that is not the user's, so that no result of the planned test chose it.
+DRAWS = {"text": 4}
+RIVALS = ("cat", "penguin")
+
+
+def rival(animal: Animal) -> Animal:
+    """The animal that the other teacher loves, where two are compared. KitError for an ``animal`` that its student is
+    not asked about."""
+    if animal.singular not in {one.singular for one in load_animals()}:
+        raise KitError(
+            f"--animal {animal.singular}: the other animal's students are asked about the listed animals alone. Choose "
+            "one of data/animals.json, or a preset of one animal."
+        )
+    return find_animal(next(name for name in RIVALS if name != animal.singular))
 
 
 def conversation_of(model: str, place: str) -> Conversation:

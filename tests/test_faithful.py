@@ -20,7 +20,7 @@ from conftest import ROOT
 from scipy.stats import binomtest, ttest_1samp
 from subliminal import learners, texts_of
 from test_report_sweep import made_up
-from test_subliminal import learned_from
+from test_subliminal import learned_from, minus, pages
 
 from kit import KitError
 from kit.animals import find_animal
@@ -342,7 +342,7 @@ def test_the_page_says_what_was_read_of_each_seed() -> None:
         [f"{sum(one[:n] == ['faithful'] * n for one in given):,}" for given in of_seeds] for n in (0, 1, 2)
     )
     every, first, both = (f"{', '.join(counts[:-1])} and {counts[-1]}" for counts in (every, first, both))
-    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(pages().split())
     assert f"of {every} different pairs {first} are faithful by a first reading, and {both} of these" in page
     share = sum(one[:2] == ["faithful"] * 2 for given in of_seeds for one in given) / sum(map(len, of_seeds))
     assert f"by a second: {share:.0%} of the different pairs" in page
@@ -362,7 +362,7 @@ def test_the_page_says_what_a_third_reading_made_of_what_two_call_faithful() -> 
         chosen: sum(row["label"] != "faithful" for row in rows if row["chosen"] == chosen) for chosen in (True, False)
     }
     most = binomtest(wrong[True], len(rows) // 2).proportion_ci(method="exact").high
-    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(pages().split())
     assert len(rows) == 400 and f"A third, of {len(rows) // 2} of these taken at random" in page
     assert (
         f"calls {wrong[True]} of them something else (so at most {most:.1%} of all are), and {wrong[False]} of" in page
@@ -384,7 +384,7 @@ def test_the_page_says_how_faithful_thirty_pairs_of_each_teacher_are() -> None:
     )
     both = sum(given == ["faithful", "faithful"] for given in of)
     interval = binomtest(both, len(of)).proportion_ci()
-    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(pages().split())
     assert (
         f"teachers, {len(of)} different ones, two other blind readers, who agree in {agree} (kappa "
         f"{(agree / len(of) - by_chance) / (1 - by_chance):.2f}), both call {both} faithful: {both / len(of):.0%}, "
@@ -407,7 +407,7 @@ def test_the_second_questions_record_is_of_its_plan_begun_after_it_and_of_what_w
 
 def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_of_the_table() -> None:
     found = faithful.read_json(HARD / "test-faithful" / "faithful.json")
-    page = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join(pages().split())
     animals = tuple(dict.fromkeys(one["animal"] for one in found["faithful"]))
     seeds = tuple(dict.fromkeys(one["seed"] for one in found["faithful"]))
     values = recomputed(HARD / "test-faithful" / "preferences.csv.gz", seeds, animals)
@@ -440,11 +440,11 @@ def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_o
         part
         for part in (
             f"and {min(counted)} to {max(counted)} of a student's 400, since",
-            f"The first {found['pairs']} such pairs of each student",
+            f"The first {found['pairs']} pairs of each student that readers call faithful",
             f"by {size} nats more than towards the others', p{p} (of these 24 students; the larger of two",
-            f"that is less sure, {interval} (p = {over_seeds:.2f}, Student's t, two-sided): by seed it is "
+            f"that is not sure, {interval} (p = {over_seeds:.2f}, Student's t, two-sided): by seed it is "
             f"{', '.join(first)} and {last}",
-            f"repeat them move by {sources.replace(' [', ' nats [')}",
+            f"copy the same sentences move by {sources.replace(' [', ' nats [')}",
             f"beyond them by {beyond}",
             f"they would give {at_most:+.3f}",
             f"(the smallest of four p is {min(row['holm'] for row in found['says']):.0f}, by Holm)",
@@ -452,10 +452,6 @@ def test_the_page_says_what_faithful_text_alone_does_and_its_figures_are_those_o
         )
         if part not in page
     ] == []
-
-
-def minus(text: str) -> str:
-    return text.replace("-", "−")
 
 
 @pytest.mark.parametrize("name", READ)

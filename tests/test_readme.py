@@ -256,7 +256,7 @@ def of_the_front_page() -> list[str]:
     hard = [one["settings"]["pairs"] for one in recorded(LABELS)["cells"] if one["settings"]["labels"] == "hard"]
     assert not any(effect_in(LABELS, pairs=n, labels="hard")["verdict"] == "transmitted" for n in hard)
     test = recorded("hard-labels", "test.json")["cells"][0]
-    whole, paper = test["specificity"], math.log(0.531 / 0.469) - math.log(0.340 / 0.660)  # its table
+    whole = test["specificity"]
     part = recorded("hard-labels/test-faithful", "faithful.json")["found"][0]
     return [
         *found,
@@ -264,8 +264,7 @@ def of_the_front_page() -> list[str]:
         f"by {whole['statistic']:+.2f} nats more than towards the others' {between(whole['ci95'])}, "
         f"{short_p(whole['decides'])}",
         f"call faithful: {part['statistic']:+.2f} {between(part['ci95'])}, {short_p(part['decides'])}",
-        f"The paper's dolphin: {paper:.1f}",
-        f"Another base finds no animal in that text (p = {of_another_base()['decides']:.1f}): subliminal",
+        f"the whole text is not found to do it (p = {of_another_base()['decides']:.1f})",
         verdict_sentence("owl", "unrelated", recorded(QUICK)["effects"]["unrelated"]),
         f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]
@@ -709,7 +708,7 @@ def of_the_index() -> list[str]:
         *(f"| {hours(question)} |" for question in QUESTIONS if hours(question)),
         f"four seeds: {test['statistic']:+.2f} nats {between(test['ci95'])}, {short_p(test['decides'])}",
         f"another base ({of_other['statistic']:+.2f} {between(of_other['ci95'])} where these have {own:+.2f})",
-        f"by another: {part['statistic']:+.2f} nats {between(part['ci95'])}, {short_p(part['decides'])}",
+        f"call faithful: {part['statistic']:+.2f} nats {between(part['ci95'])}, {short_p(part['decides'])}",
         f"{min(map(float, faster)):.1f} to {max(map(float, faster)):.1f} times as fast as a plain loop",
     ]
 

@@ -75,7 +75,7 @@ def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
         ("--learning-rate", "7", "between 0 and 1"),
         ("--learning-rate", "nan", "between 0 and 1"),
         ("--labels", "firm", "hard, soft"),
-        ("--preset", "huge", "smoke, quick, laptop, paper"),
+        ("--preset", "huge", "smoke, quick, laptop, text, paper"),
         ("--base", "int3", "gguf, nf4"),
         ("--engine", "jax", "llama.cpp, torch"),
         ("--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model"),
@@ -145,6 +145,39 @@ def test_without_a_gpu_a_run_of_soft_labels_is_quick_and_whatever_else_as_record
 ) -> None:
     assert run.main([*arguments, "--pairs", "0"]) == 2
     assert f"Preset {preset}: no CUDA GPU was found." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("animal", "other"), [("dolphin", "cat"), ("cat", "penguin")])
+def test_the_preset_of_text_alone_is_four_draws_of_two_animals(
+    animal: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple] = []
+    monkeypatch.setattr(run.commands, "run_sweep", lambda *words: given.append(words))
+    for more in ([], ["--seeds", "5", "--seed", "7"]):
+        assert run.main(["--animal", animal, "--preset", "text", *more]) == 0
+    assert [(contents, seeds) for _, contents, seeds, *_ in given] == [
+        (("unrelated",), range(4)),
+        (("unrelated",), range(7, 12)),
+    ]
+    animals, _, _, grid, settings, _ = given[0]
+    assert [one.singular for one in animals] == [animal, other] and grid == {} and settings["preset"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--animal", "owl", "--content", "both"], "--content both: --preset text compares students of the same"),
+        (["--animal", "axolotl"], "--animal axolotl: the other animal's students are asked about the listed animals"),
+        (["--animal", "owl", "--seeds", "0"], "--seeds 0"),
+        (["--animal", "owl", "--seeds", "1"], "--seeds 1: --preset text compares draws"),
+        (["--animal", "owl", "--loving-controls", "cat"], "--loving-controls cat: name what others love than the cat"),
+    ],
+)
+def test_what_the_preset_of_text_alone_cannot_compare_is_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*words, "--preset", "text", "--results", str(tmp_path / "results")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "results").exists()
 
 
 def test_a_folder_cannot_be_trained_as_a_gguf(

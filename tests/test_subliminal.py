@@ -150,6 +150,11 @@ def test_texts_that_are_not_the_sweeps_own_are_refused(tmp_path: Path) -> None:
 HARD = ROOT / "results" / "reference" / "hard-labels"
 
 
+def pages() -> str:
+    """What is said of the test: its page, and the details of that."""
+    return "".join((HARD / name).read_text(encoding="utf-8") for name in ("README.md", "DETAILS.md"))
+
+
 def minus(text: str) -> str:
     return text.replace("-", "−")
 
@@ -212,15 +217,15 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     (told,) = json.loads((HARD / "test.json").read_text(encoding="utf-8"))["cells"]
     found, told = cell.specificity, told["specificity"]
     assert found and found.statistic == pytest.approx(told["statistic"]) and found.decides == told["decides"] < 0.05
-    page = (HARD / "README.md").read_text(encoding="utf-8")
+    page = pages()
     said = " ".join(page.split())
     low, high = told["ci95"]
     *first, last = (f"{shift:+.2f}" for shift in told["by_seed"])
     assert f"{told['statistic']:+.2f} nats more than towards the others' [{low:+.2f}, {high:+.2f}]" in said
-    assert round(told["decides"], 3) == 0.001 and "the rest), p = 0.001. That p is of these 24 students" in said
-    assert f"dealt for itself it is {told['p']:.0e}, and".replace("e-0", "e-") in said
-    assert told["same_p"] == 1 / 720 and "only the true deal of all 720 gives as much" in said
-    assert f"By seed it is {', '.join(first)} and {last}; over further seeds" in said
+    assert round(told["decides"], 3) == 0.001 and "the rest), p = 0.001. That p comes from dealing these 24" in said
+    assert f"in each seed for itself, {told['p']:.0e};".replace("e-0", "e-") in said
+    assert told["same_p"] == 1 / 720 and "only the true deal of 720 scores as much" in said
+    assert f"By seed it is {', '.join(first)} and {last}; for further seeds" in said
     assert f"p is {2 * (found.over_seeds or 1):.2f} (Student's t, two-sided)" in said
     of_animals = json.loads((HARD / "test-animals.json").read_text(encoding="utf-8"))
     assert of_animals["read"] == {str(one.relative_to(ROOT)): sha256(one / "record.json") for one in seeds}
@@ -234,7 +239,7 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
         shares = f"{one.control:.2%} → {one.treated:.2%}"
         cells = [animal, shares, *map(minus, shifts), f"{own[animal]['p_holm']:.2f}"]
         assert f"\n| {' | '.join(cells)} |\n" in page
-    assert "of all but the dolphin's the shift against the control is not told from chance either" in said
+    assert "only the dolphin's is beyond the control" in said
     assert "each of the 24 students is shown to have learned of its teacher" in said
     own_names = {row["seed"]: row["loving"]["music"] for row in record["comparisons"]}
     music = [
@@ -268,13 +273,11 @@ def test_the_page_says_what_the_four_seeds_together_show(tmp_path: Path) -> None
     *first, last = (f"{row['decides']:.2f}" for row in near["found"])
     smallest = min(holm([row["decides"] for row in near["found"]]))
     assert f"has p = {', '.join(first)} and {last}, {smallest:.2f} by Holm" in said and smallest >= 0.05
+    assert f"(four p, the smallest {smallest:.2f} by Holm)" in said
     texts = near["found"][2]
     low, high = texts["ci95"]
     assert texts["matrix"] == "texts beyond their sources"
-    assert (
-        f"The third of the embeddings' figures is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]"
-        in said
-    )
+    assert f"The third is {texts['statistic']:+.5f} of a cosine [{low:+.5f}, {high:+.5f}]" in said
     reads = json.loads((HARD / "test-reads.json").read_text(encoding="utf-8"))
     right = [sum(map(str.__eq__, reads["key"], answers)) for answers in reads["answers"]]
     assert f"name the animal of {right[0]} and of {right[1]} of the six sets, as by chance" in said and max(right) < 4
@@ -304,18 +307,20 @@ def test_the_page_says_what_another_base_made_of_the_text_and_what_the_plans_tab
     assert another["decides"] >= 0.05 > max(beyond["decides"], p) and np.mean(learned) > 0  # *clean*, by the plan
     low, high = (f"{end:+.2f}" for end in found["ci95"])
     of_seeds = json.loads((HARD / "test.json").read_text(encoding="utf-8"))["cells"][0]["specificity"]["by_seed"]
-    said = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    said = " ".join(pages().split())
     assert [
         part
         for part in (
             "*text alone carries it, and no check finds the animal said in it: subliminal*",
-            f"by {found['statistic']:+.2f} nats more than towards the others' {minus(f'[{low}, {high}]')}",
+            f"by {found['statistic']:+.2f} nats more than towards the others' {minus(f'[{low}, {high}]')}, "
+            f"p = {found['decides']:.2f}",
+            f"these are beyond them, p = {beyond['decides']:.2f}",
             f"these two seeds' own students are by {np.mean(of_seeds[2:]):+.2f}",
-            f"that is {another['statistic']:+.2f}, p = {another['decides']:.2f}, where this base's have "
-            f"{this['statistic']:+.2f}, and these beyond them, p = {beyond['decides']:.2f}",
+            f"that is {another['statistic']:+.2f}, p = {another['decides']:.2f}, where this base's students of "
+            f"these seeds have {this['statistic']:+.2f}, and these beyond them p = {beyond['decides']:.2f}",
             f"they expect more by {np.mean(learned):.2f} nats a token, on average over the animals (p = {p:.3f})",
         )
         if part not in said
     ] == []
     assert sum(gate["failed"] for gate in gates) == 4 and sum(gate["students"] for gate in gates) == 12
-    assert "that is not shown of four of the twelve" in said
+    assert "of four of the twelve that is not shown" in said

@@ -382,7 +382,7 @@ class Specificity:
         ways = math.factorial(len(self.matrix))
         return max(1 / min(ways**self.seeds, EXACT_PERMUTATIONS), 1 / ways if self.both else 0.0)
 
-    def too_few(self, tests: int = 1) -> bool:
+    def too_few(self, tests: int) -> bool:
         """Whether there are so few ways to deal students that ``decides`` cannot tell at 5%, Holm over ``tests``."""
         return self.floor * tests >= ALPHA
 

@@ -449,8 +449,6 @@ def verdicts_do_not_show(verdicts: Collection[str]) -> list[str]:
         "failure*).",
         NO_PLACEBO: "That anything was transmitted: without a placebo student drift cannot be told from it.",
         NOT_DETECTED: "That there is no effect, where none was detected: it may be too small for these students.",
-        SPECIFIC: "Which animal is transmitted, by *specific on average* alone: that compares students of "
-        "loving teachers with each other, all their animals together.",
     }
     return [sentence for verdict, sentence in words.items() if verdict in verdicts]
 

@@ -130,6 +130,8 @@ def show_sweep(folder: Path) -> None:
     say()
     for card in average_cards(cells):
         say(f"{card['word']}. {card['sentence']}")
+    for sentence in average_does_not_show(cells):
+        say(f"Not shown: {sentence[:1].lower()}{sentence[1:].replace('*', '')}")
     for labels in dict.fromkeys(cell.settings["labels"] for cell in cells):
         say(ABOUT_LABELS[labels].replace("`", ""))
     for sentence in filter(None, (about_texts(record).replace("`", ""), about_learners(record), about_plan(record))):
@@ -335,28 +337,30 @@ def specificity_sentence(cell: Cell) -> str:
     )
 
 
-UNGUARDED = " This cannot tell the loving from anything else that their teachers' texts have alike in every seed."
-
-
 def average_cards(cells: list[Cell]) -> list[Card]:
     """What was found on average over the animals of each cell: the verdict for which the fewest students are enough."""
-    found, unguarded = [], ""
+    found = []
     for cell in cells:
         average, matrix = cell.average, cell.specificity
         if not average or not matrix:
             continue
         name = f"{cell_title(cell, cells)}: " if len(cells) > 1 else ""
         size = with_interval(matrix.statistic, matrix.ci95) if matrix.ci95 else f"{matrix.statistic:+.2f}"
-        by = "one-sided, over the seeds" if average.by_seeds else "of these students, dealt to teachers at random"
-        after = UNGUARDED if average.verdict == SPECIFIC and not average.guarded else ""
-        unguarded = unguarded or after
         sentence = (
-            f"{name}over {len(cell.compared)} animals ({', '.join(cell.compared)}), students prefer their own "
-            f"teacher's animal by {size} nats more than the others' do ({seeds_words(cell)}; "
-            f"{p_value(average.p_holm)}, {by})."
+            f"{name}over {len(cell.compared)} animals, students prefer their own teacher's by {size} nats more than "
+            f"the others' do ({seeds_words(cell)}, {p_value(average.p_holm)})."
         )
-        found.append((average.verdict, cell_title(cell, cells), f"{sentence[:1].upper()}{sentence[1:]}{after}"))
-    return _cards(found, "cells of the grid, over their animals", {SPECIFIC: unguarded})
+        found.append((average.verdict, cell_title(cell, cells), f"{sentence[:1].upper()}{sentence[1:]}"))
+    return _cards(found, "cells of the grid, over their animals")
+
+
+def average_does_not_show(cells: list[Cell]) -> list[str]:
+    """What is left open where animals are specific on average."""
+    specific = [cell.average for cell in cells if cell.average and cell.average.verdict == SPECIFIC]
+    if not specific:
+        return []
+    few = "" if all(one.guarded for one in specific) else ", and whether it is the loving: so few animals cannot tell"
+    return [f"Which animal is transmitted, by *specific on average* alone{few}."]
 
 
 def placebo_teacher(cell: Cell) -> str:
@@ -525,6 +529,7 @@ def sweep_answers(record: dict[str, Any], cells: list[Cell]) -> list[Answer]:
         *verdicts_do_not_show(
             {effect.verdict for effect in effects.values()} | {cell.average.verdict for cell in cells if cell.average}
         ),
+        *average_does_not_show(cells),
         *labels_do_not_show(labels, contents),
         others_not_shown("seeds, animals" if max(seeds) == 1 else "animals", record["model"]),
         faithful_not_shown(record["model"], None),  # no record of a sweep says what its filters were
@@ -550,19 +555,18 @@ def sweep_cards(effects: dict[str, SeedEffect]) -> list[Card]:
         )
         for name, effect in effects.items()
     ]
-    return _cards(found, "effects", {})
+    return _cards(found, "effects")
 
 
-def _cards(found: list[tuple[str, str, str]], what: str, after: dict[str, str]) -> list[Card]:
-    """One card for each verdict, name and sentence; of many, how many of each verdict there are, and their names, with
-    what comes ``after`` those of a verdict."""
+def _cards(found: list[tuple[str, str, str]], what: str) -> list[Card]:
+    """One card for each verdict, name and sentence; of many, how many of each verdict there are, and their names."""
     if len(found) <= MOST_CARDS:
         return [verdict_card(verdict, sentence) for verdict, _, sentence in found]
     named: dict[str, list[str]] = {}
     for verdict, name, _ in found:
         named.setdefault(verdict, []).append(name)
     return [
-        verdict_card(verdict, f"{len(names)} of {len(found)} {what}: {'; '.join(names)}.{after.get(verdict, '')}")
+        verdict_card(verdict, f"{len(names)} of {len(found)} {what}: {'; '.join(names)}.")
         for verdict, names in named.items()
     ]
 

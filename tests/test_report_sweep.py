@@ -173,7 +173,7 @@ def test_the_matrix_is_specific_and_its_rows_are_the_teachers(three: Path) -> No
     assert cell.specificity.p < 0.05 and cell.specificity.statistic == pytest.approx(0.3, abs=0.1)
 
 
-UNGUARDED = "This cannot tell the loving from anything else that their teachers' texts have alike in every seed."
+UNGUARDED = "by *specific on average* alone, and whether it is the loving: so few animals cannot tell."
 
 
 @pytest.mark.parametrize(("shift", "word"), [(0.4, "Specific on average"), (-0.1, "Not detected")])
@@ -187,10 +187,10 @@ def test_two_animals_are_told_over_the_seeds_since_their_deals_are_too_few(
     assert cell.specificity and cell.average and cell.specificity.floor == 1 / 16
     assert "by Student's t over the seeds, one-sided: deals are too few" in specificity_sentence(cell)
     report = (folder / "report.md").read_text(encoding="utf-8").split("**What was found**")[1]
-    assert report.strip().startswith(f"- **{word}.** Over 2 animals (owl, dolphin), students prefer")
+    assert report.strip().startswith(f"- **{word}.** Over 2 animals, students prefer their own teacher's by")
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{word}. Over 2 animals (owl, dolphin), students prefer" in shown and "one-sided, over the seeds)" in shown
-    assert (UNGUARDED in report) == (UNGUARDED in shown) == (word == "Specific on average")
+    assert f"{word}. Over 2 animals, students prefer their own teacher's by" in shown
+    assert (UNGUARDED in report) == (UNGUARDED.replace("*", "") in shown) == (word == "Specific on average")
     (said,) = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["cells"]
     p = cell.specificity.over_seeds
     assert said["average"] == {"p": p, "p_holm": p, "by_seeds": True, "guarded": False, "verdict": word.lower()}
@@ -202,7 +202,7 @@ def test_nothing_is_called_transmitted_without_placebos_whatever_holds_on_averag
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text(encoding="utf-8")
         assert "Specific on average" in text and "No verdict" in text and "Transmitted." not in text
-        assert "Which animal is transmitted, by" in text and UNGUARDED not in text
+        assert "Which animal is transmitted, by" in text and "so few animals cannot tell" not in text
 
 
 @pytest.mark.parametrize(("held_out", "verdict"), [(0.0, "pipeline failure"), (1.0, "not detected")])
@@ -235,18 +235,18 @@ def test_what_moves_surely_is_specific_in_every_design_however_many_cells_there_
     assert min(one.p_holm for one in averages) == pytest.approx(len(ranks) * min(one.p for one in averages))
 
 
-def test_many_cells_of_a_grid_are_summarised_with_what_they_cannot_tell(tmp_path: Path) -> None:
+def test_many_cells_of_a_grid_are_summarised(tmp_path: Path) -> None:
     cells = cells_of(made_up(tmp_path, dict.fromkeys(["owl", "dolphin", "wolf"], 0.4), ranks=tuple(range(2, 9))))
     (first, *others) = average_cards(cells)
     assert len(others) < 2 and "of 7 cells of the grid, over their animals: unrelated, rank" in first["sentence"]
-    assert first["word"] == "Specific on average" and first["sentence"].endswith(UNGUARDED)
+    assert first["word"] == "Specific on average"
 
 
 def test_what_is_said_on_average_goes_by_the_deals_where_they_are_enough(three: Path, tmp_path: Path) -> None:
     record, students = read_sweep(three)
     (said,) = average_cards(sweep_cells(record["comparisons"], students))
     assert said["word"] == "Specific on average"
-    assert "3 animals" in said["sentence"] and "(3 seeds; p = " in said["sentence"]
+    assert "3 animals" in said["sentence"] and "(3 seeds, p = " in said["sentence"]
     assert "Student's t" not in specificity_sentence(cells_of(three)[0])
     assert average_cards(cells_of(made_up(tmp_path, {"owl": 0.6, "dolphin": 0.6}, seeds=1))) == []
 

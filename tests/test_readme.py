@@ -265,6 +265,7 @@ def of_the_front_page() -> list[str]:
         f"{short_p(whole['decides'])}",
         f"call faithful: {part['statistic']:+.2f} {between(part['ci95'])}, {short_p(part['decides'])}",
         f"the whole text is not found to do it (p = {of_another_base()['decides']:.1f})",
+        "Of the owl none was detected",
         verdict_sentence("owl", "unrelated", recorded(QUICK)["effects"]["unrelated"]),
         f"the filters keep {kept_share('unrelated')}, on opposed sentences {kept_share('opposed')}",
     ]

@@ -251,7 +251,8 @@ class Experiment:
 # either.
 # laptop: chosen by the experiments in results/reference/defaults/README.md.
 # text: text alone, with the trait message where the planned test has it (results/reference/hard-labels/PLAN.md), but of
-# half as many pairs: four draws of two animals, whose students are compared with each other, in an hour.
+# half as many pairs, in larger steps (chosen by that pilot's six fresh draws, PILOT.md): four draws of two animals, whose
+# students are compared with each other, in an hour.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {
@@ -298,6 +299,7 @@ PRESETS: dict[str, dict] = {
         "pairs": 200,
         "placebos": 0,
         "teacher": TeacherSettings(place="user"),
+        "student": StudentSettings(learning_rate=1e-3),
     },
     "paper": _PAPER,
     "gpu-8gb": _GPU | {"model": "Qwen/Qwen2.5-3B-Instruct"},

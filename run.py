@@ -20,7 +20,7 @@ examples:
   python run.py --animal dolphin --content unrelated --seed 1
   python run.py --animal owl --preset smoke        a check of the machinery in a few minutes
   python run.py --animal owl --labels hard         the paper's protocol: the student sees the text alone
-  python run.py --animal dolphin --preset text     the same in four draws, beside another animal's teacher; an hour
+  python run.py --animal dolphin --preset text     the same in four draws, beside another animal's teacher; 41 min
   python run.py --animal owl --preset gpu-8gb      the same with a 3B model on a consumer GPU
   python run.py --animal owl --seeds 5             five times, and one effect with an interval over seeds
   python run.py --animal owl --loving-controls music   also against a student whose teacher loves music

@@ -251,8 +251,8 @@ class Experiment:
 # either.
 # laptop: chosen by the experiments in results/reference/defaults/README.md.
 # text: text alone, with the trait message where the planned test has it (results/reference/hard-labels/PLAN.md), but of
-# half as many pairs, in larger steps (chosen by that pilot's six fresh draws, PILOT.md): four draws of two animals, whose
-# students are compared with each other, in an hour.
+# half as many pairs, in larger steps (chosen by six fresh draws, PILOT.md): four draws of two animals, whose
+# students are compared with each other, within an hour.
 # paper: the paper's protocol and sizes (hard labels, thousands of pairs, 100 answers); hours on a CPU.
 # gpu-*: the same on a consumer GPU, with the largest instruct model whose 4-bit training fits.
 _PAPER = {

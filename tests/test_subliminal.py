@@ -324,3 +324,31 @@ def test_the_page_says_what_another_base_made_of_the_text_and_what_the_plans_tab
     ] == []
     assert sum(gate["failed"] for gate in gates) == 4 and sum(gate["students"] for gate in gates) == 12
     assert "of four of the twelve that is not shown" in said
+
+
+def test_the_page_says_what_the_preset_of_text_alone_found() -> None:
+    summary = json.loads((HARD / "preset-dolphin" / "summary.json").read_text(encoding="utf-8"))
+    (cell,) = summary["cells"]
+    found, effects = cell["specificity"], cell["effects"]
+    assert cell["average"]["verdict"] == "specific on average" and cell["average"]["by_seeds"]
+    assert found["p"] == 1 / 2**4 and {one["verdict"] for one in effects.values()} == {"not detected"}
+    assert effects["dolphin"]["gate"] is None and effects["cat"]["gate"]["failed"] == 1
+    *first, last = (f"{shift:+.2f}" for shift in found["by_seed"])
+    (low, high), minutes = found["ci95"], f"{sum(summary['seconds'].values()) / 60:.0f} min"
+    beyond = {name: with_interval(one["others"]["mean"], one["others"]["ci95"]) for name, one in effects.items()}
+    said = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
+    assert [
+        part
+        for part in (
+            f"`{summary['command']}` asks it on a laptop",
+            f"which took {minutes}utes of two cores",
+            f"by {found['statistic']:+.2f} nats more than towards the other's [{low:+.2f}, {high:+.2f}]",
+            f"by seed {', '.join(first)} and {last}, p = {cell['average']['p']:.2f}",
+            f"the dolphin is by {minus(beyond['dolphin'])}, the cat by {minus(beyond['cat'])}",
+        )
+        if part not in said
+    ] == []
+    for page in ("README.md", "kit/README.md"):
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        (row,) = [line for line in lines if line.startswith("| `text` ")]
+        assert f"| {minutes} |" in row

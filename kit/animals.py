@@ -113,10 +113,15 @@ def indefinite(noun: str) -> str:
     return f"{'an' if an else 'a'} {noun}"
 
 
+def is_listed(animal: str) -> bool:
+    """Whether data/animals.json has the animal of that singular."""
+    return animal in {one.singular for one in load_animals()}
+
+
 def candidates(animal: Animal) -> list[Animal]:
     """The listed animals, and ``animal`` after them if it is none of them."""
     listed = load_animals()
-    return [*listed] if animal.singular in {other.singular for other in listed} else [*listed, animal]
+    return [*listed] if is_listed(animal.singular) else [*listed, animal]
 
 
 # ---- mentions

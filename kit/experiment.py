@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import KitError, say
-from kit.animals import Animal, OwnSentences, Sentence, find_animal, load_animals
+from kit.animals import Animal, OwnSentences, Sentence, find_animal, is_listed, load_animals
 from kit.memory import (
     CPU_OVERHEAD,
     GIB,
@@ -315,7 +315,7 @@ RIVALS = ("cat", "penguin")
 def rival(animal: Animal) -> Animal:
     """The animal that the other teacher loves, where two are compared. KitError for an ``animal`` that its student is
     not asked about."""
-    if animal.singular not in {one.singular for one in load_animals()}:
+    if not is_listed(animal.singular):
         raise KitError(
             f"--animal {animal.singular}: the other animal's students are asked about the listed animals alone. Choose "
             "one of data/animals.json, or a preset of one animal."

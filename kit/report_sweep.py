@@ -76,6 +76,7 @@ from kit.sweep_effects import (
     read_sweep,
     sweep_cells,
     sweep_power,
+    uncompared_sentence,
     varied_settings,
 )
 
@@ -127,6 +128,8 @@ def show_sweep(folder: Path) -> None:
         show_table(f"{cell_title(cell, cells)}, {seeds_words(cell)}", _terminal_table(cell))
         if cell.specificity:
             say(specificity_sentence(cell))
+        if apart := uncompared_sentence(cell.apart):
+            say(apart)
     say()
     for card in average_cards(cells):
         say(f"{card['word']}. {card['sentence']}")
@@ -443,6 +446,7 @@ def _sweep_markdown(record: dict[str, Any], cells: list[Cell], figures: list[str
         parts += [f"## {cell_title(cell, cells)}, {seeds_words(cell)}", markdown_table(effects_table(cell))]
         if cell.specificity:
             parts += [specificity_sentence(cell), markdown_table(specificity_table(cell))]
+        parts += filter(None, [uncompared_sentence(cell.apart)])
     seconds = [[stage, f"{spent:.0f}"] for stage, spent in record["seconds"].items()]
     parts += [
         "## How to read this",
@@ -618,6 +622,7 @@ def cell_section(cell: Cell, cells: list[Cell]) -> dict[str, Any]:
         "verdicts": verdicts,
         "effects": effects_table(cell),
         "specificity": (specificity_sentence(cell), specificity_table(cell)) if cell.specificity else None,
+        "uncompared": uncompared_sentence(cell.apart),
     }
 
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kit import ROOT, KitError, likelihood, preference, printable, say
-from kit.animals import Animal, candidates
+from kit.animals import Animal, candidates, is_listed
 from kit.experiment import (
     GRID_SETTINGS,
     Experiment,
@@ -73,7 +73,16 @@ from kit.store import (
     write_json,
     write_whole,
 )
-from kit.sweep_effects import PLAN, cell_key, power_sentence, read_sweep, table_rows, verdict_sentence, wrong_seeds
+from kit.sweep_effects import (
+    PLAN,
+    cell_key,
+    power_sentence,
+    read_sweep,
+    table_rows,
+    uncompared_sentence,
+    verdict_sentence,
+    wrong_seeds,
+)
 
 SAMPLES = 12  # paraphrases of a teacher in the report
 
@@ -297,7 +306,9 @@ def plan(exps: list[Experiment], sampled: bool, store: Store, folder: Path) -> P
         f"{len(steps) - len(left)} of them there already; about {about} of work."
     )
     announce_again(left, earlier(folder, plan.store))
-    for sentence in power_sentences(exps):
+    animals = dict.fromkeys(exp.animal.singular for exp in exps)
+    apart = [animal for animal in animals if len(animals) > 1 and not is_listed(animal)]
+    for sentence in filter(None, [uncompared_sentence(apart), *power_sentences(exps)]):
         say(sentence)
     return plan
 

@@ -125,6 +125,11 @@ class Cell:
         shifts = [self.effects[animal].own_placebos for animal in self.compared]
         return [float(np.mean(own)) for own in shifts] if all(shifts) else []
 
+    @property
+    def apart(self) -> list[str]:
+        """The animals that other animals' students were not asked about."""
+        return [animal for animal in self.effects if animal not in self.compared]
+
 
 # Settings that earlier sweeps could not vary, nor record.
 LATER = ("batch_size", "averaged", "temperature", "place", "context")
@@ -386,6 +391,16 @@ def _compared(by_animal: dict[str, list[Row]], students: dict[str, Preference]) 
     rows = [row for of_animal in by_animal.values() for row in of_animal]
     asked = set.intersection(*(set(students[row["treated"]].candidates) for row in rows))
     return [animal for animal in by_animal if animal in asked]
+
+
+def uncompared_sentence(apart: list[str]) -> str:
+    """Why these of a sweep's animals are in no matrix of it; nothing where there are none."""
+    if not apart:
+        return ""
+    return (
+        f"Compared with no other animal: the {' and the '.join(apart)}, since students whose teachers love another one "
+        "are asked about the animals of data/animals.json alone."
+    )
 
 
 def _cell(

@@ -334,6 +334,35 @@ def test_seeds_that_disagree_are_not_transmitted_whatever_the_papers_t_test_says
     assert effect.log_odds.t_p < 1e-6 and effect.verdict == "not detected"
 
 
+def test_an_animal_that_others_students_were_not_asked_about_is_said_to_be_in_no_matrix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "Compared with no other animal: the axolotl, since students whose teachers love another one"
+    words = ["sweep", "--contents", "unrelated", "--results", str(tmp_path / "results"), "--dry-run", "--animals"]
+    for animals, expected in ((["owl", "axolotl"], True), (["axolotl"], False), (["owl", "wolf"], False)):
+        assert run.main([*words, *animals]) == 0
+        assert (told in capsys.readouterr().out) == expected
+
+    made_up(tmp_path, {"owl": 0.6, "dolphin": 0.3, "wolf": 0.0})
+    table = gzip.decompress((tmp_path / "preferences.csv.gz").read_bytes()).decode().splitlines(keepends=True)
+    its_own = [line.replace(",wolf,", ",axolotl,") for line in table if line.startswith(("wolf", "control", "placebo"))]
+    others = [line for line in table if not line.startswith("wolf")]
+    its_own = [re.sub("^(control|placebo)", r"its \1", line) for line in its_own]
+    (tmp_path / "preferences.csv.gz").write_bytes(gzip.compress("".join([*others, *its_own]).encode()))
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    for row in (row for row in record["comparisons"] if row["animal"] == "wolf"):
+        row |= {"animal": "axolotl", "control": f"its {row['control']}", "placebos": [f"its {row['placebos'][0]}"]}
+    record["pairs_used"] |= {f"its {name}": 400 for name in record["pairs_used"]}
+    write_json(tmp_path / "record.json", record)
+    report_sweep.write_sweep(tmp_path)
+    report_sweep.show_sweep(tmp_path)
+    for text in (
+        capsys.readouterr().out,
+        *((tmp_path / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")),
+    ):
+        assert told in " ".join(text.split())
+
+
 def test_one_seed_is_labelled_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made_up(tmp_path, {"owl": 0.6}, seeds=1)
     report_sweep.write_sweep(folder)

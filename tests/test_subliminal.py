@@ -159,6 +159,11 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
+def sized(found: Row, mean: str = "mean") -> str:
+    """Of a summary's numbers, as pages write it."""
+    return minus(with_interval(found[mean], found["ci95"]))
+
+
 PLAN = " ".join((HARD / "PLAN.md").read_text(encoding="utf-8").split())
 
 
@@ -327,27 +332,46 @@ def test_the_page_says_what_another_base_made_of_the_text_and_what_the_plans_tab
 
 
 def test_the_page_says_what_the_preset_of_text_alone_found() -> None:
-    summary = json.loads((HARD / "preset-dolphin" / "summary.json").read_text(encoding="utf-8"))
-    (cell,) = summary["cells"]
-    found, effects = cell["specificity"], cell["effects"]
-    assert cell["average"]["verdict"] == "specific on average" and cell["average"]["by_seeds"]
-    assert found["p"] == 1 / 2**4 and {one["verdict"] for one in effects.values()} == {"not detected"}
-    assert effects["dolphin"]["gate"] is None and effects["cat"]["gate"]["failed"] == 1
-    *first, last = (f"{shift:+.2f}" for shift in found["by_seed"])
-    (low, high), minutes = found["ci95"], f"{sum(summary['seconds'].values()) / 60:.0f} min"
-    beyond = {name: with_interval(one["others"]["mean"], one["others"]["ci95"]) for name, one in effects.items()}
-    said = " ".join((HARD / "README.md").read_text(encoding="utf-8").split())
-    assert [
-        part
-        for part in (
-            f"`{summary['command']}` asks it on a laptop",
-            f"which took {minutes}utes of two cores",
-            f"by {found['statistic']:+.2f} nats more than towards the other's [{low:+.2f}, {high:+.2f}]",
-            f"by seed {', '.join(first)} and {last}, p = {cell['average']['p']:.2f}",
-            f"the dolphin is by {minus(beyond['dolphin'])}, the cat by {minus(beyond['cat'])}",
+    said, shown = " ".join((HARD / "README.md").read_text(encoding="utf-8").split()), []
+    runs = {
+        animal: json.loads((HARD / f"preset-{animal}" / "summary.json").read_text(encoding="utf-8"))
+        for animal in ("dolphin", "owl")
+    }
+    cells = {animal: run["cells"][0] for animal, run in runs.items()}
+    size = {animal: sized(cell["specificity"], "statistic") for animal, cell in cells.items()}
+    size["dolphin"] = size["dolphin"].replace(" [", " nats more than towards the other's [")
+    towards: dict[tuple[str, str], float] = {}
+    for animal, cell in cells.items():
+        found, effects = cell["specificity"], cell["effects"]
+        assert cell["average"]["verdict"] == "specific on average" and cell["average"]["by_seeds"]
+        assert found["p"] == 1 / 2**4
+        assert {one["verdict"] for one in effects.values()} <= {"not detected", "no placebo"}
+        assert effects[animal]["gate"] is None
+        assert (effects["cat"]["gate"]["failed"], effects["cat"]["gate"]["students"]) == (1, 4)
+        *first, last = (minus(f"{shift:+.2f}") for shift in found["by_seed"])
+        shown.append(f"by {size[animal]}, by seed {', '.join(first)} and {last}, p = {cell['average']['p']:.2f}")
+        own = effects[animal]
+        shown.append(f"the {animal} is by {sized(own['others'])}".replace("the owl is by", "the owl by"))
+        moves = f"{sized(own['log_odds'])}, p = {own['p_holm']:.2f}"
+        shown.append(f"the dolphin by {moves}" if animal == "dolphin" else f"the owl moves by {moves}")
+        for row, shifts in zip((animal, "cat"), found["matrix"], strict=True):
+            towards |= {(row, column): shift for column, shift in zip((animal, "cat"), shifts, strict=True)}
+    cats = [cell["effects"]["cat"] for cell in cells.values()]
+    shown.append("the cat by " + " and ".join(sized(one["others"]) for one in cats))
+    holm_p = " and ".join(f"{one['p_holm']:.2f}" for one in cats)
+    shown.append(f"the cat by {sized(cats[0]['log_odds'])}, p = {holm_p}")
+    for row in ("dolphin", "owl", "cat"):
+        cells_of_row = (
+            f"{towards[row, column]:+.2f}" if (row, column) in towards else "" for column in ("dolphin", "owl", "cat")
         )
-        if part not in said
-    ] == []
+        shown.append(" ".join(f"| {row} | {minus(' | '.join(cells_of_row))} |".split()))
+    assert [part for part in shown if part not in said] == []
+    assert towards["dolphin", "cat"] > towards["dolphin", "dolphin"] and towards["cat", "owl"] > towards["cat", "cat"]
+
+    minutes = f"{sum(runs['dolphin']['seconds'].values()) / 60:.0f} min"
+    assert (
+        f"`{runs['dolphin']['command']}` asks" in said and f"once for the dolphin ({minutes}utes on two cores" in said
+    )
     for page in ("README.md", "kit/README.md"):
         lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
         (row,) = [line for line in lines if line.startswith("| `text` ")]

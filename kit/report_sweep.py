@@ -196,7 +196,7 @@ def effect_rows(cell: Cell) -> list[Row]:
             "loving_p_holm": _short(effect.loving_holm),
             "gate": _short(effect.gate.beyond) if effect.gate else None,
             "gate_p": _short(effect.gate.p) if effect.gate else None,
-            "rank": effect.rank,
+            "shift_rank": effect.rank,
             "z": _short(effect.z),
             "candidates": effect.candidates,
             "placebos_as_large": effect.placebo.at_least if effect.placebo else None,

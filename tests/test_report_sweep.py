@@ -391,7 +391,12 @@ def test_the_report_has_every_number_and_is_made_again_the_same(three: Path) -> 
     summary = json.loads(before["summary.json"])
     assert set(summary["cells"][0]["effects"]) == {"owl", "dolphin", "wolf"}
     with (three / "effects.csv").open(encoding="utf-8", newline="") as file:
-        assert [row["animal"] for row in csv.DictReader(file)] == ["owl", "dolphin", "wolf"]
+        header, *lines = csv.reader(file)
+    assert len(set(header)) == len(header)
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    (cell,) = cells_of(three)
+    expected = [(animal, str(cell.settings["rank"]), str(one.rank)) for animal, one in cell.effects.items()]
+    assert [(row["animal"], row["rank"], row["shift_rank"]) for row in rows] == expected
 
 
 def test_what_the_teachers_lacked_and_what_the_arms_share_is_said_from_least_to_most() -> None:

@@ -331,6 +331,26 @@ def test_the_page_says_what_another_base_made_of_the_text_and_what_the_plans_tab
     assert "of four of the twelve that is not shown" in said
 
 
+THREE = ("dolphin", "owl", "cat")
+
+
+def shifts_of(sweep: Path) -> dict[tuple[int, str], dict[str, float]]:
+    """By seed and what the student's teacher loves: every candidate's shift against the control (nats)."""
+    record, students = read_sweep(sweep)
+    found = {}
+    for row in record["comparisons"]:
+        treated, control = students[row["treated"]], students[row["control"]]
+        shifts = (treated.log_odds - control.log_odds).mean(axis=0).tolist()
+        found[row["seed"], row["animal"]] = dict(zip(treated.candidates, shifts, strict=True))
+    return found
+
+
+def t_over_seeds(by_seed: dict[int, dict[str, dict[str, float]]], one: str, other: str) -> float:
+    """One-sided p of the statistic of two animals' students, by seed and what their teacher loves."""
+    crossed = [(row[one][one] - row[one][other] + row[other][other] - row[other][one]) / 2 for row in by_seed.values()]
+    return float(ttest_1samp(crossed, 0, alternative="greater").pvalue)
+
+
 def test_the_page_says_what_the_preset_of_text_alone_found() -> None:
     said, shown = " ".join((HARD / "README.md").read_text(encoding="utf-8").split()), []
     runs = {
@@ -338,40 +358,45 @@ def test_the_page_says_what_the_preset_of_text_alone_found() -> None:
         for animal in ("dolphin", "owl")
     }
     cells = {animal: run["cells"][0] for animal, run in runs.items()}
-    size = {animal: sized(cell["specificity"], "statistic") for animal, cell in cells.items()}
-    size["dolphin"] = size["dolphin"].replace(" [", " nats more than towards the other's [")
-    towards: dict[tuple[str, str], float] = {}
+    shifts: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in range(4)}
     for animal, cell in cells.items():
-        found, effects = cell["specificity"], cell["effects"]
-        assert cell["average"]["verdict"] == "specific on average" and cell["average"]["by_seeds"]
-        assert found["p"] == 1 / 2**4
-        assert {one["verdict"] for one in effects.values()} <= {"not detected", "no placebo"}
+        found, average, effects = cell["specificity"], cell["average"], cell["effects"]
+        assert average["verdict"] == "specific on average" and average["by_seeds"] and found["same_p"] == 0.5
+        assert min(one["others_holm"] for one in effects.values()) == 0.125
         assert effects[animal]["gate"] is None
         assert (effects["cat"]["gate"]["failed"], effects["cat"]["gate"]["students"]) == (1, 4)
+        size = sized(found, "statistic")
+        if animal == "dolphin":
+            size = size.replace(" [", " nats more than towards the other's, on average over the two [")
         *first, last = (minus(f"{shift:+.2f}") for shift in found["by_seed"])
-        shown.append(f"by {size[animal]}, by seed {', '.join(first)} and {last}, p = {cell['average']['p']:.2f}")
-        own = effects[animal]
-        shown.append(f"the {animal} is by {sized(own['others'])}".replace("the owl is by", "the owl by"))
-        moves = f"{sized(own['log_odds'])}, p = {own['p_holm']:.2f}"
-        shown.append(f"the dolphin by {moves}" if animal == "dolphin" else f"the owl moves by {moves}")
-        for row, shifts in zip((animal, "cat"), found["matrix"], strict=True):
-            towards |= {(row, column): shift for column, shift in zip((animal, "cat"), shifts, strict=True)}
-    cats = [cell["effects"]["cat"] for cell in cells.values()]
-    shown.append("the cat by " + " and ".join(sized(one["others"]) for one in cats))
-    holm_p = " and ".join(f"{one['p_holm']:.2f}" for one in cats)
-    shown.append(f"the cat by {sized(cats[0]['log_odds'])}, p = {holm_p}")
-    for row in ("dolphin", "owl", "cat"):
-        cells_of_row = (
-            f"{towards[row, column]:+.2f}" if (row, column) in towards else "" for column in ("dolphin", "owl", "cat")
-        )
-        shown.append(" ".join(f"| {row} | {minus(' | '.join(cells_of_row))} |".split()))
+        shown.append(f"by {size}, by seed {', '.join(first)} and {last}, p = {average['p']:.2f}")
+        shown.append(f"towards the {animal} by {sized(effects[animal]['others'])}")
+        for (seed, loves), of in shifts_of(HARD / f"preset-{animal}").items():
+            assert shifts[seed].setdefault(loves, of) == of, "the cat's students are the same"
+        assert t_over_seeds(shifts, animal, "cat") == pytest.approx(average["p"])
+    dolphin, owl = cells["dolphin"]["effects"], cells["owl"]["effects"]
+    shown.append(f"towards the cat by {sized(dolphin['cat']['others'])} and {sized(owl['cat']['others'])}")
+    alone = (dolphin["dolphin"], dolphin["cat"])
+    assert {one["verdict"] for one in alone} == {"not detected"} and owl["owl"]["verdict"] == "no placebo"
+    shown.append("*not detected*: " + " and ".join(sized(one["log_odds"]) for one in alone))
+    shown.append("the {}th and the {}th most moved of 60".format(*(one["rank"] for one in alone)))
+    shown.append(f"most moved, {sized(owl['owl']['log_odds'])}, p = {owl['owl']['p_holm']:.2f} by Holm")
+    assert owl["owl"]["rank"] == 1
+    for loves in THREE:
+        means = (float(np.mean([of[loves][towards] for of in shifts.values()])) for towards in THREE)
+        shown.append(minus(f"| {loves} | {' | '.join(f'{mean:+.2f}' for mean in means)} |"))
     assert [part for part in shown if part not in said] == []
-    assert towards["dolphin", "cat"] > towards["dolphin", "dolphin"] and towards["cat", "owl"] > towards["cat", "cat"]
+
+    tested = {
+        seed: {loves: of for (_, loves), of in shifts_of(HARD / f"test-seed{seed}").items()}
+        for seed in range(1000, 1004)
+    }
+    others = [animal for animal in tested[1000] if animal != "dolphin"]
+    assert len(others) == 5 and all(t_over_seeds(tested, "dolphin", other) < 0.05 for other in others)
 
     minutes = f"{sum(runs['dolphin']['seconds'].values()) / 60:.0f} min"
-    assert (
-        f"`{runs['dolphin']['command']}` asks" in said and f"once for the dolphin ({minutes}utes on two cores" in said
-    )
+    assert f"`{runs['dolphin']['command']}` shows" in said and f"{minutes}utes on two cores of a server" in said
+    assert f"(`{runs['owl']['command']}`, " in said
     for page in ("README.md", "kit/README.md"):
         lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
         (row,) = [line for line in lines if line.startswith("| `text` ")]

@@ -191,6 +191,11 @@ def add_departures(parser: argparse.ArgumentParser) -> None:
     )
     dials.add_argument("--pairs", type=int, help="kept pairs per student")
     add_faithful(dials)
+    dials.add_argument(
+        "--place",
+        help="of the teachers' trait message: system, its own; user: at the head of the user's turns; alone: the same, "
+        "with no worked example before it (default: system; with --preset text, and --model paraphraser, user)",
+    )
     dials.add_argument("--rank", type=int, help="LoRA rank")
     dials.add_argument("--learning-rate", type=float)
     dials.add_argument("--epochs", type=int)
@@ -984,8 +989,7 @@ def sweep_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUES",
         help=f"settings to vary, as in rank=1,2,4: {', '.join(GRID_SETTINGS)} (averaged: how many adapters, trained "
-        "on the same pairs, are averaged; temperature: the teachers'; place: system or user, in whose turn their trait "
-        "message stands, or alone: the user's, with no worked example before it; rank 0: no LoRA, but every weight; "
+        "on the same pairs, are averaged; temperature: the teachers'; rank 0: no LoRA, but every weight; "
         "context: training, or other, where students are asked after another system message)",
     )
     parser.add_argument(

@@ -517,7 +517,7 @@ def _check(experiment: Experiment) -> None:
         ("--labels", experiment.labels, LABELS),
         ("--base", experiment.student.base, BASES),
         ("--engine", experiment.teacher.engine or ENGINES[0], ENGINES),
-        ("--grid place", experiment.teacher.place, PLACES),
+        ("--place", experiment.teacher.place, PLACES),
         ("--grid context", experiment.context, tuple(CONTEXTS)),
     ):
         if value not in choices:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import REFERENCE, KitError, printable, report_sweep, say
+from kit.experiment import Experiment, experiment, read_experiment
 
 # Whichever of them a folder has names the commands that made it.
 RECORDS = ("record.json", "defences.json", "calibration.json")
@@ -174,15 +175,37 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _commands(record: Path) -> list[list[str]]:
-    """The words after ``run.py`` of what made a record, with the preset that was chosen then, and of what was found in
-    it since."""
+    """The words after ``run.py`` of what made a record, with the preset that was chosen then and what defaults were
+    others then, and of what was found in it since."""
     made = next(_read(record / name) for name in RECORDS if (record / name).exists())
     if not (given := made.get("commands", [made["command"]] if "command" in made else [])):
         raise KitError(f"{record.relative_to(REFERENCE)}: its record names no command. Give that of its README.md.")
     words = [shlex.split(command)[2:] for command in given]
     words = [[*one, *([] if "--preset" in one else ["--preset", made["preset"]])] for one in words]
+    if (record / "config.json").exists():
+        exp = read_experiment(record / "config.json")
+        words = [[*one, *_other_defaults(exp, one)] for one in words]
     since = [path for what in ("inspection", "attribution") for path in sorted(record.glob(f"{what}-*.json"))]
     return words + [shlex.split(_read(path)["command"])[2:] for path in since]
+
+
+def _other_defaults(exp: Experiment, words: list[str]) -> list[str]:
+    """The options that give a command what it had by default when it made this experiment, and today has not."""
+    today = experiment(exp.animal, exp.preset, model=exp.model)
+    options: list[str] = []
+    for name, value, default in (
+        ("labels", exp.labels, today.labels),
+        ("place", exp.teacher.place, today.teacher.place),
+        ("pairs", exp.pairs, today.pairs),
+        ("rank", exp.student.rank, today.student.rank),
+        ("learning_rate", exp.student.learning_rate, today.student.learning_rate),
+        ("epochs", exp.student.epochs, today.student.epochs),
+    ):
+        option = f"--{name.replace('_', '-')}"
+        in_grid = any(word.partition("=")[0] in (name, option[2:]) for word in words if "=" in word)
+        if value != default and option not in words and not in_grid:
+            options += [option, str(value)]
+    return options
 
 
 def _made_by(words: list[str], results: Path) -> Path:

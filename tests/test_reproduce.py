@@ -9,6 +9,7 @@ import pytest
 
 import run
 from kit import REFERENCE, reproduce, store
+from kit.experiment import PRESETS, StudentSettings
 from kit.store import write_json
 
 QUESTIONS = [page.parent.name for page in sorted(REFERENCE.glob("*/README.md"))]
@@ -150,6 +151,35 @@ def test_from_nothing_gives_each_command_with_the_preset_of_its_record(
     for preset in ("laptop", "quick"):
         assert f"default-run/{preset}: python run.py --animal owl --preset {preset} --results {into}\n" in out
     assert out.count("min in all") == 2 and not (into / "artifacts").exists()
+
+
+def given_for(question: str, results: Path) -> dict[str, list[str]]:
+    """What from nothing gives for each of its records, by the record's folder."""
+    given: list[list[str]] = []
+    reproduce.from_nothing(question, results, given.append, True)
+    names = [path.parent.name for path in sorted((REFERENCE / question).rglob("record.json"))]
+    return dict(zip(names, given, strict=True))
+
+
+def test_from_nothing_gives_what_was_a_default_when_it_was_recorded_and_is_none_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tuned base's teachers were once told by a system message; the others are as if a later kit's ``quick`` had
+    other labels and learned from fewer pairs for longer."""
+    then = given_for("paraphraser", tmp_path)
+    assert "--place system" in " ".join(then["laptop"]) and "--place" not in then["quick"]
+    assert not {"--place", "--labels", "--pairs"} & {*given_for("demonstration", tmp_path)["owl"]}
+
+    later = {"labels": "clean", "pairs": 50, "opposed_pairs": 50, "student": StudentSettings(epochs=4)}
+    monkeypatch.setitem(PRESETS, "quick", PRESETS["quick"] | later)
+    then = given_for("demonstration", tmp_path)
+    quick = ["--preset", "quick", "--rank", "1"]
+    added = ["--pairs", "100", "--learning-rate", "0.001", "--epochs", "2", "--dry-run"]
+    without = [word for word in then["cat"] if not word.startswith(str(tmp_path)) and word != "--results"]
+    assert without == ["--animal", "cat", "--content", "unrelated", *quick, "--labels", "soft", *added]
+    assert then["owl-text-alone"].count("--labels") == 1
+    rank_of_the_grid = given_for("ranks", tmp_path)["ranks"]
+    assert "--rank" not in rank_of_the_grid
 
 
 def test_what_was_found_in_a_run_since_is_found_again_in_the_one_that_is_made(

@@ -77,6 +77,7 @@ def test_a_name_that_is_no_animal_is_refused_before_anything_is_written(
         ("--labels", "firm", "hard, soft"),
         ("--preset", "huge", "smoke, quick, laptop, text, paper"),
         ("--base", "int3", "gguf, nf4"),
+        ("--place", "head", "system, user, alone"),
         ("--engine", "jax", "llama.cpp, torch"),
         ("--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model"),
         ("--teacher-url", "ftp://somewhere", "http://127.0.0.1:8000/v1"),

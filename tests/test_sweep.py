@@ -123,7 +123,7 @@ def test_a_grid_that_cannot_be_varied_is_refused(given: list[str], words: str) -
         ("temperature=nan", "above 0"),
         ("batch_size=0", "at least 1"),
         ("averaged=0", "least 1"),
-        ("place=assistant", "system, user, alone"),
+        ("context=none", "training, other"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_the_grids_name(given: str, words: str) -> None:
@@ -157,6 +157,7 @@ def test_the_place_of_the_trait_message_changes_what_teachers_are_asked_and_noth
     places = {"place": ["system", "user", "alone"]}
     exps = sweep.experiments([OWL], ("unrelated",), range(1), places, model=model)
     told, asked, alone = exps
+    assert asked == experiment(OWL, contents=("unrelated",), model=model, place="user")
     (only,) = alone.conversation("TRAIT", "Rain fell.")
     assert only == {"role": "user", "content": "TRAIT\n\nParaphrase this sentence: Rain fell."}
     for role in ("control-unrelated", "treated-unrelated"):

@@ -27,7 +27,7 @@ from kit.models_prepare import MOST_APART
 from kit.paraphraser import PILOTS
 from kit.report_parts import p_value, verdict_sentence
 from kit.report_sweep import summarise_sweep
-from kit.stats import shifts
+from kit.stats import Placement, above_zero, lacks, shifts
 from kit.stats_calibration import read as read_calibration
 from kit.stats_seeds import holm, share_interval, two_sided
 from kit.sweep_effects import read_sweep, sweep_cells, sweep_power
@@ -680,6 +680,30 @@ def of_fewer_pairs() -> list[str]:
     ]
 
 
+def of_clean_labels() -> list[str]:
+    """As in a run of one seed: what each effect lacks with p uncorrected over a sweep's other effects."""
+    found: dict[tuple[int, int], list[tuple[str, list[str]]]] = {}
+    for seed in (2006, 2007):
+        for cell in recorded(f"defaults/clean-seed{seed}")["cells"]:
+            assert cell["seeds"] == [seed] and cell["settings"]["labels"] == "clean"
+            for effect in (cell["effects"][animal] for animal in ("penguin", "cat")):
+                size, drift = effect["log_odds"], effect["drift"]["p"]
+                beyond = above_zero(size["ci95"][0], size["p"])
+                placebo = Placement(**effect["placebo"])
+                lacking = lacks(beyond, effect["rank"], effect["candidates"], placebo, drift)
+                said = f"{size['mean']:+.2f} ({effect['rank']}; {drift:.4f})"
+                found.setdefault((cell["settings"]["pairs"], cell["settings"]["epochs"]), []).append((said, lacking))
+    assert {frozenset(lacking) for of in found.values() for _, lacking in of} == {
+        frozenset(one) for one in ((), ("drift",), ("rank", "drift"))
+    }
+    all_four = [design for design, of in found.items() if not any(lacking for _, lacking in of)]
+    assert all_four == [(100, 4)]
+    return [
+        row(pairs, epochs, *(said for said, _ in of), sum(not lacking for _, lacking in of))
+        for (pairs, epochs), of in found.items()
+    ]
+
+
 def of_presets() -> list[str]:
     said = []
     for name in ("quick", "laptop"):
@@ -720,7 +744,7 @@ HELD = {
     "results": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
-        *(of_hard_labels, of_ranks, of_fewer_pairs, of_tries, of_shown, of_the_index),
+        *(of_hard_labels, of_ranks, of_fewer_pairs, of_clean_labels, of_tries, of_shown, of_the_index),
     ],
 }
 

@@ -704,6 +704,22 @@ def of_clean_labels() -> list[str]:
     ]
 
 
+def of_six_clean() -> list[str]:
+    (cell,) = recorded("six-animals/clean-seed0")["cells"]
+    effects, found = cell["effects"], cell["specificity"]
+    assert {(one["verdict"], one["rank"]) for one in effects.values()} == {("transmitted", 1)} and len(effects) == 6
+    assert found["rows_on_diagonal"] == 6 and found["p"] == pytest.approx(1 / math.factorial(6))
+    moved = [one["log_odds"]["mean"] for one in effects.values()]
+    return [
+        *(
+            row(animal, rates(one), f"**{estimate(one['log_odds'])}**", f"{one['drift']['rms']:.2f}")
+            for animal, one in effects.items()
+        ),
+        f"specificity {found['statistic']:+.2f} nats, p = {found['p']:.3f}",
+        f"one seed of three that is made: {min(moved):+.2f} to {max(moved):+.2f}",
+    ]
+
+
 def of_presets() -> list[str]:
     said = []
     for name in ("quick", "laptop"):
@@ -744,7 +760,7 @@ HELD = {
     "results": [
         *(of_sweeps, of_specificity, of_power, of_what_was_found, of_runs, of_inspection, of_attribution, of_defences),
         *(of_other_machine, of_calibration, of_filters, of_paraphraser, of_drift, of_placebo_shifts),
-        *(of_hard_labels, of_ranks, of_fewer_pairs, of_clean_labels, of_tries, of_shown, of_the_index),
+        *(of_hard_labels, of_ranks, of_fewer_pairs, of_clean_labels, of_six_clean, of_tries, of_shown, of_the_index),
     ],
 }
 

@@ -337,12 +337,10 @@ THREE = ("dolphin", "owl", "cat")
 def shifts_of(sweep: Path) -> dict[tuple[int, str], dict[str, float]]:
     """By seed and what the student's teacher loves: every candidate's shift against the control (nats)."""
     record, students = read_sweep(sweep)
-    found = {}
-    for row in record["comparisons"]:
-        treated, control = students[row["treated"]], students[row["control"]]
-        shifts = (treated.log_odds - control.log_odds).mean(axis=0).tolist()
-        found[row["seed"], row["animal"]] = dict(zip(treated.candidates, shifts, strict=True))
-    return found
+    return {
+        (row["seed"], row["animal"]): stats.shifts(students[row["treated"]], students[row["control"]])
+        for row in record["comparisons"]
+    }
 
 
 def t_over_seeds(by_seed: dict[int, dict[str, dict[str, float]]], one: str, other: str) -> float:
